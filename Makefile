@@ -1,0 +1,42 @@
+# StackTopics: the commands that are promised. `make` prints this list.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help demo up test lint format bench clean
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+demo: $(VENV)/.local ## set everything up and run the main job on the embedded local cloud
+	@$(BIN)/python -m localcloud demo
+
+up: $(VENV)/.local ## the local cloud until Ctrl-C
+	@$(BIN)/python -m localcloud up
+
+test: $(VENV)/.dev ## run all tests
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## ruff, mypy --strict, one-way imports
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+format: $(VENV)/.dev ## format the code and fix what can be fixed
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## every benchmark, as tables
+	@$(BIN)/python -m bench
+
+clean: ## remove what set-up and runs made
+	rm -rf $(VENV) .tools .localcloud
+
+$(VENV)/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "StackTopics needs Python 3.11 to 3.13; set PYTHON=... to one"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q --disable-pip-version-check 'uv>=0.9,<1'
+
+$(VENV)/.local: requirements-local.txt requirements.txt | $(VENV)/bin/uv
+	@echo "setting up (once) ..." && $(BIN)/uv pip install -q --python $(BIN)/python -r $< && touch $@
+
+$(VENV)/.dev: requirements-dev.txt requirements-local.txt requirements.txt | $(VENV)/bin/uv
+	@echo "setting up (once) ..." && $(BIN)/uv pip install -q --python $(BIN)/python -r $< && touch $@ $(VENV)/.local
