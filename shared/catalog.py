@@ -1,0 +1,75 @@
+"""The catalog: small documents that say which immutable file is current. They move only under their ETag."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from shared import paths
+from shared.errors import NotFound
+from shared.lake import Lake
+
+
+class SourcePointer(BaseModel):
+    """Which version of a source counts, and on which days."""
+
+    version: str
+    last_modified: datetime
+    first_seen: datetime
+    days: list[date]
+    left: list[date] = []
+    """Days that an earlier version counted on and this one does not."""
+
+    @property
+    def order(self) -> tuple[datetime, datetime]:
+        return self.last_modified, self.first_seen
+
+
+class DayPointer(BaseModel):
+    """Which topics of a day are current, and what they were counted from."""
+
+    day: date
+    publish_id: str
+    parquet: str
+    csv: str
+    posts: int
+    questions: int
+    answers: int
+    sources: dict[str, str]
+    """The version that counts, by source id."""
+    post_topics: list[str]
+    """The folders with one row a post, for Synapse."""
+    published_at: datetime
+
+
+Pointer = TypeVar("Pointer", SourcePointer, DayPointer)
+
+
+def read_pointer(lake: Lake, kind: type[Pointer], path: str) -> tuple[Pointer | None, str | None]:
+    """The pointer at `path` and its ETag; (None, None) where there is none."""
+    try:
+        data, etag = lake.read_with_etag(path)
+    except NotFound:
+        return None, None
+    return kind.model_validate_json(data), etag
+
+
+def move_pointer(lake: Lake, path: str, pointer: BaseModel, etag: str | None) -> None:
+    """Write `pointer` where `etag` still is current (None: where nothing is). Raises Conflict."""
+    lake.put(path, pointer.model_dump_json(indent=1).encode(), if_match=etag, if_absent=etag is None)
+
+
+def source_pointer(lake: Lake, source_id: str) -> tuple[SourcePointer | None, str | None]:
+    return read_pointer(lake, SourcePointer, paths.source_pointer(source_id))
+
+
+def day_pointer(lake: Lake, day: date) -> tuple[DayPointer | None, str | None]:
+    return read_pointer(lake, DayPointer, paths.day_pointer(day))
+
+
+def published_days(lake: Lake) -> list[date]:
+    """The days that have topics, oldest first; a day whose posts were all corrected away still counts as one."""
+    names = (info.path.rsplit("/", 1)[-1].removesuffix(".json") for info in lake.list(paths.DAYS))
+    return sorted(date.fromisoformat(name) for name in names)

@@ -1,0 +1,115 @@
+"""Every path of the lake, made in one place; all are relative to the lake's root."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import date, datetime
+
+TEMPORARY_PREFIX = "_tmp-"
+"""File names that start so are unfinished; Spark, Synapse and pyarrow skip names that start with `_`."""
+
+CURRENT_MODEL = "models/topics/current.json"
+DAYS = "catalog/days"
+FILE_RECORDS = "runs/posts"
+REFERENCE_RECORDS = "runs/reference"
+
+_DATE_IN_NAME = re.compile(r"(?<!\d)(\d{4})[-_]?(\d{2})[-_]?(\d{2})(?!\d)")
+
+
+def source_id(container: str, name: str) -> str:
+    """The id of a source blob, whatever its content: 16 hexadecimal digits of a hash of where it lies."""
+    return hashlib.sha256(f"{container}/{name}".encode()).hexdigest()[:16]
+
+
+def version_of(last_modified: datetime, etag: str) -> str:
+    """The id of a blob's content: its Last-Modified (UTC, so versions sort by time) and a hash of its ETag."""
+    digest = hashlib.sha256(etag.strip('"').encode()).hexdigest()[:12]
+    return f"{last_modified:%Y%m%dT%H%M%SZ}-{digest}"
+
+
+def file_day(name: str, last_modified: datetime) -> date:
+    """The day of a file: the last date in its name (2026-11-22, 2026_11_22 or 20261122), else its Last-Modified."""
+    for year, month, day in reversed(_DATE_IN_NAME.findall(name)):
+        try:
+            return date(int(year), int(month), int(day))
+        except ValueError:
+            continue
+    return last_modified.date()
+
+
+def landing(source: str, version: str) -> str:
+    return f"landing/posts/{source}/{version}.parquet"
+
+
+def archive(day: date, source: str, version: str) -> str:
+    return f"archive/posts/{day:%Y/%m/%d}/{source}/{version}.parquet"
+
+
+def quarantine(source: str, version: str, name: str) -> str:
+    return f"quarantine/posts/{source}/{version}/{name.rsplit('/', 1)[-1]}"
+
+
+def quarantine_reason(source: str, version: str) -> str:
+    return f"quarantine/posts/{source}/{version}/reason.json"
+
+
+def file_record(source: str, version: str) -> str:
+    return f"{FILE_RECORDS}/{source}/{version}.json"
+
+
+def reference_record(iso_week: str) -> str:
+    return f"{REFERENCE_RECORDS}/{iso_week}.json"
+
+
+def reference(table: str) -> str:
+    return f"reference/{table}/{table}.parquet"
+
+
+def reference_previous(table: str, iso_week: str) -> str:
+    return f"reference/{table}/previous/{iso_week}.parquet"
+
+
+def iso_week(moment: datetime) -> str:
+    year, week, _ = moment.isocalendar()
+    return f"{year}-W{week:02}"
+
+
+def model(version: str) -> str:
+    return f"models/topics/{version}"
+
+
+def post_topics(source: str, version: str) -> str:
+    """The folder a classification writes: part-*.parquet, counts.parquet and, last, summary.json."""
+    return f"post_topics/source={source}/{version}"
+
+
+def question_topics(bucket: int) -> str:
+    """The folder with the topics of the questions whose Id // QUESTION_BUCKET is `bucket`."""
+    return f"question_topics/ids={bucket}"
+
+
+QUESTION_BUCKET = 1 << 20
+
+
+def topic_counts(day: date) -> str:
+    return f"topic_counts/day={day.isoformat()}"
+
+
+def source_counts(day: date, source: str, version: str) -> str:
+    """What one version of one source adds to one day."""
+    return f"{topic_counts(day)}/{source}/{version}.parquet"
+
+
+def topics_of_day(day: date, publish_id: str, suffix: str) -> str:
+    return f"topics/day={day.isoformat()}/{publish_id}.{suffix}"
+
+
+def day_pointer(day: date) -> str:
+    """Which published topics of a day are current."""
+    return f"{DAYS}/{day.isoformat()}.json"
+
+
+def source_pointer(source: str) -> str:
+    """Which version of a source counts."""
+    return f"catalog/sources/{source}.json"

@@ -1,0 +1,187 @@
+"""The one place where clients are made: each on first use, each replaceable in a test."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from shared.errors import AccessDenied, NotFound, TerminalError, TransientError
+
+if TYPE_CHECKING:
+    from azure.storage.blob import ContainerClient
+
+    from shared.databricks import JobRuns
+    from shared.lake import Lake
+    from shared.ledger import Ledger
+    from shared.queues import Queue
+    from shared.secrets import Secrets
+    from shared.settings import Connection, Settings
+
+CONNECT_TIMEOUT_SECONDS = 10
+
+
+class Services:
+    """What the functions work with. `Services().replace(lake=…)` puts another in a service's place."""
+
+    def __init__(self, local_settings: Path | None = None) -> None:
+        self._local_settings = local_settings
+
+    def replace(self, **services: Any) -> Self:
+        """Use these instead of making them; returns self."""
+        for name, service in services.items():
+            if not isinstance(getattr(type(self), name, None), cached_property):
+                raise TypeError(f"there is no service {name}")
+            self.__dict__[name] = service
+        return self
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    @cached_property
+    def settings(self) -> Settings:
+        from shared.settings import Settings
+
+        return Settings.load(self._local_settings)
+
+    @cached_property
+    def secrets(self) -> Secrets:
+        from shared.secrets import Secrets
+        from shared.settings import read_local_settings
+
+        vault = None
+        if self.settings.key_vault_url:
+            from azure.keyvault.secrets import SecretClient
+
+            vault = SecretClient(self.settings.key_vault_url, self.identity(None))
+        environment = {**read_local_settings(self._local_settings), **os.environ}
+        return Secrets(environment, vault, self.settings.secret_cache_seconds)
+
+    @cached_property
+    def lake(self) -> Lake:
+        return self._adls(self.settings.lake_storage, self.settings.lake_file_system)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        from shared.ledger import Ledger
+
+        return Ledger(self.lake)
+
+    @cached_property
+    def posts_container(self) -> ContainerClient:
+        from azure.storage.blob import BlobServiceClient
+
+        connection = self.settings.posts_storage
+        account = BlobServiceClient(connection.endpoint("blob"), self._credential(connection))
+        return account.get_container_client(self.settings.posts_container)
+
+    @cached_property
+    def posts_landed(self) -> Queue:
+        return self.queue(self.settings.posts_landed_queue)
+
+    @cached_property
+    def classification_runs(self) -> Queue:
+        return self.queue(self.settings.classification_runs_queue)
+
+    @cached_property
+    def job_runs(self) -> JobRuns:
+        from databricks.sdk import WorkspaceClient
+
+        from shared.databricks import JobRuns, managed_identity
+
+        if self.settings.databricks_auth == "managed-identity":
+            strategy = managed_identity(self.identity(self.settings.databricks_client_id))
+            return JobRuns(WorkspaceClient(host=self.settings.databricks_host, credentials_strategy=strategy))
+        token = self.secrets.get(self.settings.databricks_token_secret).get_secret_value()
+        return JobRuns(WorkspaceClient(host=self.settings.databricks_host, token=token))
+
+    def queue(self, name: str) -> Queue:
+        """A queue of the queues' account, by name."""
+        from azure.storage.queue import QueueClient, TextBase64DecodePolicy, TextBase64EncodePolicy
+
+        from shared.queues import Queue
+
+        connection = self.settings.queues_storage
+        client = QueueClient(
+            connection.endpoint("queue"),
+            name,
+            self._credential(connection),
+            message_encode_policy=TextBase64EncodePolicy(),
+            message_decode_policy=TextBase64DecodePolicy(),
+        )
+        return Queue(client)
+
+    def postgres(self) -> Any:
+        """A new psycopg2 connection to the reference database; the caller closes it.
+
+        Raises TransientError when the server cannot be reached, AccessDenied when it refuses the login.
+        """
+        import psycopg2
+
+        settings = self.settings
+        secret = settings.postgres_password_secret
+        where = f"Postgres {settings.postgres_host}:{settings.postgres_port}/{settings.postgres_database}"
+        try:
+            return psycopg2.connect(
+                host=settings.postgres_host,
+                port=settings.postgres_port,
+                dbname=settings.postgres_database,
+                user=settings.postgres_user,
+                password=self.secrets.get(secret).get_secret_value(),
+                sslmode=settings.postgres_sslmode,
+                sslrootcert=settings.postgres_sslrootcert,
+                connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                application_name="stacktopics",
+            )
+        except psycopg2.OperationalError as error:
+            said = str(error).strip()
+            if "authentication failed" in said or "no pg_hba.conf entry" in said:
+                self.secrets.forget(secret)
+                raise AccessDenied(f"{where} refuses {settings.postgres_user}: {said}") from error
+            if "does not exist" in said:
+                raise NotFound(f"{where}: {said}") from error
+            if "certificate" in said:
+                raise TerminalError(f"{where}: {said}; set POSTGRES_SSLROOTCERT to the server's CA bundle") from error
+            raise TransientError(f"{where} cannot be reached: {said}") from error
+
+    def lake_at(self, root: str) -> Lake:
+        """The lake a job was told of: a folder, or the address of a file system (`https://…/file-system`).
+
+        The file system's credentials are LAKE_STORAGE's where it is set, else this machine's identity.
+        """
+        from pydantic import ValidationError
+
+        from shared.lake import FolderLake
+        from shared.settings import Connection
+
+        if "://" not in root:
+            return FolderLake(Path(root))
+        address, _, file_system = root.rstrip("/").rpartition("/")
+        given = os.environ.get("LAKE_STORAGE") or {"dfsserviceuri": address}
+        try:
+            return self._adls(Connection.model_validate(given), file_system)
+        except ValidationError as error:
+            raise TerminalError(f"LAKE_STORAGE is not a connection: {error.error_count()} faults") from None
+
+    def _adls(self, connection: Connection, file_system: str) -> Lake:
+        from azure.storage.blob import BlobServiceClient
+        from azure.storage.filedatalake import DataLakeServiceClient
+
+        from shared.lake import AdlsLake
+
+        credential = self._credential(connection)
+        return AdlsLake(
+            DataLakeServiceClient(connection.endpoint("dfs"), credential).get_file_system_client(file_system),
+            BlobServiceClient(connection.endpoint("blob"), credential).get_container_client(file_system),
+        )
+
+    def _credential(self, connection: Connection) -> Any:
+        return connection.account_key() or self.identity(connection.client_id)
+
+    def identity(self, client_id: str | None) -> Any:
+        """The identity of this process in Azure: a managed one in a Function App, the developer's on a laptop."""
+        from azure.identity import DefaultAzureCredential
+
+        return DefaultAzureCredential(managed_identity_client_id=client_id)
