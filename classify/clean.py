@@ -1,0 +1,115 @@
+"""From a record batch of a Posts file to columns the classification can rely on, whatever types the file used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+QUESTION, ANSWER = 1, 2
+"""PostTypeId of what is counted."""
+
+COLUMNS = ("Id", "PostTypeId", "ParentId", "CreationDate", "Title", "Body", "Tags")
+
+_OFFSET = r"T?\d\d:\d\d.*(?P<sign>[+-])(?P<hours>\d\d):?(?P<minutes>\d\d)$"
+
+
+@dataclass(frozen=True)
+class Posts:
+    """n posts: ids int64 with 0 and `has_id` False where missing, types int64 with 0 where missing,
+    parents int64 with 0 where missing, days as days since 1970-01-01 (int32, UTC), and their texts."""
+
+    ids: np.ndarray
+    has_id: np.ndarray
+    types: np.ndarray
+    parents: np.ndarray
+    days: np.ndarray
+    titles: pa.Array
+    bodies: pa.Array
+    tags: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: np.ndarray) -> Posts:
+        """These rows, in this order."""
+        return Posts(*(getattr(self, part.name).take(rows) for part in fields(self)))
+
+    def without_texts(self) -> Posts:
+        """The same posts with null titles, bodies and tags, so that the batch they came from can be freed."""
+        nothing = pa.nulls(len(self), pa.string())
+        return replace(self, titles=nothing, bodies=nothing, tags=nothing)
+
+
+def clean(batch: pa.RecordBatch, file_day: date) -> Posts:
+    """The columns of `batch` in one form. A post without a readable CreationDate belongs to `file_day`."""
+    ids = column(batch, "Id")
+    return Posts(
+        ids=integers(ids),
+        has_id=np.asarray(ids.is_valid()),
+        types=integers(column(batch, "PostTypeId")),
+        parents=integers(column(batch, "ParentId")),
+        days=days(column(batch, "CreationDate"), file_day),
+        titles=text(column(batch, "Title")),
+        bodies=text(column(batch, "Body")),
+        tags=text(column(batch, "Tags")),
+    )
+
+
+def column(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
+    """A column as one plain array; nulls where the file has no such column."""
+    if name not in batch.schema.names:
+        return pa.nulls(batch.num_rows)
+    found = batch.column(name)
+    if isinstance(found, pa.ChunkedArray):
+        found = found.combine_chunks()
+    return found.dictionary_decode() if pa.types.is_dictionary(found.type) else found
+
+
+def integers(array: pa.Array) -> np.ndarray:
+    """int64 values, 0 where null."""
+    return np.asarray(pc.fill_null(array.cast(pa.int64()), 0))
+
+
+def text(array: pa.Array) -> pa.Array:
+    """A string, large_string or binary array; an all-null column becomes a string one."""
+    return array.cast(pa.string()) if pa.types.is_null(array.type) else array
+
+
+def days(array: pa.Array, file_day: date) -> np.ndarray:
+    """Days since 1970-01-01 (UTC) of timestamps of any unit and zone, of dates, or of ISO 8601 texts."""
+    kind = array.type
+    if pa.types.is_timestamp(kind):
+        if kind.tz is not None:  # the stored instant is UTC already: forget the zone before it becomes local time
+            array = array.cast(pa.timestamp(kind.unit, "UTC")).cast(pa.timestamp(kind.unit))
+        array = array.cast(pa.date32(), safe=False)
+    elif pa.types.is_date64(kind):  # milliseconds: by way of a timestamp, which rounds down also before 1970
+        array = array.cast(pa.timestamp("ms")).cast(pa.date32(), safe=False)
+    elif pa.types.is_date(kind) or pa.types.is_null(kind):
+        array = array.cast(pa.date32())
+    else:
+        array = _moments(array.cast(pa.string())).cast(pa.date32(), safe=False)
+    unknown = (file_day - date(1970, 1, 1)).days
+    return np.asarray(pc.fill_null(array.cast(pa.int32()), unknown))
+
+
+def _moments(array: pa.Array) -> pa.Array:
+    """UTC seconds of ISO 8601 texts; null where a text is none."""
+    seconds = pc.replace_substring(pc.utf8_slice_codeunits(array, 0, 19), " ", "T")
+    moments = pc.coalesce(
+        pc.strptime(seconds, "%Y-%m-%dT%H:%M:%S", "s", error_is_null=True),
+        pc.strptime(pc.utf8_slice_codeunits(array, 0, 10), "%Y-%m-%d", "s", error_is_null=True),
+    )
+    offset = pc.extract_regex(array, _OFFSET)
+    if offset.null_count == len(array):
+        return moments
+    sign = pc.if_else(pc.equal(pc.struct_field(offset, "sign"), "-"), -60, 60)
+    minutes = pc.add(
+        pc.multiply(pc.struct_field(offset, "hours").cast(pa.int64()), 60),
+        pc.struct_field(offset, "minutes").cast(pa.int64()),
+    )
+    shift = pc.fill_null(pc.multiply(sign, minutes), 0).cast(pa.duration("s"))
+    return pc.subtract(moments, shift)

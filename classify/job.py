@@ -1,0 +1,351 @@
+"""What a Databricks run executes: one version of a Posts file in, one topic for every question and answer out.
+
+    python -m classify.job --lake-root ROOT --source-id ID --version V --file-day D --model M --topic-source tags
+
+Reads `landing/posts/…`; writes into `post_topics/source=…/<version>/`, in this order: part-00000.parquet (one row a
+post), counts.parquet (one row a day and topic), summary.json. Repeating it writes the same again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import date
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from classify import clean
+from classify.clean import ANSWER, QUESTION, Posts
+from classify.models import load_model
+from classify.summary import COUNTS, SUMMARY, Summary
+from classify.text import parse_tags
+from shared import paths
+from shared.errors import StackTopicsError
+from shared.services import Services
+
+if TYPE_CHECKING:
+    from classify.model import TopicModel
+    from shared.lake import Lake
+
+log = logging.getLogger("stacktopics.classify.job")
+
+Ids = npt.NDArray[np.int64]
+TopicNumbers = npt.NDArray[np.int32]
+
+BATCH_ROWS = 4_096
+GROUP_ROWS = 65_536
+
+POST_TOPICS = pa.schema(
+    {"Id": pa.int64(), "PostTypeId": pa.int32(), "day": pa.date32(), "topic": pa.string(), "decided_by": pa.string()}
+    | {f"topic_{rank}": pa.string() for rank in (1, 2, 3)}
+    | {f"score_{rank}": pa.float32() for rank in (1, 2, 3)}
+)
+"""One row a post. `decided_by` is tags, model or parent. topic_1 to score_3 are the model's three best with their
+probabilities, null where the model was not asked."""
+
+QUESTION_TOPICS = pa.schema({"Id": pa.int64(), "topic": pa.string()})
+
+
+class JobParameters(BaseModel):
+    """What one run is to do, as `run_now` passes it."""
+
+    lake_root: str
+    source_id: str
+    version: str
+    file_day: date
+    model: str
+    topic_source: Literal["tags", "model"] = "tags"
+
+    @property
+    def output(self) -> str:
+        return paths.post_topics(self.source_id, self.version)
+
+    @classmethod
+    def from_arguments(cls, arguments: Sequence[str]) -> Self:
+        """From `--lake-root …`, as the job's task hands them over."""
+        parser = argparse.ArgumentParser(prog="classify.job", description="Classify one landed Posts file.")
+        for name in cls.model_fields:
+            parser.add_argument(f"--{name.replace('_', '-')}", required=cls.model_fields[name].is_required())
+        given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+        return cls.model_validate(given)
+
+
+def run(lake: Lake, job: JobParameters) -> Summary:
+    """Classify one landed file.
+
+    Texts are held 4,096 rows at a time; what stays for the whole file is some 40 bytes a post.
+    Raises ModelError, NotFound when the file is not in landing, and TransientError.
+    """
+    clock = _Clock()
+    with clock("model"):
+        model = load_model(lake, job.model)
+    with clock("census"):
+        file = pq.ParquetFile(lake.open(paths.landing(job.source_id, job.version)), pre_buffer=True)
+        census = _Census(file)
+        parents = _Parents(census, _earlier_topics(lake, census.parents_elsewhere), model.topics)
+    with clock("posts"), lake.create(f"{job.output}/part-00000.parquet") as out, _Output(out) as output:
+        skipped = _classify(file, census, parents, model, job, output)
+    with clock("counts"):
+        lake.put(f"{job.output}/{COUNTS}", _parquet(output.counts()))
+        _remember(lake, job, parents.of_this_file())
+    summary = Summary(
+        source_id=job.source_id,
+        version=job.version,
+        model=job.model,
+        rows=file.metadata.num_rows,
+        questions=output.posts[str(QUESTION)],
+        answers=output.posts[str(ANSWER)],
+        duplicates=len(census.repeated),
+        uncounted=skipped,
+        decided_by=dict(output.decided_by),
+        engine="arrow",
+        seconds=clock.seconds,
+    )
+    lake.put(f"{job.output}/{SUMMARY}", summary.model_dump_json(indent=1).encode())
+    return summary
+
+
+def score(posts: Posts, model: TopicModel, topic_source: str) -> tuple[pa.Table, TopicNumbers]:
+    """The rows of POST_TOPICS for posts that inherit nothing, and their topics as numbers into `model.topics`.
+
+    A question with tags is decided by its own tags unless `topic_source` is model; the model is asked in any case.
+    """
+    asked = model.classify(posts.titles, posts.bodies)
+    tagged = model.primary_of_tags(parse_tags(posts.tags))
+    by_tags = (tagged >= 0) & (posts.types == QUESTION) & (topic_source == "tags")
+    topics = np.where(by_tags, tagged, asked.topic).astype(np.int32)
+    names = pa.array(model.topics)
+    best = {f"topic_{rank + 1}": names.take(pa.array(asked.top[:, rank])) for rank in range(3)}
+    scores = {f"score_{rank + 1}": pa.array(asked.top_scores[:, rank]) for rank in range(3)}
+    decided_by = pc.if_else(pa.array(by_tags), "tags", "model")
+    return _rows(
+        posts.ids, posts.has_id, posts.types, posts.days, names.take(topics), decided_by, best | scores
+    ), topics
+
+
+def _classify(
+    file: pq.ParquetFile, census: _Census, parents: _Parents, model: TopicModel, job: JobParameters, output: _Output
+) -> dict[str, int]:
+    """Questions and orphaned answers batch by batch, then the answers that inherit; returns what was not counted."""
+    skipped: Counter[str] = Counter()
+    heirs: list[Posts] = []
+    columns = [name for name in clean.COLUMNS if name in file.schema_arrow.names]
+    first = 0
+    for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+        posts = clean.clean(batch, job.file_day).take(census.counted_once(first, batch.num_rows))
+        first += batch.num_rows
+        answers, questions = posts.types == ANSWER, posts.types == QUESTION
+        skipped.update(str(kind or "null") for kind in posts.types[~(answers | questions)].tolist())
+        inherits = answers & parents.known(posts.parents)
+        heirs.append(posts.take(np.flatnonzero(inherits)).without_texts())
+        chosen = posts.take(np.flatnonzero(questions | (answers & ~inherits)))
+        rows, topics = score(chosen, model, job.topic_source)
+        asked = (chosen.types == QUESTION) & chosen.has_id
+        parents.learn(chosen.ids[asked], topics[asked])
+        output.write(rows)
+    for posts in heirs:
+        output.write(_rows(posts.ids, posts.has_id, posts.types, posts.days, parents.topics(posts.parents), "parent"))
+    return dict(skipped)
+
+
+def _rows(
+    ids: Ids,
+    has_id: npt.NDArray[np.bool_],
+    types: Ids,
+    days: npt.NDArray[np.int32],
+    topics: pa.Array,
+    decided_by: Any,
+    asked: dict[str, pa.Array] | None = None,
+) -> pa.Table:
+    columns = {
+        "Id": pa.array(ids, mask=~has_id),
+        "PostTypeId": pa.array(types.astype(np.int32)),
+        "day": pa.array(days).cast(pa.date32()),
+        "topic": topics,
+        "decided_by": pa.repeat(decided_by, len(ids)) if isinstance(decided_by, str) else decided_by,
+    } | (asked or {})
+    return pa.table(
+        [columns.get(name, pa.nulls(len(ids), POST_TOPICS.field(name).type)) for name in POST_TOPICS.names],
+        schema=POST_TOPICS,
+    )
+
+
+class _Census:
+    """What the ids alone tell: which rows count, and whose answers the file holds."""
+
+    def __init__(self, file: pq.ParquetFile) -> None:
+        table = file.read([name for name in ("Id", "PostTypeId", "ParentId") if name in file.schema_arrow.names])
+        ids, types, parents = (clean.integers(clean.column(table, name)) for name in ("Id", "PostTypeId", "ParentId"))
+        has_id = np.asarray(clean.column(table, "Id").is_valid())
+        self.repeated = _repeated(ids, has_id)
+        """Numbers of the rows whose Id comes again further down: the last one counts."""
+        counted = np.ones(len(ids), bool)
+        counted[self.repeated] = False
+        self.questions = np.unique(ids[(types == QUESTION) & has_id & counted])
+        """Ids of the file's questions, ascending."""
+        asked = np.unique(parents[(types == ANSWER) & (parents != 0) & counted])
+        self.parents_elsewhere = np.setdiff1d(asked, self.questions, assume_unique=True)
+
+    def counted_once(self, first: int, rows: int) -> Ids:
+        """Which of `rows` rows from row `first` on count, as offsets from `first`."""
+        low, high = np.searchsorted(self.repeated, [first, first + rows])
+        return np.setdiff1d(np.arange(rows), self.repeated[low:high] - first, assume_unique=True)
+
+
+def _repeated(ids: Ids, has_id: npt.NDArray[np.bool_]) -> Ids:
+    rows = np.flatnonzero(has_id)
+    _, from_the_end = np.unique(ids[rows][::-1], return_index=True)
+    return np.setdiff1d(rows, rows[len(rows) - 1 - from_the_end], assume_unique=True)
+
+
+class _Parents:
+    """The topics of questions by Id: those of earlier files at once, those of this file as they become known."""
+
+    def __init__(self, census: _Census, earlier: pa.Table, names: Sequence[str]) -> None:
+        self._names = pa.array(names)
+        numbers = pc.index_in(earlier["topic"], self._names).combine_chunks()  # a topic the model no longer has: null
+        there = np.asarray(numbers.is_valid())
+        ids = np.concatenate([census.questions, np.asarray(earlier["Id"])[there]])
+        topics = np.concatenate([np.full(len(census.questions), -1, np.int32), np.asarray(numbers.drop_null())])
+        order = np.argsort(ids, kind="stable")
+        self._ids, self._topics = ids[order], topics[order].astype(np.int32)
+        self._questions = census.questions
+
+    def known(self, parents: Ids) -> npt.NDArray[np.bool_]:
+        """Which of these questions have a topic, or will have one when the file has been read."""
+        if not len(self._ids):
+            return np.zeros(len(parents), bool)
+        return np.asarray(self._ids[self._places(parents)] == parents)
+
+    def learn(self, ids: Ids, topics: TopicNumbers) -> None:
+        self._topics[self._places(ids)] = topics
+
+    def topics(self, parents: Ids) -> pa.Array:
+        return self._names.take(pa.array(self._topics[self._places(parents)] if len(parents) else self._topics[:0]))
+
+    def of_this_file(self) -> pa.Table:
+        return pa.table([self._questions, self.topics(self._questions)], schema=QUESTION_TOPICS)
+
+    def _places(self, ids: Ids) -> Ids:
+        return np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+
+
+class _Output:
+    """The part file, written in row groups of 65,536 rows, and the counts of what was written."""
+
+    def __init__(self, out: Any) -> None:
+        self._writer = pq.ParquetWriter(out, POST_TOPICS, compression="zstd", compression_level=1)
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+        self._counts: list[pa.Table] = []
+        self.posts: Counter[str] = Counter()
+        self.decided_by: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if failure[0] is None:
+            self._flush()
+        self._writer.close()
+
+    def write(self, rows: pa.Table) -> None:
+        self._waiting.append(rows)
+        self._rows += rows.num_rows
+        if self._rows >= GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows = pa.concat_tables([POST_TOPICS.empty_table(), *self._waiting])
+        self._waiting, self._rows = [], 0
+        self._writer.write_table(rows, GROUP_ROWS)
+        self._counts.append(rows.group_by(["day", "topic", "PostTypeId"]).aggregate([([], "count_all")]))
+        for name, tally in (("PostTypeId", self.posts), ("decided_by", self.decided_by)):
+            for found in rows[name].value_counts().to_pylist():
+                tally[str(found["values"])] += found["counts"]
+
+    def counts(self) -> pa.Table:
+        """day, topic, questions, answers: by day, then topic."""
+        counts = pa.concat_tables(self._counts)
+        columns = {
+            name: pc.if_else(pc.equal(counts["PostTypeId"], kind), counts["count_all"], 0)
+            for name, kind in (("questions", QUESTION), ("answers", ANSWER))
+        }
+        by_topic = pa.table({"day": counts["day"], "topic": counts["topic"], **columns}).group_by(["day", "topic"])
+        summed = by_topic.aggregate([("questions", "sum"), ("answers", "sum")])
+        return summed.rename_columns(["day", "topic", "questions", "answers"]).sort_by(
+            [("day", "ascending"), ("topic", "ascending")]
+        )
+
+
+def _earlier_topics(lake: Lake, ids: Ids) -> pa.Table:
+    """The topics of these questions as earlier files had them, the newest version of each: Id ascending, topic.
+
+    Only the buckets that hold such an Id are read, and of them only the row groups that may.
+    """
+    found = [QUESTION_TOPICS.empty_table()]
+    wanted = pa.array(ids)
+    for bucket in np.unique(ids // paths.QUESTION_BUCKET).tolist():
+        for info in lake.list(paths.question_topics(bucket)):
+            table = pq.read_table(lake.open(info.path), schema=QUESTION_TOPICS)
+            found.append(table.filter(pc.is_in(table["Id"], wanted)))
+    table = pa.concat_tables(found).combine_chunks()
+    _, newest = np.unique(np.asarray(table["Id"])[::-1], return_index=True)  # file names sort by version
+    return table.take(pa.array(table.num_rows - 1 - newest))
+
+
+def _remember(lake: Lake, job: JobParameters, questions: pa.Table) -> None:
+    """Keep the topics of this file's questions where the answers of later files look them up."""
+    buckets = np.asarray(questions["Id"]) // paths.QUESTION_BUCKET
+    for bucket in np.unique(buckets).tolist():
+        path = f"{paths.question_topics(bucket)}/{job.version}-{job.source_id}.parquet"
+        lake.put(path, _parquet(questions.filter(pa.array(buckets == bucket))))
+
+
+def _parquet(table: pa.Table) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    return out.getvalue()
+
+
+class _Clock:
+    """Wall seconds of each named part."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[part] = round(time.perf_counter() - started, 3)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from a command line; 0 when the file was classified, 1 with the reason in the log when not."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    logging.getLogger("azure").setLevel(logging.WARNING)
+    job = JobParameters.from_arguments(sys.argv[1:] if arguments is None else arguments)
+    try:
+        summary = run(Services().lake_at(job.lake_root), job)
+    except StackTopicsError as error:
+        log.error("%s/%s was not classified: %s", job.source_id, job.version, error)  # noqa: TRY400
+        return 1
+    log.info("%s/%s is classified: %s", job.source_id, job.version, summary.model_dump_json())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""From a landed file to a published one: start the Databricks run, look at it from time to time, start it again.
+
+No function waits for a run: a look that finds it running sends itself a later message. Every message may come
+twice or late; the record's state and attempt tell what is still to be done.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from classify.models import current_version
+from classify.publish import SUPERSEDED_BECAUSE, counts_already_newer, publish
+from classify.summary import SUMMARY, Summary
+from shared import paths
+from shared.databricks import RunState, idempotency_token
+from shared.errors import NotFound, TransientError
+from shared.ledger import ENDED, FileRecord, Run, State
+from shared.messages import ClassificationStarted, PostsLanded
+
+if TYPE_CHECKING:
+    from shared.services import Services
+
+log = logging.getLogger("stacktopics.classify.launch")
+
+
+def launch(services: Services, message: PostsLanded) -> FileRecord:
+    """Start the classification of a landed file and have it watched; a repeated message starts nothing new.
+
+    The token is the same for the same attempt, so a crash after the start finds the run that was started.
+    Raises NotFound when the message names no record, TransientError when Databricks or the lake is busy.
+    """
+    ledger = services.ledger
+    record = ledger.get(message.source_id, message.version)
+    if record.state is State.LANDED:
+        if counts_already_newer(services, record):
+            return _superseded(services, record)
+        record = _with_model(services, record)
+        run = _started(services, record)
+
+        def launched(current: FileRecord) -> FileRecord | None:
+            if current.state is not State.LANDED or current.attempt != run.attempt:
+                return None
+            return current.entered(State.LAUNCHED, run.launched_at, runs=[*current.runs, run])
+
+        record = ledger.change(record, launched)
+        log.info("%s: attempt %d is run %d", record.key, run.attempt, run.run_id)
+    if record.state is State.LAUNCHED:
+        _look_later(services, record, check=0)
+    return record
+
+
+def watch(services: Services, message: ClassificationStarted) -> FileRecord:
+    """Look at a run: publish what has succeeded, try again what has failed, come back later while it runs.
+
+    Raises NotFound when the message names no record, TransientError when Databricks or the lake is busy.
+    """
+    record = services.ledger.get(message.source_id, message.version)
+    if record.state is State.LANDED and record.attempt == message.attempt + 1:
+        services.posts_landed.send(PostsLanded(source_id=record.source_id, version=record.version))
+        return record
+    if record.state in ENDED or record.attempt != message.attempt:
+        log.info("%s: nothing to do for attempt %d, it is %s", record.key, message.attempt, record.state)
+        return record
+    if record.state is State.CLASSIFIED:
+        return publish(services, record)
+    state = _look(services, message.run_id)
+    if state.status == "running":
+        if services.now() < _deadline(services, record):
+            _look_later(services, record, message.check + 1)
+            return record
+        services.job_runs.cancel(message.run_id)
+        state = RunState("failed", f"cancelled after {services.settings.classification_deadline_seconds:.0f} s")
+    if state.status == "succeeded":
+        summary = _summary(services, record)
+        if summary is not None:
+            return publish(services, _classified(services, record, summary))
+        state = RunState("failed", f"the run succeeded but {record.output}/{SUMMARY} is not there")
+    return _failed(services, record, message.run_id, state)
+
+
+def _with_model(services: Services, record: FileRecord) -> FileRecord:
+    """The record with the model that every attempt uses, so that attempts write the same output."""
+    if record.model is not None:
+        return record
+    version = current_version(services.lake)
+    return services.ledger.change(
+        record, lambda current: current.model_copy(update={"model": version}) if current.model is None else None
+    )
+
+
+def _started(services: Services, record: FileRecord) -> Run:
+    settings = services.settings
+    token = idempotency_token(record.source_id, record.version, record.attempt)
+    parameters = {
+        "lake_root": settings.lake_uri,
+        "source_id": record.source_id,
+        "version": record.version,
+        "file_day": record.file_day.isoformat(),
+        "model": record.model or "",
+        "topic_source": settings.topic_source,
+    }
+    now = services.now()
+    run_id = services.job_runs.start(settings.databricks_job_id, parameters, token)
+    return Run(attempt=record.attempt, token=token, run_id=run_id, launched_at=now)
+
+
+def _look(services: Services, run_id: int) -> RunState:
+    try:
+        return services.job_runs.look(run_id)
+    except NotFound as error:
+        return RunState("failed", str(error))
+
+
+def _look_later(services: Services, record: FileRecord, check: int) -> None:
+    message = ClassificationStarted(
+        source_id=record.source_id,
+        version=record.version,
+        attempt=record.attempt,
+        run_id=record.runs[-1].run_id,
+        check=check,
+    )
+    services.classification_runs.send(message, services.settings.watch_delay(check))
+
+
+def _deadline(services: Services, record: FileRecord) -> datetime:
+    return record.runs[-1].launched_at + timedelta(seconds=services.settings.classification_deadline_seconds)
+
+
+def _summary(services: Services, record: FileRecord) -> Summary | None:
+    try:
+        return Summary.model_validate_json(services.lake.read(f"{record.output}/{SUMMARY}"))
+    except NotFound:
+        return None
+
+
+def _classified(services: Services, record: FileRecord, summary: Summary) -> FileRecord:
+    def classified(current: FileRecord) -> FileRecord | None:
+        if current.state is not State.LAUNCHED:
+            return None
+        return current.entered(State.CLASSIFIED, services.now(), counted=summary.counted)
+
+    return services.ledger.change(record, classified)
+
+
+def _failed(services: Services, record: FileRecord, run_id: int, state: RunState) -> FileRecord:
+    """Note why a run failed; go on with the next attempt, or end loudly when there is none left."""
+    reason = f"run {run_id}: {state.message}"
+    try:
+        if said := services.job_runs.failure(run_id):
+            reason += f"; {said}"
+    except (NotFound, TransientError) as error:
+        reason += f"; what it said could not be had: {error}"
+    limit = services.settings.classification_attempts
+
+    def next_attempt(current: FileRecord) -> FileRecord | None:
+        if current.state is not State.LAUNCHED or current.attempt != record.attempt:
+            return None
+        noted = current.runs[-1].model_copy(update={"error": reason, "page": state.page})
+        runs = [*current.runs[:-1], noted]
+        if current.attempt >= limit:
+            return current.entered(State.FAILED, services.now(), runs=runs, reason=reason)
+        return current.entered(State.LANDED, services.now(), runs=runs, attempt=current.attempt + 1)
+
+    after = services.ledger.change(record, next_attempt)
+    if after.state is State.FAILED:
+        log.error("%s failed for good after %d attempts: %s", record.key, record.attempt, reason)
+    elif after.state is State.LANDED:
+        log.warning("%s: attempt %d failed, the next one starts: %s", record.key, record.attempt, reason)
+        services.posts_landed.send(PostsLanded(source_id=record.source_id, version=record.version))
+    return after
+
+
+def _superseded(services: Services, record: FileRecord) -> FileRecord:
+    services.lake.delete(paths.landing(record.source_id, record.version))
+
+    def superseded(current: FileRecord) -> FileRecord | None:
+        if current.state in ENDED:
+            return None
+        return current.entered(State.SUPERSEDED, services.now(), reason=SUPERSEDED_BECAUSE)
+
+    return services.ledger.change(record, superseded)
