@@ -1,0 +1,109 @@
+"""Every trigger of StackTopics: decode, call one service, log. Names in %…% are app settings."""
+
+import json
+import logging
+import os
+from functools import cache
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import azure.functions as func
+from azurefunctions.extensions.bindings import blob
+
+if TYPE_CHECKING:
+    from shared.services import Services
+
+logging.getLogger("azure").setLevel(logging.WARNING)  # INFO is a line for every storage call
+logging.getLogger("databricks.sdk").setLevel(logging.ERROR)  # WARNING is a line for every workspace without host metadata
+log = logging.getLogger("stacktopics")
+
+app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
+
+# Event Grid in Azure, where Flex Consumption knows nothing else; LogsAndContainerScan polls on a laptop.
+POSTS_TRIGGER_SOURCE = func.BlobSource(os.environ.get("POSTS_TRIGGER_SOURCE", func.BlobSource.EVENT_GRID.value))
+
+
+@cache
+def services() -> "Services":
+    from shared.services import Services
+
+    return Services()
+
+
+@app.timer_trigger(arg_name="timer", schedule="%REFERENCE_SCHEDULE%", run_on_startup=False, use_monitor=True)
+def copy_reference(timer: func.TimerRequest) -> None:
+    """Copy the reference tables from Postgres to the lake."""
+    from ingest.reference import copy_reference
+
+    if timer.past_due:
+        log.warning("the copy of the reference tables is late")
+    copy_reference(services())
+
+
+@app.blob_trigger(
+    arg_name="source", path="%POSTS_CONTAINER%/{name}", connection="POSTS_STORAGE", source=POSTS_TRIGGER_SOURCE
+)
+def land_posts(source: blob.BlobClient) -> None:
+    """Land one Posts file in the lake and have it classified."""
+    from ingest.posts import land_posts
+    from shared.storage import SourceBlob
+
+    land_posts(services(), SourceBlob(source))
+
+
+@app.queue_trigger(arg_name="message", queue_name="%POSTS_LANDED_QUEUE%", connection="QUEUES_STORAGE")
+def launch_classification(message: func.QueueMessage) -> None:
+    """Start the Databricks run for a landed file."""
+    from classify.launch import launch
+    from shared.messages import PostsLanded, decode
+
+    launch(services(), decode(PostsLanded, message.get_body()))
+
+
+@app.queue_trigger(arg_name="message", queue_name="%CLASSIFICATION_RUNS_QUEUE%", connection="QUEUES_STORAGE")
+def watch_classification(message: func.QueueMessage) -> None:
+    """Look at a run: publish it, try again, or look later."""
+    from classify.launch import watch
+    from shared.messages import ClassificationStarted, decode
+
+    watch(services(), decode(ClassificationStarted, message.get_body()))
+
+
+@app.route(route="topics", methods=[func.HttpMethod.GET])
+def topics(req: func.HttpRequest) -> func.HttpResponse:
+    """The topics of a day: `day` (default the latest), `top` (default 10), `format` json or csv."""
+    from serve.topics import parse_day, parse_top, topics_of_day
+    from shared.errors import BadInput, NotFound, TransientError
+
+    try:
+        day, top = parse_day(req.params.get("day")), parse_top(req.params.get("top"))
+        kind = req.params.get("format", "csv" if "text/csv" in req.headers.get("accept", "") else "json")
+        if kind not in ("json", "csv"):
+            raise BadInput(f"format={kind}: write json or csv")
+        found = topics_of_day(services().lake, day, top)
+    except BadInput as error:
+        return _problem(HTTPStatus.BAD_REQUEST, str(error))
+    except NotFound as error:
+        return _problem(HTTPStatus.NOT_FOUND, str(error))
+    except TransientError as error:
+        log.warning("topics: %s", error)
+        return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "the lake does not answer; try again in a minute")
+    if kind == "csv":
+        return func.HttpResponse(found.to_csv(), mimetype="text/csv", charset="utf-8")
+    return func.HttpResponse(found.model_dump_json(), mimetype="application/json")
+
+
+@app.route(route="health", methods=[func.HttpMethod.GET], auth_level=func.AuthLevel.ANONYMOUS)
+def health(req: func.HttpRequest) -> func.HttpResponse:
+    """Whether the settings are complete and the lake answers: 200, or 503 with what is wrong."""
+    from serve.health import health
+
+    report = health(services())
+    status = HTTPStatus.OK if report.healthy else HTTPStatus.SERVICE_UNAVAILABLE
+    return func.HttpResponse(report.model_dump_json(), status_code=status, mimetype="application/json")
+
+
+def _problem(status: HTTPStatus, detail: str) -> func.HttpResponse:
+    """An error answer (RFC 9457)."""
+    body = json.dumps({"status": status.value, "title": status.phrase, "detail": detail})
+    return func.HttpResponse(body, status_code=status, mimetype="application/problem+json")

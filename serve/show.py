@@ -1,0 +1,78 @@
+"""Tables and bars for a terminal: shared by `manage.py` and the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+from rich.box import SIMPLE_HEAD
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from serve.topics import TopicsOfDay
+from shared.catalog import DayPointer
+from shared.ledger import FileRecord, State
+
+COLOURS = {
+    State.PUBLISHED: "green",
+    State.QUARANTINED: "red",
+    State.FAILED: "red",
+    State.SUPERSEDED: "dim",
+}
+
+
+def topics_table(found: TopicsOfDay) -> Table:
+    """The topics of a day as bars."""
+    table = Table(title=f"Topics of {found.day}: {found.posts:,} posts", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("", "topic", "posts", "questions", "answers", "share"):
+        table.add_column(name, justify="left" if name == "topic" else "right")
+    table.add_column("", width=24)
+    longest = max((topic.share for topic in found.topics), default=1)
+    for topic in found.topics:
+        bar = ProgressBar(total=longest, completed=topic.share, width=24)
+        numbers = (f"{topic.posts:,}", f"{topic.questions:,}", f"{topic.answers:,}", f"{topic.share:.1%}")
+        table.add_row(str(topic.rank), topic.topic, *numbers, bar)
+    return table
+
+
+def files_table(records: Iterable[FileRecord]) -> Table:
+    """What happened to each file version: the seconds between its states, or why it ended without counting."""
+    table = Table(title="Files", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("file", "state", "rows", "counted", "days", "attempt", "seconds"):
+        table.add_column(
+            name, justify="right" if name in ("rows", "counted", "days", "attempt") else "left", overflow="fold"
+        )
+    for record in records:
+        colour = COLOURS.get(record.state, "yellow")
+        table.add_row(
+            record.source.name,
+            f"[{colour}]{record.state}[/{colour}]",
+            "" if record.rows is None else f"{record.rows:,}",
+            "" if record.counted is None else f"{record.counted:,}",
+            f"{len(record.days):,}" if record.days else "",
+            str(record.attempt),
+            record.reason or _durations(record),
+        )
+    return table
+
+
+def days_table(pointers: Iterable[DayPointer], last: int = 10) -> Table:
+    """The last published days."""
+    shown = list(pointers)
+    title = f"Days: {len(shown):,}" + (f", the last {last}" if len(shown) > last else "")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for name in ("day", "posts", "questions", "answers", "sources", "published"):
+        table.add_column(name, justify="right" if name in ("posts", "questions", "answers", "sources") else "left")
+    for pointer in shown[-last:]:
+        numbers = (pointer.posts, pointer.questions, pointer.answers, len(pointer.sources))
+        table.add_row(
+            str(pointer.day), *(f"{number:,}" for number in numbers), f"{pointer.published_at:%Y-%m-%d %H:%M:%S}"
+        )
+    return table
+
+
+def _durations(record: FileRecord) -> str:
+    """`landed 0.2, launched 1.1, …`: seconds from one state to the next."""
+    times = sorted(record.times.items(), key=lambda entry: entry[1])
+    steps = pairwise(times)
+    return ", ".join(f"{name} {(moment - before).total_seconds():.1f}" for (_, before), (name, moment) in steps)

@@ -1,0 +1,93 @@
+"""The published topics of a day, as people ask for them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from datetime import date, datetime
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from shared.catalog import day_pointer, published_days
+from shared.errors import BadInput, NotFound
+
+if TYPE_CHECKING:
+    from shared.lake import Lake
+
+MAX_TOP = 10_000
+
+
+class Topic(BaseModel):
+    """One line of a day: `share` is a fraction of the day's posts."""
+
+    rank: int
+    topic: str
+    posts: int
+    questions: int
+    answers: int
+    share: float
+
+
+class TopicsOfDay(BaseModel):
+    """The topics of a day, most frequent first, and how many posts the day has in all."""
+
+    day: date
+    posts: int
+    questions: int
+    answers: int
+    published_at: datetime
+    topics: list[Topic]
+
+    def to_csv(self) -> str:
+        """A header line and one line a topic."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, ["day", *Topic.model_fields], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({"day": self.day, **topic.model_dump()} for topic in self.topics)
+        return text.getvalue()
+
+
+def parse_day(text: str | None) -> date | None:
+    """A day as people write it: 2026-11-22, or nothing for the latest. Raises BadInput."""
+    if not text or text == "latest":
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise BadInput(f"day={text} is no date: write it as 2026-11-22, or leave it out for the latest") from error
+
+
+def parse_top(text: str | None) -> int:
+    """How many topics: a whole number from 1, 10 when nothing is said. Raises BadInput."""
+    if not text:
+        return 10
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_TOP:
+        raise BadInput(f"top={text}: write a whole number from 1 to {MAX_TOP}")
+    return int(text)
+
+
+def topics_of_day(lake: Lake, day: date | None = None, top: int = 10) -> TopicsOfDay:
+    """The `top` topics of `day`, or of the latest day that has any. Raises NotFound when nothing is published."""
+    chosen = day or latest_day(lake)
+    pointer, _ = day_pointer(lake, chosen)
+    if pointer is None:
+        raise NotFound(f"no topics are published for {chosen}")
+    lines = csv.DictReader(io.StringIO(lake.read(pointer.csv).decode()))
+    return TopicsOfDay(
+        day=pointer.day,
+        posts=pointer.posts,
+        questions=pointer.questions,
+        answers=pointer.answers,
+        published_at=pointer.published_at,
+        topics=[Topic.model_validate(line) for line, _ in zip(lines, range(top), strict=False)],
+    )
+
+
+def latest_day(lake: Lake) -> date:
+    """The latest day with posts. Raises NotFound."""
+    for day in reversed(published_days(lake)):
+        pointer, _ = day_pointer(lake, day)
+        if pointer is not None and pointer.posts:
+            return day
+    raise NotFound("no topics are published yet")
