@@ -1,0 +1,201 @@
+"""The delivery guarantee: nothing lost, nothing counted twice, nothing left behind, wherever the process dies."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import date, datetime
+from pathlib import Path
+
+import pytest
+
+from classify import job
+from serve.topics import topics_of_day
+from shared import paths
+from shared.catalog import published_days
+from shared.databricks import RunState
+from shared.errors import NotFound
+from shared.ledger import State
+from shared.messages import ClassificationStarted, PostsLanded
+from tests.world import MODEL_VERSION, World, parquet, posts, starter
+
+DAY = date(2026, 11, 21)
+PYTHON = {"Tags": "<python><sorting>"}
+JAVA = {"Tags": "|java|list|"}
+EFFECTS = {"put", "copy", "delete", "send", "run_now"}
+
+
+@pytest.fixture(autouse=True)
+def _one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "load_model", lambda lake, version: {MODEL_VERSION: starter()}[version])
+
+
+def counts(world: World, day: date = DAY) -> dict[str, int]:
+    with world.undisturbed():
+        return {topic.topic: topic.posts for topic in topics_of_day(world.lake, day, 100).topics}
+
+
+def states(world: World) -> list[str]:
+    with world.undisturbed():
+        return [record.state.value for record in world.services.ledger.records()]
+
+
+def test_a_file_becomes_the_topics_of_its_days(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    later = {"CreationDate": datetime(2026, 11, 22, 0, 0, 1), **JAVA}
+    answer = {"PostTypeId": 2, "ParentId": 1, "Title": None}
+    wiki = {"PostTypeId": 4}
+    world.upload("day.parquet", posts(PYTHON, PYTHON, JAVA, later, answer, wiki))
+    world.work()
+    assert counts(world) == {"python": 3, "java": 1}
+    assert counts(world, date(2026, 11, 22)) == {"java": 1}
+    assert states(world) == ["published"]
+    assert not list(world.lake.list("landing"))
+    assert len(list(world.lake.list("archive"))) == 1
+
+
+def test_two_files_of_a_day_add_up_and_a_correction_replaces(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    moved = {"CreationDate": datetime(2026, 11, 20), **JAVA}
+    world.upload("a.parquet", posts(PYTHON, moved))
+    world.upload("b.parquet", posts(JAVA))
+    world.work()
+    assert counts(world) == {"python": 1, "java": 1}
+    world.upload("a.parquet", posts(PYTHON, PYTHON, PYTHON))
+    world.work()
+    assert counts(world) == {"python": 3, "java": 1}
+    assert counts(world, date(2026, 11, 20)) == {}
+    assert published_days(world.lake) == [date(2026, 11, 20), DAY]
+    assert len(list(world.lake.list("archive"))) == 3
+
+
+def test_an_older_version_that_comes_late_is_superseded(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.upload("a.parquet", posts(PYTHON))
+    older = world.land("a.parquet")
+    late, world.messages = world.messages, []
+    world.upload("a.parquet", posts(JAVA))
+    world.work()
+    world.messages = late
+    world.work()
+    assert older is not None
+    assert counts(world) == {"java": 1}
+    assert sorted(states(world)) == ["published", "superseded"]
+    assert not list(world.lake.list("landing"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"id,title\n1,no parquet at all, only text that is long enough\n", "not a Parquet file"),
+        (parquet(posts(PYTHON).drop_columns(["Body"])), "column Body is missing"),
+        (
+            parquet(posts(PYTHON).set_column(0, "Id", [["one"]])),
+            "column Id is string and must be a whole number",
+        ),
+        (b"", "not a Parquet file"),
+    ],
+)
+def test_a_file_that_breaks_its_contract_is_kept_with_a_reason(tmp_path: Path, content: bytes, said: str) -> None:
+    world = World(tmp_path)
+    world.upload("in/2026-11-21.parquet", content)
+    world.work(tries=0)
+    (record,) = world.services.ledger.records()
+    assert record.state is State.QUARANTINED
+    assert said in (record.reason or "")
+    assert record.quarantine is not None
+    assert world.lake.read(record.quarantine) == content
+    assert said in world.lake.read(paths.quarantine_reason(record.source_id, record.version)).decode()
+    assert not world.messages
+
+
+def test_a_failed_run_is_tried_again_with_another_token_and_then_given_up(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.runs.outcomes = [RunState("running"), RunState("failed", "FAILED: no cluster")]
+    world.upload("a.parquet", posts(PYTHON))
+    world.work()
+    assert counts(world) == {"python": 1}
+    assert len(world.runs.by_token) == 2
+
+    world.runs.outcomes = [RunState("failed", "FAILED: no cluster")] * 3
+    world.upload("b.parquet", posts(PYTHON))
+    world.work()
+    failed = [record for record in world.services.ledger.records() if record.state is State.FAILED]
+    assert [record.attempt for record in failed] == [3]
+    assert "no cluster; what the task said" in (failed[0].reason or "")
+    assert counts(world) == {"python": 1}
+
+
+def test_a_run_that_never_ends_is_cancelled_at_its_deadline(tmp_path: Path) -> None:
+    world = World(tmp_path, classification_attempts=1)
+    world.runs.outcomes = [RunState("running")] * 100
+    world.upload("a.parquet", posts(PYTHON))
+    world.work()
+    assert world.runs.cancelled == [100]
+    assert states(world) == ["failed"]
+    looks = world.calls.count("runs/get")
+    assert 5 < looks < 15  # 300 s of looks 10, 15, 22.5 … seconds apart
+
+
+def test_a_run_without_output_is_no_success(tmp_path: Path) -> None:
+    world = World(tmp_path, classification_attempts=1)
+    world.runs.outcomes = [RunState("succeeded")]
+    world.upload("a.parquet", posts(PYTHON))
+    world.work()
+    (record,) = world.services.ledger.records()
+    assert record.state is State.FAILED
+    assert "summary.json is not there" in (record.reason or "")
+
+
+def test_messages_about_unknown_files_are_refused(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    with pytest.raises(NotFound):
+        world.deliver(PostsLanded(source_id="a", version="b"))
+    with pytest.raises(NotFound):
+        world.deliver(ClassificationStarted(source_id="a", version="b", attempt=1, run_id=1))
+
+
+def test_repeated_and_reordered_messages_change_nothing(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.upload("a.parquet", posts(PYTHON, JAVA))
+    record = world.land("a.parquet")
+    assert record is not None
+    landed = PostsLanded(source_id=record.source_id, version=record.version)
+    world.deliver(landed)
+    world.deliver(landed)
+    looks = [message for _, message in world.messages if isinstance(message, ClassificationStarted)]
+    world.work()
+    for message in [landed, *looks, *looks]:
+        world.deliver(message)
+    world.work()
+    assert counts(world) == {"python": 1, "java": 1}
+    assert len(world.runs.by_token) == 1
+
+
+def scenario(world: World) -> None:
+    """Two sources on one day, one of them corrected, one file for the quarantine."""
+    world.upload("a.parquet", posts(PYTHON, {**JAVA, "CreationDate": datetime(2026, 11, 20)}))
+    world.upload("b.parquet", posts(JAVA, {"PostTypeId": 2, "ParentId": 1, "Title": None}))
+    world.work()
+    world.runs.outcomes = [RunState("failed", "FAILED")]
+    world.upload("a.parquet", posts(PYTHON, PYTHON))
+    world.upload("c.parquet", b"no parquet")
+    world.work()
+
+
+def test_a_crash_at_any_call_changes_nothing(tmp_path: Path) -> None:
+    undisturbed = World(tmp_path / "undisturbed")
+    scenario(undisturbed)
+    expected, end = undisturbed.files(), states(undisturbed)
+    assert sorted(end) == ["published", "published", "published", "quarantined"]
+    assert counts(undisturbed) == {"python": 2, "java": 2}
+    effects = [number for number, call in enumerate(undisturbed.calls) if call.split()[0] in EFFECTS]
+    assert {undisturbed.calls[number].split()[0] for number in effects} == EFFECTS
+    for number in effects:  # dying after a read is dying after the effect before it
+        world = World(tmp_path / str(number))
+        world.fail_at = number
+        scenario(world)
+        place = f"the process died after call {number}, {undisturbed.calls[number]}"
+        assert states(world) == end, place
+        assert world.files() == expected, place
+        assert counts(world) == {"python": 2, "java": 2}, place
+        shutil.rmtree(tmp_path / str(number))
