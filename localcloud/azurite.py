@@ -1,0 +1,46 @@
+"""Azurite: the blob and queue services, as Microsoft's emulator of them speaks.
+
+It also opens a table service that nothing uses, on a port of its own choice: its program knows no way without one.
+"""
+
+from pathlib import Path
+
+from localcloud import tools
+from localcloud.processes import LOCALHOST, Process, is_listening, wait_until
+
+ACCOUNT = "devstoreaccount1"
+# The emulator's well-known key, the same on every machine: it protects nothing and is no secret.
+ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+def start(folder: Path, blob_port: int, queue_port: int, log: Path, hold: int | None = None) -> Process:
+    """Start it on the state in `folder` and return once both services answer; `LocalCloudError` if they do not.
+
+    `--skipApiVersionCheck`: the newest SDKs ask for newer versions of the API than any emulator knows.
+    """
+    options = {
+        "--location": str(folder),
+        "--blobHost": LOCALHOST,
+        "--blobPort": str(blob_port),
+        "--queueHost": LOCALHOST,
+        "--queuePort": str(queue_port),
+        "--tableHost": LOCALHOST,
+        "--tablePort": "0",
+    }
+    switches = ["--skipApiVersionCheck", "--disableTelemetry", "--silent"]
+    command = [*tools.azurite_command(), *(word for option in options.items() for word in option), *switches]
+    folder.mkdir(parents=True, exist_ok=True)
+    process = Process("azurite", command, log, hold=hold)
+    wait_until(lambda: is_listening(blob_port) and is_listening(queue_port), process, seconds=30)
+    return process
+
+
+def connection_string(**endpoint_ports: int) -> str:
+    """A storage connection string with one endpoint a keyword, such as `Blob=10000`."""
+    endpoints = "".join(f"{name}Endpoint={endpoint(port)};" for name, port in endpoint_ports.items())
+    return f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={ACCOUNT_KEY};{endpoints}"
+
+
+def endpoint(port: int) -> str:
+    """The account's URL on a port of this machine."""
+    return f"http://{LOCALHOST}:{port}/{ACCOUNT}"

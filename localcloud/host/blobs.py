@@ -1,0 +1,297 @@
+"""Blob triggers: a container scan or an Event Grid event -> a message -> an invocation.
+
+As in Azure, what was found becomes a message in a queue of the host's own, and that queue gives blob triggers their
+retries (poisonBlobThreshold, 5 by default) and their poison queue, `webjobs-blobtrigger-poison`.
+A receipt for each function and ETag, kept by `HostStore`, says what the scan has already told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from azure.core.exceptions import AzureError, ResourceNotFoundError
+from azure.storage.blob import BlobProperties
+from azure.storage.blob.aio import ContainerClient
+
+from localcloud.host.app import HostedFunction
+from localcloud.host.bindings import BlobReference, TriggerValue, blob_value
+from localcloud.host.config import HOST_STORAGE
+from localcloud.host.errors import HostError
+from localcloud.host.queues import Delivery
+from localcloud.host.runner import API_REASON, Outcome, Runner
+from localcloud.host.store import Clients
+
+log = logging.getLogger(__name__)
+POISON_QUEUE = "webjobs-blobtrigger-poison"
+SCAN_SECONDS = 0.5
+_ERROR_PAUSE = 2.0
+_PATTERN_PART = re.compile(r"\{\{|\}\}|\{(\w+)\}|([^{}]+)")
+_EVENT_SUBJECT = re.compile(r"/blobServices/default/containers/([^/]+)/blobs/(.+)")
+
+
+def trigger_queue(host_id: str) -> str:
+    """The name of the host's own queue of blob trigger messages."""
+    return f"azure-webjobs-blobtrigger-{host_id}"
+
+
+@dataclass(frozen=True)
+class BlobPath:
+    """A trigger's path, `container/pattern`, where {name} stands for any text and {{ }} for braces."""
+
+    container: str
+    pattern: re.Pattern[str]
+    prefix: str
+
+    @classmethod
+    def parse(cls, path: str) -> BlobPath:
+        """Raises HostError for a path without container, or with braces that do not pair."""
+        container, _, template = path.partition("/")
+        if not re.fullmatch(r"[a-z0-9$](-?[a-z0-9])*", container):
+            raise HostError(f"blob path {path!r}: {container!r} is no container name")
+        template = template or "{blob}"
+        expression, prefix, end = "", "", 0
+        for part in _PATTERN_PART.finditer(template):
+            if part.start() != end:
+                break
+            end = part.end()
+            literal = None if part[1] else part[2] or part[0][0]
+            expression += f"(?P<{part[1]}>.*)" if literal is None else re.escape(literal)
+            if literal is not None and "(?P<" not in expression:
+                prefix += literal
+        if end != len(template):
+            raise HostError(f"blob path {path!r}: braces do not pair")
+        return cls(container, re.compile(expression, re.DOTALL), prefix)
+
+    def match(self, container: str, blob: str) -> dict[str, str] | None:
+        """What the {names} stand for, or None when this is no blob of the trigger."""
+        found = self.pattern.fullmatch(blob) if container == self.container else None
+        return found.groupdict() if found else None
+
+
+@dataclass(frozen=True)
+class BlobFunction:
+    """A function with a blob trigger, and its path."""
+
+    function: HostedFunction
+    path: BlobPath
+
+    @classmethod
+    def of(cls, function: HostedFunction) -> BlobFunction:
+        return cls(function, BlobPath.parse(str(function.trigger["path"])))
+
+    @property
+    def connection(self) -> str:
+        return str(self.function.trigger.get("connection") or HOST_STORAGE)
+
+    @property
+    def by_events(self) -> bool:
+        return self.function.trigger.get("source") == "EventGrid"
+
+
+@dataclass(frozen=True)
+class BlobMessage:
+    """One blob for one function; the JSON is what Azure puts into its queue and into the poison queue."""
+
+    function_id: str
+    container: str
+    blob: str
+    etag: str
+    blob_type: str = "BlockBlob"
+
+    def encode(self) -> str:
+        document = {
+            "Type": "BlobTrigger",
+            "FunctionId": self.function_id,
+            "BlobType": self.blob_type,
+            "ContainerName": self.container,
+            "BlobName": self.blob,
+            "ETag": self.etag,
+        }
+        return base64.b64encode(json.dumps(document).encode()).decode()
+
+    @classmethod
+    def decode(cls, body: bytes) -> BlobMessage:
+        """Raises ValueError (or KeyError, which the caller treats alike) for what is no such message."""
+        document = json.loads(body)
+        return cls(
+            function_id=document["FunctionId"],
+            container=document["ContainerName"],
+            blob=document["BlobName"],
+            etag=document["ETag"],
+            blob_type=document["BlobType"],
+        )
+
+
+class Receipts(Protocol):
+    """Where receipts are kept; `HostStore` is one."""
+
+    async def has_receipt(self, function_id: str, etag: str, container: str, blob: str) -> bool: ...
+
+    async def write_receipt(self, function_id: str, etag: str, container: str, blob: str) -> None: ...
+
+
+Enqueue = Callable[[BlobMessage], Awaitable[None]]
+
+
+class ContainerScanner:
+    """Lists one container and tells the functions that wait for its blobs, once an ETag."""
+
+    def __init__(
+        self, container: ContainerClient, functions: Sequence[BlobFunction], receipts: Receipts, enqueue: Enqueue
+    ) -> None:
+        self._container = container
+        self._functions = functions
+        self._receipts = receipts
+        self._enqueue = enqueue
+        self._told: set[tuple[str, str]] = set()
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Scans until `stop`."""
+        while not self._stopping.is_set():
+            pause = SCAN_SECONDS
+            try:
+                await self.scan()
+            except AzureError as error:
+                log.warning("Container '%s' cannot be scanned: %s", self._container.container_name, error)
+                pause = _ERROR_PAUSE
+            try:
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            except TimeoutError:
+                continue
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    async def scan(self) -> None:
+        """One listing. A container that does not exist is an empty one."""
+        prefixes = {item.path.prefix for item in self._functions}
+        prefix = prefixes.pop() if len(prefixes) == 1 else ""
+        present: set[tuple[str, str]] = set()
+        try:
+            async for blob in self._container.list_blobs(name_starts_with=prefix or None):
+                version = (blob.name, blob.etag.strip('"'))
+                present.add(version)
+                if version not in self._told:
+                    await self._tell(blob)
+                    self._told.add(version)
+        except ResourceNotFoundError:
+            present = set()
+        self._told &= present
+
+    async def _tell(self, blob: BlobProperties) -> None:
+        container, etag = str(self._container.container_name), blob.etag.strip('"')
+        for item in self._functions:
+            function_id = item.function.function_id
+            if item.path.match(container, blob.name) is None:
+                continue
+            if await self._receipts.has_receipt(function_id, etag, container, blob.name):
+                continue
+            # Receipt last: a crash in between tells twice, which a trigger may; the other order would lose the blob.
+            await self._enqueue(BlobMessage(function_id, container, blob.name, etag, str(blob.blob_type.value)))
+            await self._receipts.write_receipt(function_id, etag, container, blob.name)
+
+
+class BlobInvoker:
+    """Runs the function that a blob trigger message names."""
+
+    def __init__(self, functions: Sequence[BlobFunction], clients: Clients, runner: Runner) -> None:
+        self._functions = {item.function.function_id: item for item in functions}
+        self._clients = clients
+        self._runner = runner
+
+    async def handle(self, delivery: Delivery) -> bool:
+        """True when the message is done with: the function succeeded, or its blob is gone or has changed."""
+        try:
+            message = BlobMessage.decode(delivery.body)
+        except (ValueError, KeyError):
+            log.exception("No blob trigger message: %r", delivery.body[:200])
+            return False
+        item = self._functions.get(message.function_id)
+        if item is None:
+            log.warning("Blob '%s' is for %s, which does not exist or is disabled", message.blob, message.function_id)
+            return True
+        try:
+            value, etag = await self._value(item, message.container, message.blob)
+        except ResourceNotFoundError:
+            log.info("Blob '%s/%s' is gone; nothing to do", message.container, message.blob)
+            return True
+        if not item.by_events and etag != message.etag:
+            log.info("Blob '%s/%s' has changed; its newer content has its own turn", message.container, message.blob)
+            return True
+        source = item.function.trigger.get("source", "LogsAndContainerScan")
+        reason = f"New blob detected({source}): {message.container}/{message.blob}"
+        return (await self._runner.run(item.function, value, reason)).succeeded
+
+    async def fire(self, item: BlobFunction, text: str) -> Outcome:
+        """Runs a function for the blob that `text` names, `container/name`. Raises HostError when it cannot be had."""
+        container, _, name = text.partition("/")
+        if item.path.match(container, name) is None:
+            path = item.function.trigger["path"]
+            raise HostError(f"{text!r} is no blob of {item.function.name}: its path is {path}")
+        try:
+            value, _ = await self._value(item, container, name)
+        except ResourceNotFoundError:
+            raise HostError(f"blob {text!r} does not exist") from None
+        return await self._runner.run(item.function, value, API_REASON)
+
+    async def _value(self, item: BlobFunction, container: str, name: str) -> tuple[TriggerValue, str]:
+        """What the function gets for one blob, and the blob's ETag. Raises ResourceNotFoundError."""
+        blob = self._clients.blobs(item.connection).get_blob_client(container, name)
+        properties = await blob.get_blob_properties()
+        content = None
+        if not item.function.deferred:
+            content = await (await blob.download_blob()).readall()
+        reference = BlobReference(
+            container=container,
+            name=name,
+            uri=blob.url,
+            properties=_properties(properties),
+            metadata=properties.metadata,
+            values=item.path.match(container, name) or {},
+        )
+        return blob_value(item.function, reference, content), properties.etag.strip('"')
+
+
+def created_blobs(events: Any, item: BlobFunction) -> Iterator[BlobMessage]:
+    """The blobs that Event Grid events (parsed JSON, Event Grid schema) announce to one function.
+
+    Passed over are other event types and blobs outside the trigger's path. Raises ValueError for what are no events.
+    """
+    for event in events if isinstance(events, list) else [events]:
+        if not isinstance(event, Mapping) or "eventType" not in event:
+            raise ValueError("not in the Event Grid schema")
+        subject = _EVENT_SUBJECT.fullmatch(str(event.get("subject")))
+        if event["eventType"] != "Microsoft.Storage.BlobCreated" or subject is None:
+            log.info("Event %s for %s is passed over", event["eventType"], event.get("subject"))
+            continue
+        if item.path.match(subject[1], subject[2]) is None:
+            log.info("Blob '%s/%s' is none of %s", subject[1], subject[2], item.function.name)
+            continue
+        data = event.get("data", {})
+        yield BlobMessage(
+            item.function.function_id,
+            container=subject[1],
+            blob=subject[2],
+            etag=str(data.get("eTag", "")).strip('"'),
+            blob_type=str(data.get("blobType", "BlockBlob")),
+        )
+
+
+def _properties(properties: BlobProperties) -> dict[str, Any]:
+    return {
+        "ContentLength": properties.size,
+        "Length": properties.size,
+        "ContentType": properties.content_settings.content_type,
+        "ETag": properties.etag,
+        "LastModified": properties.last_modified.isoformat(),
+        "CreatedOn": properties.creation_time.isoformat() if properties.creation_time else None,
+        "BlobType": str(properties.blob_type.value),
+    }
