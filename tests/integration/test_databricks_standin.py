@@ -1,0 +1,240 @@
+"""The Databricks stand-in, seen through the real databricks-sdk."""
+
+import json
+import logging
+import os
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from databricks.sdk import WorkspaceClient
+from databricks.sdk.errors import PermissionDenied, ResourceDoesNotExist
+from databricks.sdk.errors.platform import InvalidParameterValue
+from databricks.sdk.service.jobs import Run, RunLifeCycleState, RunLifecycleStateV2State, RunResultState
+
+from localcloud.databricks import JobsService, JobsSettings
+from localcloud.loop import LoopThread
+from localcloud.processes import LOCALHOST, free_ports
+from tests.localcloud_fixtures import ends_soon, is_alive
+
+SAMPLE = 7
+SETTINGS = JobsSettings({SAMPLE: "tests.integration.sample_job"}, "secret", {"LAKE_FILE_SYSTEM": "lake"})
+
+
+class StandIn:
+    """A running stand-in and a client of it."""
+
+    def __init__(self, folder: Path, settings: JobsSettings) -> None:
+        self._loop = LoopThread()
+        (self.port,) = free_ports(1)
+        service = JobsService(settings, folder / "databricks", folder / "logs")
+        self._loop.serve(service.application(), self.port)
+        self.client = self.connect(settings.token)
+        self.jobs = self.client.jobs
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOCALHOST}:{self.port}"
+
+    def connect(self, token: str) -> WorkspaceClient:
+        return WorkspaceClient(host=self.url, token=token)
+
+    def start(self, **parameters: str) -> int:
+        run_id: int = self.jobs.run_now(SAMPLE, job_parameters=parameters).run_id
+        return run_id
+
+    def wait(self, run_id: int) -> Run:
+        """The run, once it is over."""
+        return self.wait_for(run_id, lambda run: run.state.life_cycle_state.value in ("TERMINATED", "INTERNAL_ERROR"))
+
+    def wait_for(self, run_id: int, condition: Callable[[Run], bool]) -> Run:
+        deadline = time.monotonic() + 20
+        while not condition(run := self.jobs.get_run(run_id)):
+            assert time.monotonic() < deadline, run.as_dict()
+            time.sleep(0.03)
+        return run
+
+    def fault(self, kind: str, times: int = 1) -> None:
+        body = json.dumps({"kind": kind, "times": times}).encode()
+        with urllib.request.urlopen(f"{self.url}/faults", body, timeout=5):
+            return
+
+    def stop(self) -> None:
+        self._loop.stop()
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., StandIn]]:
+    """Starts stand-ins on one state folder; arguments change fields of `SETTINGS`."""
+    for name in [name for name in os.environ if name.startswith("DATABRICKS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "no-such-file"))
+    started: list[StandIn] = []
+
+    def start(**changes: object) -> StandIn:
+        started.append(StandIn(tmp_path, replace(SETTINGS, **changes)))
+        return started[-1]
+
+    yield start
+    for stand_in in started:
+        stand_in.stop()
+
+
+@pytest.fixture
+def stand_in(make: Callable[..., StandIn]) -> StandIn:
+    return make()
+
+
+def test_a_run_that_succeeds(stand_in: StandIn) -> None:
+    run = stand_in.wait(stand_in.start(say="naïve 'quotes' --and $dollars"))
+    assert run.state.result_state == RunResultState.SUCCESS
+    assert run.status.state == RunLifecycleStateV2State.TERMINATED
+    assert run.status.termination_details.code.value == "SUCCESS"
+    assert 0 < run.execution_duration <= run.end_time - run.start_time
+    output = stand_in.jobs.get_run_output(run.tasks[0].run_id)
+    assert output.logs == "said: naïve 'quotes' --and $dollars\nlake: lake"
+    assert output.error is None
+
+
+def test_a_run_that_fails_tells_why(stand_in: StandIn) -> None:
+    run = stand_in.wait(stand_in.start(exit_code="3"))
+    assert run.state.result_state == RunResultState.FAILED
+    assert run.status.termination_details.code.value == "RUN_EXECUTION_ERROR"
+    output = stand_in.jobs.get_run_output(run.tasks[0].run_id)
+    assert output.error == "ValueError: as told"
+    assert "said: " in output.error_trace
+
+
+def test_the_output_is_of_the_task_not_of_the_run(stand_in: StandIn) -> None:
+    run_id = stand_in.start()
+    with pytest.raises(InvalidParameterValue, match="multiple tasks"):
+        stand_in.jobs.get_run_output(run_id)
+
+
+def test_one_token_is_one_run_also_after_it_and_after_a_restart(make: Callable[..., StandIn]) -> None:
+    first = make()
+    ids = [first.jobs.run_now(SAMPLE, idempotency_token="a").run_id for _ in range(2)]
+    other = first.jobs.run_now(SAMPLE, idempotency_token="b").run_id
+    first.wait(other)
+    second = make()
+    ids.append(second.jobs.run_now(SAMPLE, idempotency_token="a").run_id)
+    assert len(set(ids)) == 1
+    assert other != ids[0]
+    assert second.start() not in (ids[0], other)
+
+
+def test_a_token_of_65_characters_is_refused(stand_in: StandIn) -> None:
+    with pytest.raises(InvalidParameterValue, match="64"):
+        stand_in.jobs.run_now(SAMPLE, idempotency_token="x" * 65)
+
+
+def test_cancelling_ends_the_run_and_what_it_started(stand_in: StandIn, tmp_path: Path) -> None:
+    pid_file = tmp_path / "child"
+    run_id = stand_in.start(sleep_seconds="600", child_pid_file=str(pid_file))
+    stand_in.wait_for(run_id, lambda _: pid_file.exists() and bool(pid_file.read_text()))
+    child = int(pid_file.read_text())
+    assert is_alive(child)
+    stand_in.jobs.cancel_run(run_id)
+    run = stand_in.wait(run_id)
+    assert run.state.result_state == RunResultState.CANCELED
+    assert run.status.termination_details.code.value == "USER_CANCELED"
+    assert ends_soon(child)
+
+
+def test_a_queued_run_waits_its_turn_and_can_be_cancelled(stand_in: StandIn) -> None:
+    running, queued = stand_in.start(sleep_seconds="600"), stand_in.start(say="never")
+    stand_in.wait_for(running, lambda run: run.state.life_cycle_state == RunLifeCycleState.RUNNING)
+    assert stand_in.jobs.get_run(queued).status.state == RunLifecycleStateV2State.QUEUED
+    stand_in.jobs.cancel_run(queued)
+    stand_in.jobs.cancel_run(running)
+    assert stand_in.wait(queued).state.result_state == RunResultState.CANCELED
+    assert stand_in.jobs.get_run(queued).execution_duration == 0
+
+
+def test_two_runs_at_once_when_set_so(make: Callable[..., StandIn]) -> None:
+    stand_in = make(runs_at_once=2)
+    for run_id in (stand_in.start(sleep_seconds="600"), stand_in.start(sleep_seconds="600")):
+        run = stand_in.wait_for(run_id, lambda run: run.state.life_cycle_state == RunLifeCycleState.RUNNING)
+        assert run.end_time == 0
+
+
+def test_a_run_that_takes_too_long_is_ended(make: Callable[..., StandIn]) -> None:
+    stand_in = make(time_limit=0.3)
+    run = stand_in.wait(stand_in.start(sleep_seconds="600"))
+    assert run.state.result_state == RunResultState.TIMEDOUT
+
+
+def test_a_run_cut_off_by_a_restart_has_failed(make: Callable[..., StandIn]) -> None:
+    first = make()
+    run_id = first.start(sleep_seconds="600")
+    first.wait_for(run_id, lambda run: run.state.life_cycle_state == RunLifeCycleState.RUNNING)
+    run = make().wait(run_id)
+    assert run.state.life_cycle_state == RunLifeCycleState.INTERNAL_ERROR
+    assert run.state.result_state == RunResultState.FAILED
+
+
+def test_jobs_are_listed_and_described(stand_in: StandIn) -> None:
+    assert [job.job_id for job in stand_in.jobs.list()] == [SAMPLE]
+    assert list(stand_in.jobs.list(name="other")) == []
+    assert stand_in.jobs.get(SAMPLE).settings.name == "tests.integration.sample_job"
+
+
+def test_what_does_not_exist(stand_in: StandIn) -> None:
+    with pytest.raises(ResourceDoesNotExist):
+        stand_in.jobs.get(99)
+    with pytest.raises(ResourceDoesNotExist):
+        stand_in.jobs.get_run(99)
+    with pytest.raises(InvalidParameterValue, match="Job 99 does not exist"):
+        stand_in.jobs.run_now(99)
+
+
+def test_a_wrong_token_and_none(stand_in: StandIn) -> None:
+    with pytest.raises(PermissionDenied, match="Invalid access token"):
+        stand_in.connect("wrong").jobs.get(SAMPLE)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{stand_in.url}/api/2.2/jobs/list", timeout=5)
+    with refused.value as answer:
+        assert (answer.code, json.load(answer)["error_code"]) == (401, "UNAUTHENTICATED")
+
+
+class TestFaults:
+    def test_fail_and_then_not_again(self, stand_in: StandIn) -> None:
+        stand_in.fault("fail")
+        failed, fine = stand_in.wait(stand_in.start()), stand_in.wait(stand_in.start())
+        assert (failed.state.result_state, fine.state.result_state) == (RunResultState.FAILED, RunResultState.SUCCESS)
+
+    def test_hang_until_cancelled(self, stand_in: StandIn) -> None:
+        stand_in.fault("hang")
+        run_id = stand_in.start()
+        stand_in.wait_for(run_id, lambda run: run.state.life_cycle_state == RunLifeCycleState.RUNNING)
+        stand_in.jobs.cancel_run(run_id)
+        assert stand_in.wait(run_id).state.result_state == RunResultState.CANCELED
+
+    def test_an_answer_dropped_after_accepting(self, stand_in: StandIn) -> None:
+        stand_in.fault("drop_answer")
+        body = json.dumps({"job_id": SAMPLE, "idempotency_token": "t"}).encode()
+        request = urllib.request.Request(
+            f"{stand_in.url}/api/2.2/jobs/run-now", body, {"Authorization": f"Bearer {SETTINGS.token}"}
+        )
+        with pytest.raises(OSError, match=r"[Rr]emote|reset"):
+            urllib.request.urlopen(request, timeout=5)
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            assert json.load(answer)["number_in_job"] == 1
+
+    @pytest.mark.parametrize(("kind", "status"), [("too_many_requests", 429), ("unavailable", 503)])
+    def test_the_sdk_gets_past_a_busy_service(
+        self, stand_in: StandIn, kind: str, status: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        stand_in.fault(kind)
+        with caplog.at_level(logging.DEBUG, logger="databricks.sdk"):
+            assert stand_in.jobs.get(SAMPLE).job_id == SAMPLE
+        assert f"< {status}" in caplog.text
+
+    def test_an_unknown_fault_is_refused(self, stand_in: StandIn) -> None:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            stand_in.fault("earthquake")
+        with refused.value as answer:
+            assert answer.code == 400

@@ -1,0 +1,413 @@
+"""The functions host against Azurite: every trigger, retries, poison, receipts, leases, keys, start and stop."""
+
+import asyncio
+import base64
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure.storage.blob import BlobServiceClient
+from azure.storage.queue.aio import QueueClient
+
+from localcloud import azurite
+from localcloud.host import queues
+from localcloud.host.config import QueueOptions
+from localcloud.processes import PROJECT_ROOT, free_ports
+from tests.integration.host_cloud import APP, Cloud, HostProcess, eventually
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    folder = tmp_path_factory.mktemp("azurite")
+    blob_port, queue_port = free_ports(2)
+    process = azurite.start(folder, blob_port, queue_port, folder / "log")
+    connection = azurite.connection_string(Blob=blob_port, Queue=queue_port)
+    with BlobServiceClient.from_connection_string(connection) as blobs:
+        yield Cloud(connection, blobs)
+    process.stop()
+
+
+@pytest.fixture(scope="module")
+def host(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    """A host that all tests share which need no restart."""
+    cloud.create_queue("work")
+    for container in ("inbox", "streams", "events"):
+        cloud.blobs.create_container(container)
+    running = HostProcess(tmp_path_factory.mktemp("host"), cloud, INBOX="inbox", WORK_QUEUE="work")
+    yield running
+    running.process.stop()
+
+
+class TestQueues:
+    def test_a_message_arrives_with_its_facts_and_is_deleted(self, cloud: Cloud, host: HostProcess) -> None:
+        before = datetime.now(UTC).replace(microsecond=0)
+        cloud.send("work", "fine")
+        (seen,) = host.wait_for("on_message", text="fine")
+        assert seen["count"] == 1
+        assert seen["id"]
+        assert seen["receipt"]
+        inserted, expires = datetime.fromisoformat(seen["inserted"]), datetime.fromisoformat(seen["expires"])
+        assert before <= inserted <= datetime.now(UTC)
+        assert expires - inserted == timedelta(days=7)
+        assert datetime.fromisoformat(seen["next_visible"]) > datetime.now(UTC)
+        assert f"on_message {seen['invocation'][:8]}: working on fine" in host.log
+        eventually(lambda: cloud.count("work") == 0, "the message to be deleted")
+
+    def test_a_failing_message_is_tried_as_often_as_host_json_says_then_poison(
+        self, cloud: Cloud, host: HostProcess
+    ) -> None:
+        cloud.send("work", "fail")
+        encoded = base64.b64encode(b"fail").decode()
+        seen = host.wait_for("on_message", 3, text="fail")
+        assert eventually(lambda: cloud.peek("work-poison"), "the poison message") == [encoded]
+        eventually(lambda: cloud.count("work") == 0, "the message to be deleted")
+        assert [call["count"] for call in seen] == [1, 2, 3]
+        assert "reached maxDequeueCount of 3. Moving message to queue 'work-poison'" in host.log
+        assert len(host.seen("on_message", text="fail")) == 3
+        cloud.delete_queue("work-poison")
+
+    def test_wrong_encoding_goes_to_poison_with_a_word(self, cloud: Cloud, host: HostProcess) -> None:
+        cloud.send("work", '{"not": "base64"}', encoded=False)
+        eventually(lambda: "is not base64" in host.log, "the log line")
+        eventually(lambda: cloud.count("work") == 0, "the message to go")
+        assert cloud.peek("work-poison") == ['{"not": "base64"}']
+        assert host.seen("on_message", text='{"not": "base64"}') == []
+        cloud.delete_queue("work-poison")
+
+    def test_a_queue_made_later_and_an_async_function(self, cloud: Cloud, host: HostProcess) -> None:
+        cloud.create_queue("async-work")
+        cloud.send("async-work", "ünï")
+        assert host.wait_for("on_message_async")[0]["text"] == "ünï"
+
+
+class TestBlobs:
+    def test_a_blob_is_told_once_and_again_when_it_changes(self, cloud: Cloud, host: HostProcess) -> None:
+        cloud.upload("inbox", "a/one.txt", "first")
+        (seen,) = host.wait_for("on_blob", blob="a/one.txt")
+        assert (seen["container"], seen["text"]) == ("inbox", "first")
+        cloud.upload("inbox", "a/one.txt", "second")
+        cloud.upload("inbox", "other.csv", "not of the pattern")
+        host.wait_for("on_blob", text="second")
+        time.sleep(1.2)
+        assert [call["text"] for call in host.seen("on_blob", blob="a/one.txt")] == ["first", "second"]
+        assert host.seen("on_blob", blob="other.csv") == []
+
+    def test_a_failing_blob_is_tried_five_times_then_poison(self, cloud: Cloud, host: HostProcess) -> None:
+        cloud.upload("inbox", "bad.txt", "fail")
+        etag = cloud.blobs.get_blob_client("inbox", "bad.txt").get_blob_properties().etag
+        host.wait_for("on_blob", 5, blob="bad.txt")
+        (message,) = eventually(lambda: cloud.peek("webjobs-blobtrigger-poison"), "the poison message")
+        assert json.loads(base64.b64decode(message)) == {
+            "Type": "BlobTrigger",
+            "FunctionId": "Host.Functions.on_blob",
+            "BlobType": "BlockBlob",
+            "ContainerName": "inbox",
+            "BlobName": "bad.txt",
+            "ETag": etag.strip('"'),
+        }
+        assert len(host.seen("on_blob", blob="bad.txt")) == 5
+
+    def test_an_input_stream(self, cloud: Cloud, host: HostProcess) -> None:
+        cloud.upload("streams", "s.bin", "stream")
+        (seen,) = host.wait_for("on_stream")
+        assert (seen["name"], seen["text"], seen["length"]) == ("streams/s.bin", "stream", 6)
+
+    def test_receipts_outlive_the_host(self, cloud: Cloud, tmp_path: Path) -> None:
+        cloud.blobs.create_container("restarted")
+        settings = {"INBOX": "restarted", "WORK_QUEUE": "none-here", "AzureFunctionsWebHost__hostid": "restarted"}
+        cloud.upload("restarted", "old.txt", "old")
+        first = HostProcess(tmp_path, cloud, **settings)
+        first.wait_for("on_blob", blob="old.txt")
+        assert first.process.stop() == 0
+        cloud.upload("restarted", "new.txt", "new")
+        second = HostProcess(tmp_path, cloud, **settings)
+        second.wait_for("on_blob", blob="new.txt")
+        time.sleep(0.7)
+        second.process.stop()
+        assert len(second.seen("on_blob")) == 2
+
+
+class TestEventGrid:
+    @pytest.fixture
+    def webhook(self, host: HostProcess) -> str:
+        return f"/runtime/webhooks/blobs?functionName=Host.Functions.on_event&code={host.keys['blobs_extension']}"
+
+    @staticmethod
+    def created(blob: str, kind: str = "Microsoft.Storage.BlobCreated") -> dict[str, Any]:
+        return {
+            "id": "1",
+            "eventType": kind,
+            "subject": f"/blobServices/default/containers/events/blobs/{blob}",
+            "data": {"api": "PutBlob", "eTag": "0x1", "blobType": "BlockBlob"},
+        }
+
+    def test_the_subscription_handshake(self, host: HostProcess, webhook: str) -> None:
+        event = {"eventType": "Microsoft.EventGrid.SubscriptionValidationEvent", "data": {"validationCode": "abc"}}
+        reply = host.request("POST", webhook, [event], aeg_event_type="SubscriptionValidation")
+        assert (reply.status, json.loads(reply.body)) == (200, {"validationResponse": "abc"})
+
+    def test_created_blobs_are_told_only_by_events(self, cloud: Cloud, host: HostProcess, webhook: str) -> None:
+        cloud.upload("events", "in/a.txt", "a")
+        cloud.upload("events", "in/b.txt", "b")
+        time.sleep(1.2)
+        assert host.seen("on_event") == []
+        events = [self.created("in/a.txt"), self.created("in/b.txt", "Microsoft.Storage.BlobDeleted")]
+        assert host.request("POST", webhook, events, aeg_event_type="Notification").status == 202
+        host.wait_for("on_event", blob="in/a.txt")
+        assert host.seen("on_event", blob="in/b.txt") == []
+        # Delivered again: an event source has no receipts, so the function runs again.
+        host.request("POST", webhook, events, aeg_event_type="Notification")
+        host.wait_for("on_event", 2, blob="in/a.txt")
+
+    def test_refusals(self, host: HostProcess, webhook: str) -> None:
+        assert host.request("POST", webhook.partition("&")[0], []).status == 401
+        assert host.request("POST", webhook.replace("on_event", "on_blob"), []).status == 404
+        assert host.request("POST", webhook, "no json").status == 400
+        assert host.request("POST", webhook, [{"specversion": "1.0"}]).status == 400
+
+
+class TestHttp:
+    def test_a_function_gets_the_request_and_gives_the_answer(self, host: HostProcess) -> None:
+        reply = host.request("POST", "/api/echo/a%20b/7?q=1&q=2&code=x", '{"é": 1}', X_Given="yes")
+        seen = json.loads(reply.body)
+        assert reply.status == 201
+        assert (reply.headers["Content-Type"], reply.headers["X-Sent"]) == ("application/json", "yes")
+        assert seen == {
+            "method": "POST",
+            "url": f"{host.url}/api/echo/a%20b/7?q=1&q=2&code=x",
+            "route": {"kind": "a b", "number": "7"},
+            "query": {"q": "1,2", "code": "x"},
+            "header": "yes",
+            "body": '{"é": 1}',
+        }
+
+    def test_routes_and_methods(self, host: HostProcess) -> None:
+        assert json.loads(host.request("GET", "/api/echo/a").body)["route"] == {"kind": "a"}
+        for method, path in (("GET", "/api/echo/a/b"), ("PUT", "/api/echo/a"), ("HEAD", "/api/echo/a"), ("GET", "/no")):
+            assert host.request(method, path).status == 404
+        assert host.request("GET", "/").status == 200
+        assert host.request("GET", "/api/breaks").status == 500
+        assert "told to fail" in host.log
+
+    def test_access_levels(self, host: HostProcess) -> None:
+        keys = host.keys
+        assert host.request("GET", "/api/guarded").status == 401
+        assert host.request("GET", "/api/guarded?code=wrong").status == 401
+        assert host.request("GET", f"/api/guarded?code={keys['functions']['guarded']}").body == "open"
+        assert host.request("GET", "/api/guarded", x_functions_key=keys["default"]).body == "open"
+        assert host.request("HEAD", "/api/guarded", x_functions_key=keys["default"]).body == ""
+        assert host.request("GET", "/api/owner", x_functions_key=keys["default"]).status == 401
+        assert host.request("GET", "/api/owner", x_functions_key=keys["master"]).status == 200
+
+    def test_cors(self, host: HostProcess) -> None:
+        path, wanted = "/api/echo/a", {"Access_Control_Request_Method": "GET"}
+        assert host.request("OPTIONS", path, Origin="http://page", **wanted).status == 204
+        assert host.request("OPTIONS", path, Origin="http://other", **wanted).status == 404
+        assert host.request("GET", path, Origin="http://page").headers["Access-Control-Allow-Origin"] == "http://page"
+        assert "Access-Control-Allow-Origin" not in host.request("GET", path, Origin="http://other").headers
+
+
+class TestAdmin:
+    def test_the_master_key_is_needed(self, host: HostProcess) -> None:
+        for method, path in (
+            ("GET", "/admin/host/status"),
+            ("GET", "/admin/functions"),
+            ("POST", "/admin/functions/tick"),
+        ):
+            assert host.request(method, path, x_functions_key=host.keys["default"]).status == 401
+        assert host.request("GET", "/admin/host/ping").status == 200
+
+    def test_status_and_functions(self, host: HostProcess) -> None:
+        key = host.keys["master"]
+        assert json.loads(host.request("GET", "/admin/host/status", x_functions_key=key).body)["state"] == "Running"
+        functions = json.loads(host.request("GET", "/admin/functions", x_functions_key=key).body)
+        blob = next(item for item in functions if item["name"] == "on_blob")
+        assert blob["config"]["bindings"][0]["path"] == "%INBOX%/{name}.txt"
+        assert len(functions) == 11
+
+    def invoke(self, host: HostProcess, name: str, text: str, query: str = "?wait=true") -> Any:
+        key = host.keys["master"]
+        return host.request("POST", f"/admin/functions/{name}{query}", {"input": text}, x_functions_key=key)
+
+    def test_every_kind_can_be_fired(self, cloud: Cloud, host: HostProcess) -> None:
+        cloud.upload("events", "in/fired.txt", "x")
+        for name, text in (("tick", ""), ("on_message", "fired"), ("on_event", "events/in/fired.txt")):
+            outcome = json.loads(self.invoke(host, name, text).body)
+            assert outcome["succeeded"], outcome
+            assert outcome["function"] == name
+        assert len(host.seen("tick")) == 1
+        assert host.seen("tick")[0]["status"]["Next"].endswith("03:00:00+00:00")
+        assert host.seen("on_message", text="fired")[0]["count"] == 1
+        assert len(host.seen("on_event", blob="in/fired.txt")) == 1
+
+    def test_without_wait_it_is_accepted_and_runs(self, host: HostProcess) -> None:
+        assert self.invoke(host, "on_message", "later", "").status == 202
+        host.wait_for("on_message", text="later")
+
+    def test_failures_are_told(self, host: HostProcess) -> None:
+        outcome = json.loads(self.invoke(host, "on_message", "fail").body)
+        assert (outcome["succeeded"], outcome["error"]) == (False, "RuntimeError: told to fail")
+        assert self.invoke(host, "nobody", "").status == 404
+        assert self.invoke(host, "echo", "").status == 400
+        assert "does not exist" in self.invoke(host, "on_blob", "inbox/absent.txt").body
+        assert "its path is" in self.invoke(host, "on_blob", "inbox/absent.csv").body
+
+
+class TestTimers:
+    def test_run_on_startup_with_context(self, host: HostProcess) -> None:
+        (seen,) = host.wait_for("at_startup")
+        assert (seen["past_due"], seen["name"]) == (False, "at_startup")
+        assert seen["id"] in host.log
+
+    def test_a_missed_beat_fires_once_at_the_start(self, cloud: Cloud, host: HostProcess, tmp_path: Path) -> None:
+        status = cloud.blobs.get_blob_client("azure-webjobs-hosts", "timers/late/Host.Functions.tick.Listener/status")
+        missed = {"Last": "2020-01-01T03:00:00+00:00", "Next": "2020-01-02T03:00:00+00:00"}
+        status.upload_blob(json.dumps(missed | {"LastUpdated": missed["Last"]}))
+        settings = {"INBOX": "none-here", "WORK_QUEUE": "none-here", "AzureFunctionsWebHost__hostid": "late"}
+        late = HostProcess(tmp_path, cloud, **settings)
+        (seen,) = late.wait_for("tick")
+        assert seen["past_due"] is True
+        assert seen["status"]["Last"] == missed["Last"]
+        eventually(lambda: b"2020-" not in status.download_blob().readall(), "the new status")
+        late.process.stop()
+        assert len(late.seen("tick")) == 1
+        assert json.loads(status.download_blob().readall())["Next"].endswith("03:00:00+00:00")
+
+
+class TestStartAndStop:
+    def test_a_running_function_finishes_before_the_host_stops(self, cloud: Cloud, tmp_path: Path) -> None:
+        cloud.create_queue("stopping")
+        host = HostProcess(tmp_path, cloud, INBOX="none-here", WORK_QUEUE="stopping")
+        cloud.send("stopping", "sleep 2")
+        host.wait_for("on_message", text="sleep 2")
+        assert host.process.stop() == 0
+        assert "Executed 'Functions.on_message' (Succeeded" in host.log
+        assert cloud.count("stopping") == 0
+
+    def command(
+        self, folder: Path, app: Path, values: dict[str, str], port: int = 0
+    ) -> subprocess.CompletedProcess[str]:
+        settings = folder / "local.settings.json"
+        settings.write_text(json.dumps({"Values": values}))
+        options = ["--settings", str(settings), "--app", str(app), "--port", str(port), "--state", str(folder)]
+        return subprocess.run(
+            [sys.executable, "-m", "localcloud.host", *options],
+            cwd=PROJECT_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    def test_an_app_that_cannot_be_imported(self, tmp_path: Path) -> None:
+        (tmp_path / "host.json").write_text('{"version": "2.0"}')
+        (tmp_path / "function_app.py").write_text("import no_such_module\n")
+        ended = self.command(tmp_path, tmp_path / "function_app.py", {})
+        assert ended.returncode == 1
+        assert "No job functions found" in ended.stderr
+        assert "ModuleNotFoundError: No module named 'no_such_module'" in ended.stderr
+
+    def test_missing_settings(self, tmp_path: Path) -> None:
+        ended = self.command(tmp_path, APP, {"INBOX": "x", "WORK_QUEUE": "y"})
+        assert ended.returncode == 1
+        assert "TICK_SCHEDULE: function tick, binding timer, schedule = '%TICK_SCHEDULE%'" in ended.stderr
+
+    def test_a_port_that_is_taken(self, cloud: Cloud, host: HostProcess, tmp_path: Path) -> None:
+        values = {"INBOX": "x", "WORK_QUEUE": "y", "TICK_SCHEDULE": "0 0 3 * * *", "OBSERVATIONS": str(tmp_path / "o")}
+        storage = {"AzureWebJobsStorage": cloud.connection, "DATA": cloud.connection}
+        ended = self.command(tmp_path, APP, values | storage, int(host.url.rpartition(":")[2]))
+        assert ended.returncode == 1
+        assert "cannot be used" in ended.stderr
+
+
+class TestQueueListener:
+    """What takes too long, or too exact a clock, to be shown through a whole host."""
+
+    def listen(self, cloud: Cloud, name: str, options: QueueOptions, handle: queues.Handler, seconds: float) -> None:
+        async def listen() -> None:
+            async with (
+                QueueClient.from_connection_string(cloud.connection, name) as queue,
+                QueueClient.from_connection_string(cloud.connection, f"{name}-poison") as poison,
+            ):
+                listener = queues.QueueListener(queue, poison, options, handle)
+                task = asyncio.create_task(listener.run())
+                await asyncio.sleep(seconds)
+                listener.stop()
+                await task
+
+        asyncio.run(listen())
+
+    def test_a_long_run_keeps_its_message_hidden(self, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(queues, "LEASE_SECONDS", 2)
+        cloud.create_queue("long")
+        cloud.send("long", "x")
+        counts: list[int] = []
+
+        async def handle(delivery: queues.Delivery) -> bool:
+            counts.append(int(delivery.message.dequeue_count or 0))
+            await asyncio.sleep(4)
+            return True
+
+        self.listen(cloud, "long", QueueOptions(), handle, 4.5)
+        assert counts == [1]
+        assert cloud.count("long") == 0
+
+    def test_a_failed_message_waits_for_the_visibility_timeout(self, cloud: Cloud) -> None:
+        cloud.create_queue("waits")
+        cloud.send("waits", "x")
+        times: list[float] = []
+
+        async def handle(delivery: queues.Delivery) -> bool:
+            times.append(time.monotonic())
+            return len(times) == 2
+
+        self.listen(cloud, "waits", QueueOptions(visibility_timeout=timedelta(seconds=2)), handle, 4)
+        assert len(times) == 2
+        assert times[1] - times[0] > 1
+
+    def test_batch_size_and_threshold_bound_what_runs_at_once(self, cloud: Cloud) -> None:
+        cloud.create_queue("many")
+        for number in range(12):
+            cloud.send("many", str(number))
+        running, most, done = 0, 0, set()
+
+        async def handle(delivery: queues.Delivery) -> bool:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(1.5 if delivery.body == b"0" else 0.1)
+            running -= 1
+            done.add(delivery.body)
+            return True
+
+        self.listen(cloud, "many", QueueOptions(batch_size=4, new_batch_threshold=1), handle, 3)
+        assert len(done) == 12
+        assert most == 5
+
+    def test_a_message_that_killed_its_hosts_goes_to_poison_untried(self, cloud: Cloud) -> None:
+        cloud.create_queue("deadly")
+        cloud.send("deadly", "x")
+        tried: list[queues.Delivery] = []
+
+        async def take_without_end() -> None:
+            async with QueueClient.from_connection_string(cloud.connection, "deadly") as queue:
+                for _ in range(2):
+                    message = await queue.receive_message()
+                    assert message
+                    await queue.update_message(message, visibility_timeout=0)
+
+        async def handle(delivery: queues.Delivery) -> bool:
+            tried.append(delivery)
+            return True
+
+        asyncio.run(take_without_end())
+        self.listen(cloud, "deadly", QueueOptions(max_dequeue_count=2), handle, 1)
+        assert tried == []
+        assert cloud.peek("deadly-poison") == [base64.b64encode(b"x").decode()]
+        assert cloud.count("deadly") == 0

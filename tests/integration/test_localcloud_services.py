@@ -1,0 +1,318 @@
+"""The local cloud as a whole: what it starts, what it leaves behind, and what it does when something dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from azure.storage.blob import BlobServiceClient
+from azure.storage.filedatalake import DataLakeServiceClient
+from azure.storage.queue import QueueServiceClient
+from databricks.sdk import WorkspaceClient
+
+from localcloud import postgres, tools
+from localcloud.cloud import LocalCloud, PartEnded, choose_ports, reset
+from localcloud.processes import PROJECT_ROOT, LocalCloudError, Process, free_ports
+from tests.localcloud_fixtures import CREDENTIAL, ends_soon, is_alive
+
+
+def ask_postgres(settings: dict[str, str], query: str) -> object:
+    """The one value that a query gives."""
+    connection = psycopg2.connect(
+        host=settings["POSTGRES_HOST"],
+        port=settings["POSTGRES_PORT"],
+        dbname=settings["POSTGRES_DATABASE"],
+        user=settings["POSTGRES_USER"],
+        password=settings["POSTGRES_PASSWORD"],
+        sslmode=settings["POSTGRES_SSLMODE"],
+    )
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(query)
+            return cursor.fetchone()[0] if cursor.description else None
+    finally:
+        connection.close()
+
+
+def processes_naming(text: str) -> list[int]:
+    """The ids of living processes with a text in their command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes()
+        except OSError:  # it ended between the two looks
+            continue
+        if text.encode() in line and is_alive(int(folder.name)):
+            found.append(int(folder.name))
+    return found
+
+
+def wait_for_file(file: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 40
+    while not file.exists():
+        assert process.poll() is None, "it ended before it was ready"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def check_for(seconds: float, cloud: LocalCloud) -> None:
+    """Check a cloud again and again: a killed program of many threads looks dead before its parent can tell."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        cloud.check()
+        time.sleep(0.02)
+
+
+def errors_at_the_end(process: subprocess.Popen[str], seconds: float = 30) -> str:
+    """What a process, run with `-X faulthandler`, wrote to stderr until its end; fails with its stacks if it hangs."""
+    try:
+        return process.communicate(timeout=seconds)[1]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        return pytest.fail(f"it did not end:\n{process.communicate()[1]}")
+
+
+class TestSettings:
+    def test_every_setting_of_the_file_works_as_it_stands(self, local_cloud: LocalCloud) -> None:
+        values = json.loads(local_cloud.settings_file.read_text())["Values"]
+        with BlobServiceClient.from_connection_string(values["POSTS_STORAGE"]) as blobs:
+            assert blobs.get_container_client(values["POSTS_CONTAINER"]).exists()
+        with QueueServiceClient.from_connection_string(values["QUEUES_STORAGE"]) as queues:
+            expected = {values["POSTS_LANDED_QUEUE"], values["CLASSIFICATION_RUNS_QUEUE"]}
+            assert expected <= {queue.name for queue in queues.list_queues()}
+        account, _, file_system = values["LAKE_ROOT_FOR_JOBS"].rpartition("/")
+        with DataLakeServiceClient(account, credential=CREDENTIAL) as lake:
+            assert lake.get_file_system_client(file_system).exists()
+        assert ask_postgres(values, "SHOW timezone") == "UTC"
+        jobs = WorkspaceClient(host=values["DATABRICKS_HOST"], token=values["DATABRICKS_TOKEN"]).jobs
+        assert jobs.get(int(values["DATABRICKS_JOB_ID"])).settings.name == "classify.job"
+
+    def test_given_settings_win(self, state_dir: Path) -> None:
+        given = {"WATCH_MAX_DELAY_SECONDS": "9", "POSTS_CONTAINER": "other", "MORE": "x"}
+        with LocalCloud(state_dir, host=False, settings=given) as cloud:
+            values = json.loads(cloud.settings_file.read_text())["Values"]
+            with BlobServiceClient.from_connection_string(values["POSTS_STORAGE"]) as blobs:
+                assert blobs.get_container_client("other").exists()
+        assert given.items() <= values.items()
+
+
+class TestLife:
+    def test_data_and_ports_outlive_a_stop_and_a_reset_takes_all(self, state_dir: Path) -> None:
+        with LocalCloud(state_dir, host=False) as cloud:
+            ports = cloud.ports
+            with BlobServiceClient.from_connection_string(cloud.settings["POSTS_STORAGE"]) as blobs:
+                blobs.get_blob_client("posts", "kept.txt").upload_blob(b"kept")
+            ask_postgres(cloud.settings, "CREATE TABLE kept AS SELECT 7 AS n")
+        assert processes_naming(str(state_dir)) == []
+        with LocalCloud(state_dir, host=False) as cloud:
+            assert cloud.ports == ports
+            with BlobServiceClient.from_connection_string(cloud.settings["POSTS_STORAGE"]) as blobs:
+                assert blobs.get_blob_client("posts", "kept.txt").download_blob().readall() == b"kept"
+            assert ask_postgres(cloud.settings, "SELECT n FROM kept") == 7
+        reset(state_dir)
+        assert not state_dir.exists()
+
+    def test_one_cloud_at_a_time_uses_a_state_folder(
+        self, local_cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("localcloud.cloud.SECONDS_TO_WAIT_FOR_ANOTHER", 0.1)
+        with pytest.raises(LocalCloudError, match="another local cloud"), LocalCloud(local_cloud.state_dir):
+            pytest.fail("a second one started")
+        with pytest.raises(LocalCloudError, match="another local cloud"):
+            reset(local_cloud.state_dir)
+        local_cloud.check()
+
+    def test_a_part_that_dies_is_told_with_the_end_of_its_log(self, state_dir: Path) -> None:
+        with LocalCloud(state_dir, host=False) as cloud:
+            cloud.check()
+            (server,) = [pid for pid in processes_naming(str(state_dir / "azurite")) if is_node(pid)]
+            os.kill(server, signal.SIGKILL)
+            assert ends_soon(server)
+            with pytest.raises(PartEnded, match=r"azurite ended with code -9(.|\n)*successfully listening"):
+                check_for(10, cloud)
+        assert processes_naming(str(state_dir)) == []
+
+    def test_a_part_that_cannot_start_takes_the_others_down(self, state_dir: Path) -> None:
+        (state_dir / "azurite").write_text("a file where a folder should be")
+        with pytest.raises(OSError, match="azurite"), LocalCloud(state_dir, host=False):
+            pytest.fail("it started")
+        assert processes_naming(str(state_dir)) == []
+
+    def test_nothing_is_left_when_the_cloud_is_killed_and_the_next_one_starts(self, state_dir: Path) -> None:
+        program = (
+            "import sys, time; from pathlib import Path; from localcloud.cloud import LocalCloud\n"
+            "with LocalCloud(Path(sys.argv[1]), host=False):\n"
+            "    (Path(sys.argv[1]) / 'up').touch()\n"
+            "    time.sleep(600)\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", program, str(state_dir)], cwd=PROJECT_ROOT) as killed:
+            wait_for_file(state_dir / "up", killed)
+            parts = [pid for pid in processes_naming(str(state_dir)) if pid != killed.pid]
+            assert len(parts) >= 2
+            killed.kill()
+        with LocalCloud(state_dir, host=False) as cloud:
+            assert not any(is_alive(pid) for pid in parts)
+            assert ask_postgres(cloud.settings, "SELECT 1") == 1
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_up_ends_cleanly_on_a_signal(self, up: subprocess.Popen[str], state_dir: Path, number: int) -> None:
+        assert up.stdout is not None
+        first_words = [line.split()[0] for line in iter(up.stdout.readline, "\n")]
+        assert first_words == ["blobs", "queues", "lake", "postgres", "databricks", "settings", "logs"]
+        up.send_signal(number)
+        errors_at_the_end(up)
+        assert up.returncode == 0
+        assert processes_naming(str(state_dir)) == []
+
+    def test_up_ends_with_the_reason_when_a_part_dies(self, up: subprocess.Popen[str], state_dir: Path) -> None:
+        assert up.stdout is not None
+        assert list(iter(up.stdout.readline, "\n"))
+        (server,) = [pid for pid in processes_naming(str(state_dir / "azurite")) if is_node(pid)]
+        os.kill(server, signal.SIGKILL)
+        errors = errors_at_the_end(up)
+        assert up.returncode == 1
+        assert "azurite ended with code -9" in errors
+        assert processes_naming(str(state_dir)) == []
+
+    @pytest.fixture
+    def up(self, state_dir: Path) -> Iterator[subprocess.Popen[str]]:
+        """`python -m localcloud up --no-host`, starting; the project's settings file is put back afterwards."""
+        settings = PROJECT_ROOT / "local.settings.json"
+        before = settings.read_bytes() if settings.exists() else None
+        command = [
+            sys.executable,
+            "-X",
+            "faulthandler",
+            "-m",
+            "localcloud",
+            "up",
+            "--no-host",
+            "--state",
+            str(state_dir),
+        ]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        try:
+            with subprocess.Popen(command, cwd=PROJECT_ROOT, text=True, **pipes) as process:
+                yield process
+                process.kill()
+        finally:
+            settings.unlink(missing_ok=True)
+            settings.with_name("local.settings.json.bak").unlink(missing_ok=True)
+            if before is not None:
+                settings.write_bytes(before)
+
+
+class TestPostgres:
+    @pytest.fixture
+    def closed_dir(self) -> Iterator[Path]:
+        """A state folder that only its owner may enter."""
+        with tempfile.TemporaryDirectory(prefix="stacktopics-closed-") as folder:
+            yield Path(folder)
+            postgres.remove(Path(folder))
+
+    def start(self, state: Path, said: list[str]) -> postgres.Postgres:
+        return postgres.start(state, free_ports(1)[0], state / "postgres.log", said.append)
+
+    def ask(self, server: postgres.Postgres, query: str) -> object:
+        settings = {"HOST": server.host, "PORT": str(server.port), "DATABASE": server.database}
+        settings |= {"USER": server.user, "PASSWORD": server.password, "SSLMODE": "disable"}
+        return ask_postgres({f"POSTGRES_{name}": value for name, value in settings.items()}, query)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another user")
+    def test_root_in_a_closed_folder_gets_one_in_the_temporary_folder(self, closed_dir: Path) -> None:
+        said: list[str] = []
+        server = self.start(closed_dir, said)
+        try:
+            data = str(self.ask(server, "SHOW data_directory"))
+        finally:
+            server.process.stop()
+        assert data.startswith(f"{tempfile.gettempdir()}/stacktopics-postgres-")
+        assert data.removesuffix("/data") in said[0]
+        postgres.remove(closed_dir)
+        assert not Path(data).exists()
+
+    def test_it_starts_over_the_remains_of_a_killed_one(self, state_dir: Path) -> None:
+        first = self.start(state_dir, [])
+        self.ask(first, "CREATE TABLE kept AS SELECT 7 AS n")
+        os.kill(first.process.pid, signal.SIGKILL)
+        first.process.stop()
+        (state_dir / "postgres/data/postmaster.pid").write_text(f"{os.getpid()}\n")
+        second = self.start(state_dir, [])
+        try:
+            assert self.ask(second, "SELECT n FROM kept") == 7
+        finally:
+            assert second.process.stop() == 0
+
+    def test_a_half_made_database_is_made_anew(self, state_dir: Path) -> None:
+        (state_dir / "postgres/data").mkdir(parents=True)
+        (state_dir / "postgres/data/PG_VERSION").write_text("1")
+        server = self.start(state_dir, [])
+        try:
+            assert self.ask(server, "SELECT 1") == 1
+        finally:
+            server.process.stop()
+
+    def test_a_port_in_use_is_told_by_the_servers_own_words(self, local_cloud: LocalCloud, state_dir: Path) -> None:
+        with pytest.raises(LocalCloudError, match="Address already in use"):
+            postgres.start(state_dir, local_cloud.ports["postgres"], state_dir / "postgres.log", print)
+
+
+class TestProcess:
+    def test_a_command_that_ignores_the_signal_is_killed_with_its_children(self, tmp_path: Path) -> None:
+        program = "trap '' TERM; sleep 600 & echo $!; while true; do sleep 0.05; done"
+        process = Process("stubborn", ["sh", "-c", program], tmp_path / "log", grace=0.2)
+        while not process.last_lines():
+            time.sleep(0.01)
+        child = int(process.last_lines())
+        assert process.stop() == -signal.SIGKILL
+        assert ends_soon(child)
+
+    def test_a_polite_signal_gets_time_and_the_return_code_is_the_commands_own(self, tmp_path: Path) -> None:
+        program = "trap 'echo bye; exit 5' INT; echo ready; while true; do sleep 0.05; done"
+        process = Process("polite", ["sh", "-c", program], tmp_path / "log", stop_signal="SIGINT")
+        while not process.last_lines():
+            time.sleep(0.01)
+        assert process.stop() == 5
+        assert process.last_lines() == "ready\nbye"
+
+    def test_stopping_what_has_ended(self, tmp_path: Path) -> None:
+        process = Process("short", ["sh", "-c", "echo done; exit 3"], tmp_path / "log")
+        assert process.wait(5) == 3
+        assert process.stop() == 3
+
+
+def test_a_remembered_port_that_is_in_use_moves(local_cloud: LocalCloud, tmp_path: Path) -> None:
+    taken = local_cloud.ports["blob"]
+    (tmp_path / "ports.json").write_text(json.dumps({"blob": taken}))
+    said: list[str] = []
+    assert choose_ports(tmp_path / "ports.json", {}, said.append)["blob"] != taken
+    assert str(taken) in said[0]
+    with pytest.raises(LocalCloudError, match=f"in use: blob {taken}"):
+        choose_ports(tmp_path / "ports.json", {"blob": taken}, said.append)
+
+
+@pytest.mark.timeout(300)
+def test_without_node_and_postgres_those_of_pypi_are_used(
+    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not os.environ.get("TEST_DOWNLOADS"):
+        pytest.skip("downloads 100 MB: set TEST_DOWNLOADS=1 to run it")
+    monkeypatch.setattr(tools, "TOOLS", state_dir / "tools")
+    monkeypatch.setattr(tools, "system_node", lambda: None)
+    monkeypatch.setattr(postgres, "_system_binaries", lambda: None)
+    with LocalCloud(state_dir, host=False) as cloud:
+        assert "PostgreSQL 18" in str(ask_postgres(cloud.settings, "SELECT version()"))
+        node = [pid for pid in processes_naming(str(state_dir / "tools/node")) if is_node(pid)]
+    assert node
+    assert processes_naming(str(state_dir)) == []
+
+
+def is_node(pid: int) -> bool:
+    return Path(f"/proc/{pid}/comm").read_text().strip() in ("node", "MainThread")

@@ -1,0 +1,105 @@
+"""The functions host against Microsoft's own worker library, on every function of the app and of the host's test app.
+
+Microsoft's azure-functions-runtime needs Python 3.13: set PYTHON313, or have `python3.13` on PATH or in pyenv.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localcloud import azurite
+from localcloud.processes import PROJECT_ROOT
+from localcloud.tools import TOOLS
+from tests.integration.host_cloud import APP as TEST_APP
+
+RUNTIME = "azure-functions-runtime==1.3.0"
+PROBE = Path(__file__).with_name("runtime_parity_probe.py")
+STORAGE = azurite.connection_string(Blob=1, Queue=1)
+SETTINGS = {
+    "REFERENCE_SCHEDULE": "0 0 2 * * 1",
+    "POSTS_CONTAINER": "posts",
+    "POSTS_LANDED_QUEUE": "posts-landed",
+    "CLASSIFICATION_RUNS_QUEUE": "classification-runs",
+    "POSTS_STORAGE": STORAGE,
+    "TICK_SCHEDULE": "*/30 * * * * *",
+    "INBOX": "inbox",
+    "WORK_QUEUE": "work",
+    "DATA": STORAGE,
+}
+APPS = [
+    pytest.param(PROJECT_ROOT / "function_app.py", id="the-app"),
+    pytest.param(TEST_APP, id="the-test-app"),
+]
+
+
+@pytest.fixture(scope="module")
+def python313() -> Path:
+    """A Python 3.13 with Microsoft's runtime and what the app requires, made once under the project's tools."""
+    base = _find_python313()
+    if base is None:
+        pytest.skip("no Python 3.13 for azure-functions-runtime: set PYTHON313, or have python3.13 on PATH or in pyenv")
+    requirements = PROJECT_ROOT / "requirements.txt"
+    wanted = hashlib.sha256(requirements.read_bytes() + RUNTIME.encode()).hexdigest()
+    home = TOOLS / "python313"
+    python, stamp = home / "bin" / "python", home / "requirements.sha256"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        shutil.rmtree(home, ignore_errors=True)
+        uv = [sys.executable, "-m", "uv"]
+        subprocess.run([*uv, "venv", "-q", "--python", str(base), str(home)], check=True)
+        packages = ["-r", str(requirements), RUNTIME]
+        subprocess.run([*uv, "pip", "install", "-q", "--python", str(python), *packages], check=True)
+        stamp.write_text(wanted)
+    return python
+
+
+def _find_python313() -> Path | None:
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    candidates = [
+        os.environ.get("PYTHON313"),
+        sys.executable,
+        shutil.which("python3.13"),
+        *sorted(pyenv.glob("versions/3.13*/bin/python3.13"), reverse=True),
+    ]
+    return next((Path(candidate) for candidate in candidates if candidate and _is_python313(candidate)), None)
+
+
+def _is_python313(command: str | Path) -> bool:
+    """Asked, because pyenv's `python3.13` on PATH refuses to run where another version is chosen."""
+    question = "import sys; sys.exit(sys.version_info[:2] != (3, 13))"
+    return subprocess.run([command, "-c", question], capture_output=True, check=False).returncode == 0
+
+
+@functools.cache
+def probe(python: Path, side: str, app: Path) -> dict[str, Any]:
+    """What one side sees, under one interpreter."""
+    environment = {**os.environ, **SETTINGS, "PYTHONPATH": str(PROJECT_ROOT)}
+    command = [str(python), str(PROBE), side, str(app)]
+    ended = subprocess.run(
+        command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    seen: dict[str, Any] = json.loads(ended.stdout)
+    return seen
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("app", APPS)
+def test_indexing_and_values_are_those_of_microsofts_runtime(python313: Path, app: Path) -> None:
+    theirs = probe(python313, "runtime", app)
+    assert theirs
+    assert probe(python313, "host", app) == theirs
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("app", APPS)
+def test_this_interpreter_sees_the_same(python313: Path, app: Path) -> None:
+    """Python 3.11 and 3.12 run an older azure-functions: the same functions, bindings and values."""
+    assert probe(Path(sys.executable), "host", app) == probe(python313, "host", app)

@@ -1,0 +1,68 @@
+"""Fixtures over the local cloud: one running cloud without the functions host, shared by all tests of a session."""
+
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from azure.storage.blob import BlobServiceClient
+from azure.storage.filedatalake import DataLakeServiceClient, FileSystemClient
+
+from localcloud import azurite
+from localcloud.cloud import LocalCloud, reset
+
+CREDENTIAL = {"account_name": azurite.ACCOUNT, "account_key": azurite.ACCOUNT_KEY}
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    """An empty state folder that Postgres can use even if root runs the tests; pytest's own are closed to it."""
+    folder = Path(tempfile.mkdtemp(prefix="stacktopics-"))
+    folder.chmod(0o755)
+    yield folder
+    reset(folder)
+
+
+@pytest.fixture(scope="session")
+def local_cloud() -> Iterator[LocalCloud]:
+    """The running local cloud without functions host. Tests share it: each makes containers and paths of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="stacktopics-"))
+    folder.chmod(0o755)
+    with LocalCloud(folder, host=False) as cloud:
+        yield cloud
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def file_system(local_cloud: LocalCloud) -> Iterator[FileSystemClient]:
+    """A new, empty file system of the lake, through the gateway. No retries: an error is seen at once."""
+    url = azurite.endpoint(local_cloud.ports["lake"])
+    with DataLakeServiceClient(url, credential=CREDENTIAL, retry_total=0) as service:
+        client = service.create_file_system(f"t{uuid.uuid4().hex}")
+        yield client
+        client.delete_file_system()
+
+
+@pytest.fixture
+def blob_service(local_cloud: LocalCloud) -> Iterator[BlobServiceClient]:
+    """Azurite's own blob service, past the gateway."""
+    url = azurite.endpoint(local_cloud.ports["blob"])
+    with BlobServiceClient(url, credential=CREDENTIAL, retry_total=0) as service:
+        yield service
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a dead one that nobody has buried does not."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def ends_soon(pid: int, seconds: float = 10) -> bool:
+    """Whether a process ends within a time; returns as soon as it has."""
+    deadline = time.monotonic() + seconds
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not is_alive(pid)

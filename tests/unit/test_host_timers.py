@@ -1,0 +1,107 @@
+"""Timers: what they start from, and how they fire."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from localcloud.host.errors import HostError
+from localcloud.host.ncrontab import Schedule
+from localcloud.host.runner import Runner
+from localcloud.host.timers import TimerListener, starting_status
+from tests.unit.host_functions import hosted
+
+WEEKLY = Schedule.parse("0 0 2 * * 1")
+SUNDAY = datetime(2026, 11, 22, 13, tzinfo=UTC)
+
+
+class MemoryStore:
+    def __init__(self, record: dict[str, Any] | None = None) -> None:
+        self.record = record
+        self.written: list[dict[str, str]] = []
+
+    async def read_schedule(self, function_id: str) -> dict[str, Any] | None:
+        return self.record
+
+    async def write_schedule(self, function_id: str, record: dict[str, str]) -> None:
+        self.written.append(record)
+
+
+def stored(last: datetime, updated: datetime | None = None) -> dict[str, str]:
+    return {"Last": last.isoformat(), "Next": "2020-01-01T00:00:00+00:00", "LastUpdated": (updated or last).isoformat()}
+
+
+def test_a_first_start_waits_for_the_next_beat() -> None:
+    status, past_due = starting_status(None, WEEKLY, SUNDAY)
+    assert (status.next, past_due) == (datetime(2026, 11, 23, 2, tzinfo=UTC), False)
+
+
+@pytest.mark.parametrize(
+    ("record", "past_due"),
+    [
+        (stored(datetime(2026, 11, 16, 2, tzinfo=UTC)), False),
+        (stored(datetime(2026, 11, 9, 2, tzinfo=UTC)), True),
+        (stored(datetime.min.replace(tzinfo=UTC), datetime(2026, 11, 15, tzinfo=UTC)), True),
+        (stored(datetime.min.replace(tzinfo=UTC), datetime(2026, 11, 17, tzinfo=UTC)), False),
+    ],
+)
+def test_a_missed_beat_is_past_due(record: dict[str, str], past_due: bool) -> None:
+    assert starting_status(record, WEEKLY, SUNDAY)[1] is past_due
+
+
+def listen(trigger: dict[str, Any], store: MemoryStore, seconds: float, *, takes: float = 0) -> list[Any]:
+    """What a timer function was given while a listener ran for some seconds; fails when two runs overlap."""
+    given: list[Any] = []
+    running, most = 0, 0
+
+    async def call(value: Any) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        given.append(value)
+        await asyncio.sleep(takes)
+        running -= 1
+
+    async def listen() -> None:
+        runner = Runner()
+        listener = TimerListener(hosted(call, {"type": "timerTrigger", **trigger}), runner, store)
+        task = asyncio.create_task(listener.run())
+        await asyncio.sleep(seconds)
+        listener.stop()
+        await asyncio.wait_for(task, 5)
+        runner.close()
+
+    asyncio.run(listen())
+    assert most <= 1
+    return given
+
+
+def test_past_due_fires_once_and_writes_the_status() -> None:
+    store = MemoryStore(stored(datetime(2020, 1, 1, tzinfo=UTC)))
+    given = listen({"schedule": "0 0 2 * * 1", "runOnStartup": True}, store, 0.2)
+    assert [value.past_due for value in given] == [True]
+    assert given[0].schedule_status["Last"] == "2020-01-01T00:00:00+00:00"
+    assert datetime.fromisoformat(store.written[-1]["Next"]) > datetime.now(UTC)
+
+
+def test_run_on_startup_fires_though_nothing_is_due() -> None:
+    given = listen({"schedule": "0 0 2 * * 1", "runOnStartup": True}, MemoryStore(), 0.2)
+    assert [value.past_due for value in given] == [False]
+    assert listen({"schedule": "0 0 2 * * 1"}, MemoryStore(), 0.2) == []
+
+
+def test_beats_of_less_than_a_minute_fire_one_at_a_time_without_status() -> None:
+    store = MemoryStore(stored(datetime(2020, 1, 1, tzinfo=UTC)))
+    given = listen({"schedule": "* * * * * *"}, store, 2.1, takes=1.05)
+    assert len(given) in (1, 2)
+    assert all(value.schedule_status == {} and not value.past_due for value in given)
+    assert store.written == []
+
+
+def test_a_schedule_that_is_none_names_the_function() -> None:
+    async def make() -> None:
+        TimerListener(hosted(print, {"type": "timerTrigger", "schedule": "soon"}), Runner(), MemoryStore())
+
+    with pytest.raises(HostError, match="function f: schedule 'soon'"):
+        asyncio.run(make())

@@ -1,0 +1,200 @@
+"""The sample posts: a day of them looks like a day of the real site, and is the same each time."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from datetime import date, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from localcloud.samples import OWNERS, POST_TYPES, TOPICS, sample_posts, sample_questions, sample_users
+
+DAY = date(2026, 3, 14)
+REAL_POSTS = Path(__file__).parents[2].parent / "shared" / "data" / "posts.parquet"
+
+needs_real_posts = pytest.mark.skipif(not REAL_POSTS.exists(), reason="the real posts (../shared/data) are not here")
+
+
+@pytest.fixture(scope="module")
+def posts() -> pa.Table:
+    return sample_posts(DAY)
+
+
+@pytest.fixture(scope="module")
+def questions(posts: pa.Table) -> list[dict[str, Any]]:
+    return [row for row in posts.to_pylist() if row["PostTypeId"] == 1]
+
+
+@pytest.fixture(scope="module")
+def answers(posts: pa.Table) -> list[dict[str, Any]]:
+    return [row for row in posts.to_pylist() if row["PostTypeId"] == 2]
+
+
+class Balance(HTMLParser):
+    """Fails on a tag that is closed without being open, or is left open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], f"left open: {self.open} in {text}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "br":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+
+def tags_of(question: dict[str, Any]) -> list[str]:
+    return re.findall(r"<([^>]+)>", question["Tags"])
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_six_different_questions_a_topic_tagged_with_it_first(topic: str) -> None:
+    written = sample_questions(topic)
+    assert len(written) >= 6
+    assert len({question.body for question in written}) == len(written)
+    for question in written:
+        assert question.tags[0] == topic
+        assert 1 <= len(set(question.tags)) == len(question.tags) <= 4
+        assert len(question.titles) >= 2
+        assert "<pre" in question.body
+        Balance(question.body)
+        Balance(question.answer)
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_what_is_swapped_stands_in_the_text(topic: str) -> None:
+    for question in sample_questions(topic):
+        text = " ".join((*question.titles, question.body, question.answer))
+        for group in question.swaps:
+            assert {len(words) for words in group} == {len(group[0])}
+            assert [word for word in group[0] if word not in text] == []
+
+
+def test_no_title_is_written_twice() -> None:
+    titles = Counter(title for topic in TOPICS for question in sample_questions(topic) for title in question.titles)
+    assert len(titles) >= 240
+    assert titles.most_common(1)[0][1] == 1
+
+
+def test_twenty_topics_and_the_post_types_of_the_site() -> None:
+    assert len(set(TOPICS)) == len(TOPICS) == 20
+    assert POST_TYPES[:2] == ((1, "Question"), (2, "Answer"))
+
+
+@needs_real_posts
+def test_columns_and_types_are_those_of_the_real_posts(posts: pa.Table) -> None:
+    assert posts.schema.equals(pq.read_schema(REAL_POSTS))
+
+
+@needs_real_posts
+def test_topics_are_frequent_tags_of_the_real_posts() -> None:
+    tags = Counter[str]()
+    for text in pq.read_table(REAL_POSTS, columns=["Tags"])["Tags"].to_pylist():
+        tags.update(re.findall(r"<([^>]+)>", text or ""))
+    assert set(TOPICS) <= {tag for tag, _ in tags.most_common(60)}
+
+
+def test_the_same_arguments_give_the_same_posts(posts: pa.Table) -> None:
+    assert sample_posts(DAY).equals(posts)
+    assert not sample_posts(DAY, 100, seed=1).equals(sample_posts(DAY, 100, seed=2))
+
+
+def test_ids_rise_with_time_and_are_not_shared_by_days_or_seeds(posts: pa.Table) -> None:
+    ids = posts["Id"].to_pylist()
+    moments = posts["CreationDate"].to_pylist()
+    assert ids == sorted(set(ids))
+    assert moments == sorted(moments)
+    for day, seed in ((DAY + timedelta(days=1), 0), (DAY, 1), (DAY, 99)):
+        assert set(ids).isdisjoint(sample_posts(day, 100, seed)["Id"].to_pylist())
+
+
+def test_everything_happens_on_the_day(posts: pa.Table) -> None:
+    for column in ("CreationDate", "LastActivityDate", "ClosedDate"):
+        assert {moment.date() for moment in posts[column].drop_null().to_pylist()} == {DAY}
+
+
+def test_as_many_questions_as_asked_for_and_some_more_answers(
+    questions: list[dict[str, Any]], answers: list[dict[str, Any]]
+) -> None:
+    assert len(questions) == 2000
+    assert 1.1 < len(answers) / len(questions) < 1.3
+    assert sample_posts(DAY, questions=0).num_rows == 0
+    with pytest.raises(ValueError, match="at most 1000000"):
+        sample_posts(DAY, questions=1_000_001)
+
+
+def test_answers_belong_to_an_earlier_question(questions: list[dict[str, Any]], answers: list[dict[str, Any]]) -> None:
+    asked: dict[int, datetime] = {question["Id"]: question["CreationDate"] for question in questions}
+    assert all(asked[answer["ParentId"]] < answer["CreationDate"] for answer in answers)
+    counts = Counter(answer["ParentId"] for answer in answers)
+    assert all(question["AnswerCount"] == counts[question["Id"]] for question in questions)
+
+
+def test_accepted_answers_are_answers_to_the_question(
+    questions: list[dict[str, Any]], answers: list[dict[str, Any]]
+) -> None:
+    parents = {answer["Id"]: answer["ParentId"] for answer in answers}
+    accepted = [question for question in questions if question["AcceptedAnswerId"]]
+    assert accepted
+    assert all(parents[question["AcceptedAnswerId"]] == question["Id"] for question in accepted)
+
+
+def test_bodies_are_well_formed_and_show_nothing_of_the_templates(posts: pa.Table) -> None:
+    for body in posts["Body"].to_pylist():
+        Balance(body)
+        assert not re.search(r"data-maybe|<aside|<h1|\{(code|topic|title|n|m)\}|\n\n\n", body)
+
+
+def test_no_question_is_asked_twice(questions: list[dict[str, Any]]) -> None:
+    assert len({question["Body"] for question in questions}) == len(questions)
+    assert len({question["Title"] for question in questions}) > 400
+
+
+def test_topics_are_skewed_and_shift_from_day_to_day(questions: list[dict[str, Any]]) -> None:
+    today = Counter(tags_of(question)[0] for question in questions)
+    tomorrow = Counter(
+        tag[1:].split(">")[0] for tag in sample_posts(DAY + timedelta(days=1))["Tags"].drop_null().to_pylist()
+    )
+    assert set(today) == set(tomorrow) == set(TOPICS)
+    assert max(today.values()) < 0.3 * len(questions)
+    assert max(today.values()) > 4 * min(today.values())
+    moved = sum(abs(today[topic] - tomorrow[topic]) for topic in TOPICS) / 2 / len(questions)
+    assert 0.03 < moved < 0.4
+
+
+def test_untagged_is_the_share_of_questions_without_tags(questions: list[dict[str, Any]]) -> None:
+    assert all(question["Tags"] for question in questions)
+    some = sample_posts(DAY, questions=1000, untagged=0.3)
+    tags = [row["Tags"] for row in some.to_pylist() if row["PostTypeId"] == 1]
+    assert 0.25 < tags.count(None) / len(tags) < 0.35
+
+
+def test_users_cover_all_owners(posts: pa.Table) -> None:
+    users = sample_users()
+    assert users.num_rows == OWNERS
+    assert set(posts["OwnerUserId"].drop_null().to_pylist()) <= set(users["Id"].to_pylist())
+    assert 0 < posts["OwnerUserId"].null_count < 0.03 * posts.num_rows
+
+
+def test_users_tell_null_from_empty_and_are_the_same_each_time() -> None:
+    users = sample_users(500, seed=3)
+    assert users.equals(sample_users(500, seed=3))
+    assert not users.equals(sample_users(500, seed=4))
+    for column in ("WebsiteUrl", "Location", "AboutMe"):
+        values = users[column].to_pylist()
+        assert None in values
+        assert "" in values
+    for column in ("Id", "Reputation", "CreationDate", "DisplayName", "LastAccessDate", "AccountId"):
+        assert users[column].null_count == 0
