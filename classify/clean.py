@@ -86,10 +86,8 @@ def days(array: pa.Array, file_day: date) -> np.ndarray:
         if kind.tz is not None:  # the stored instant is UTC already: forget the zone before it becomes local time
             array = array.cast(pa.timestamp(kind.unit, "UTC")).cast(pa.timestamp(kind.unit))
         array = array.cast(pa.date32(), safe=False)
-    elif pa.types.is_date64(kind):  # milliseconds: by way of a timestamp, which rounds down also before 1970
-        array = array.cast(pa.timestamp("ms")).cast(pa.date32(), safe=False)
     elif pa.types.is_date(kind) or pa.types.is_null(kind):
-        array = array.cast(pa.date32())
+        array = array.cast(pa.date32(), safe=False)
     else:
         array = _moments(array.cast(pa.string())).cast(pa.date32(), safe=False)
     unknown = (file_day - date(1970, 1, 1)).days

@@ -2,7 +2,7 @@
 
     python -m classify.job --lake-root ROOT --source-id ID --version V --file-day D --model M --topic-source tags
 
-Reads `landing/posts/…`; writes into `post_topics/source=…/<version>/`, in this order: part-00000.parquet (one row a
+Reads `landing/posts/…`; writes into the folder of `paths.post_topics`, in this order: part-00000.parquet (one row a
 post), counts.parquet (one row a day and topic), summary.json. Repeating it writes the same again.
 """
 
@@ -70,7 +70,7 @@ class JobParameters(BaseModel):
 
     @property
     def output(self) -> str:
-        return paths.post_topics(self.source_id, self.version)
+        return paths.post_topics(self.source_id, self.version, self.model, self.topic_source)
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Self:

@@ -81,13 +81,16 @@ def watch(services: Services, message: ClassificationStarted) -> FileRecord:
 
 
 def _with_model(services: Services, record: FileRecord) -> FileRecord:
-    """The record with the model that every attempt uses, so that attempts write the same output."""
+    """The record with the model and the output that every attempt uses, so that attempts write the same."""
     if record.model is not None:
         return record
-    version = current_version(services.lake)
-    return services.ledger.change(
-        record, lambda current: current.model_copy(update={"model": version}) if current.model is None else None
-    )
+    model = current_version(services.lake)
+    output = paths.post_topics(record.source_id, record.version, model, services.settings.topic_source)
+
+    def decided(current: FileRecord) -> FileRecord | None:
+        return current.model_copy(update={"model": model, "output": output}) if current.model is None else None
+
+    return services.ledger.change(record, decided)
 
 
 def _started(services: Services, record: FileRecord) -> Run:

@@ -1,8 +1,8 @@
 """From a finished classification to the topics of the day.
 
-Files are immutable and pointers move under their ETag, in this order: what the file adds to each day, the source's
-pointer (from here on this version counts), each touched day's topics and pointer, the landing file, the record.
-A crash anywhere leaves a state from which the same call goes on.
+Files are immutable and pointers move under their ETag, in this order: the source's pointer (from here on this
+classification counts), each touched day's topics and pointer, the landing file, the record. A crash anywhere leaves a
+state from which the same call goes on.
 """
 
 from __future__ import annotations
@@ -11,21 +11,26 @@ import csv
 import io
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from functools import cache
 from typing import TYPE_CHECKING
 
 from classify.summary import COUNTS
 from shared import paths
 from shared.catalog import DayPointer, SourcePointer, day_pointer, move_pointer, source_pointer
-from shared.errors import Conflict, NotFound, TransientError
+from shared.errors import Conflict, TerminalError, TransientError
 from shared.lake import digest
 from shared.ledger import ENDED, FileRecord, State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pyarrow as pa
 
+    from shared.lake import Lake
     from shared.services import Services
 
 log = logging.getLogger("stacktopics.classify.publish")
@@ -36,30 +41,36 @@ POINTER_TRIES = 20
 DAY_WORKERS = 8
 SUPERSEDED_BECAUSE = "a newer version of the same file counts already"
 
+Counts = dict[str, tuple[int, int]]
+"""Questions and answers by topic."""
+
 
 def publish(services: Services, record: FileRecord) -> FileRecord:
     """Publish a classified file version, or mark it superseded when a newer version of its source counts already.
 
     Raises TransientError when others move the same pointers all the time.
     """
-    by_day = _counts_by_day(services, record)
-    with ThreadPoolExecutor(DAY_WORKERS) as pool:
-        list(pool.map(lambda day: _write_counts(services, record, day, by_day[day]), by_day))
-        pointer = _count_source(services, record, sorted(by_day))
-        if pointer is None:
-            ended, reason = State.SUPERSEDED, SUPERSEDED_BECAUSE
-        else:
-            ended, reason = State.PUBLISHED, None
-            list(pool.map(lambda day: refresh_day(services, day), [*pointer.days, *pointer.left]))
+    if record.output is None:
+        raise TerminalError(f"{record.key} is {record.state} but its record names no output")
+    counts_of = cache(lambda output: _read_counts(services.lake, output))
+    days = sorted(counts_of(record.output))
+    pointer = _count_source(services, record, days)
+    if pointer is None:
+        ended, reason = State.SUPERSEDED, SUPERSEDED_BECAUSE
+    else:
+        ended, reason = State.PUBLISHED, None
+        touched = [*pointer.days, *pointer.left]
+        with ThreadPoolExecutor(DAY_WORKERS) as pool:
+            list(pool.map(lambda day: _refresh(services, record.source_id, day, counts_of), touched))
+    services.lake.delete(paths.landing(record.source_id, record.version))
 
     def over(current: FileRecord) -> FileRecord | None:
         if current.state in ENDED:
             return None
-        return current.entered(ended, services.now(), days=sorted(by_day), reason=reason)
+        return current.entered(ended, services.now(), days=days, reason=reason)
 
-    services.lake.delete(paths.landing(record.source_id, record.version))
     after = services.ledger.change(record, over)
-    log.info("%s is %s: %s posts on %d days", record.key, after.state, record.counted, len(by_day))
+    log.info("%s is %s: %s posts on %d days", record.key, after.state, record.counted, len(days))
     return after
 
 
@@ -69,46 +80,11 @@ def counts_already_newer(services: Services, record: FileRecord) -> bool:
     return pointer is not None and pointer.order > record.order
 
 
-def refresh_day(services: Services, day: date) -> DayPointer:
-    """Count a day anew from every source that counts on it, write its topics, and point to them.
-
-    The pointer's ETag is read before the counts: whoever counted from an older state fails to move it and counts again.
-    """
-    lake = services.lake
-    for _ in range(POINTER_TRIES):
-        pointer, etag = day_pointer(lake, day)
-        try:
-            sources = _sources_of_day(services, day)
-            publish_id = digest(json.dumps([FORMAT, day.isoformat(), sources]).encode())
-            if pointer is not None and pointer.publish_id == publish_id:
-                return pointer
-            topics = _topics(_read_counts(services, day, sources))
-            successor = _write_topics(services, day, publish_id, sources, topics)
-            move_pointer(lake, paths.day_pointer(day), successor, etag)
-        except (Conflict, NotFound):
-            continue
-        return successor
-    raise TransientError(f"the topics of {day} are being published by too many others")
-
-
-def _counts_by_day(services: Services, record: FileRecord) -> dict[date, pa.Table]:
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    counts = pq.read_table(io.BytesIO(services.lake.read(f"{record.output}/{COUNTS}")))
-    days = sorted(counts["day"].unique().to_pylist())
-    return {day: counts.filter(pc.equal(counts["day"], day)).drop_columns(["day"]) for day in days}
-
-
-def _write_counts(services: Services, record: FileRecord, day: date, counts: pa.Table) -> None:
-    services.lake.put(paths.source_counts(day, record.source_id, record.version), _parquet(counts))
-
-
 def _count_source(services: Services, record: FileRecord, days: list[date]) -> SourcePointer | None:
-    """Let this version count for its source; None when a newer one does."""
+    """Let this classification count for its source; None when that of a newer version does."""
     for _ in range(POINTER_TRIES):
         pointer, etag = source_pointer(services.lake, record.source_id)
-        if pointer is not None and pointer.version == record.version:
+        if pointer is not None and pointer.output == record.output:
             return pointer
         if pointer is not None and pointer.order > record.order:
             return None
@@ -116,6 +92,7 @@ def _count_source(services: Services, record: FileRecord, days: list[date]) -> S
         last_modified, first_seen = record.order
         successor = SourcePointer(
             version=record.version,
+            output=str(record.output),
             last_modified=last_modified,
             first_seen=first_seen,
             days=days,
@@ -129,35 +106,50 @@ def _count_source(services: Services, record: FileRecord, days: list[date]) -> S
     raise TransientError(f"too many versions of {record.source.name} are being published at once")
 
 
-def _sources_of_day(services: Services, day: date) -> dict[str, str]:
-    """The sources that count on a day, each with the version that counts."""
-    there: dict[str, set[str]] = {}
-    for info in services.lake.list(paths.topic_counts(day)):
-        source, name = info.path.split("/")[-2:]
-        there.setdefault(source, set()).add(name.removesuffix(".parquet"))
-    counting = {}
-    for source, versions in sorted(there.items()):
-        pointer, _ = source_pointer(services.lake, source)
-        if pointer is not None and pointer.version in versions:
-            counting[source] = pointer.version
-    return counting
+def _refresh(services: Services, source_id: str, day: date, counts_of: Callable[[str], dict[date, Counts]]) -> None:
+    """Count a day anew with what counts for the source now, write its topics, and point to them.
+
+    The day's pointer is read before the source's: who works from an older state fails to move it and starts again.
+    """
+    lake = services.lake
+    for _ in range(POINTER_TRIES):
+        pointer, etag = day_pointer(lake, day)
+        source, _etag = source_pointer(lake, source_id)
+        sources = dict(pointer.sources) if pointer else {}
+        sources.pop(source_id, None)
+        if source is not None and day in source.days:
+            sources[source_id] = source.output
+        publish_id = digest(json.dumps([FORMAT, day.isoformat(), sorted(sources.items())]).encode())
+        if pointer is not None and pointer.publish_id == publish_id:
+            return
+        topics = _topics([counts_of(output)[day] for output in sources.values()])
+        successor = _write_topics(services, day, publish_id, sources, topics)
+        try:
+            move_pointer(lake, paths.day_pointer(day), successor, etag)
+        except Conflict:
+            continue
+        return
+    raise TransientError(f"the topics of {day} are being published by too many others")
 
 
-def _read_counts(services: Services, day: date, sources: dict[str, str]) -> list[pa.Table]:
+def _read_counts(lake: Lake, output: str) -> dict[date, Counts]:
+    """What a classification adds to each day."""
     import pyarrow.parquet as pq
 
-    found = (services.lake.read(paths.source_counts(day, source, version)) for source, version in sources.items())
-    return [pq.read_table(io.BytesIO(data)) for data in found]
+    by_day: dict[date, Counts] = defaultdict(dict)
+    for row in pq.read_table(io.BytesIO(lake.read(f"{output}/{COUNTS}"))).to_pylist():
+        by_day[row["day"]][row["topic"]] = row["questions"], row["answers"]
+    return dict(by_day)
 
 
-def _topics(counts: Iterable[pa.Table]) -> list[dict[str, object]]:
+def _topics(counts: Iterable[Counts]) -> list[dict[str, object]]:
     """The topics of a day, most frequent first; ties by name."""
-    questions: dict[str, int] = {}
-    answers: dict[str, int] = {}
-    for table in counts:
-        for row in table.to_pylist():
-            questions[row["topic"]] = questions.get(row["topic"], 0) + row["questions"]
-            answers[row["topic"]] = answers.get(row["topic"], 0) + row["answers"]
+    questions: dict[str, int] = defaultdict(int)
+    answers: dict[str, int] = defaultdict(int)
+    for source in counts:
+        for topic, (asked, answered) in source.items():
+            questions[topic] += asked
+            answers[topic] += answered
     posts = {topic: questions[topic] + answers[topic] for topic in questions}
     total = sum(posts.values())
     ordered = sorted((topic for topic in posts if posts[topic]), key=lambda topic: (-posts[topic], topic))
@@ -204,7 +196,6 @@ def _write_topics(
         questions=sum(int(str(row["questions"])) for row in topics),
         answers=sum(int(str(row["answers"])) for row in topics),
         sources=sources,
-        post_topics=[paths.post_topics(source, version) for source, version in sources.items()],
         published_at=services.now(),
     )
     services.lake.put(pointer.parquet, _parquet(pa.Table.from_pylist(rows, schema)))

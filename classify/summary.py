@@ -1,4 +1,4 @@
-"""What a classification leaves behind in its output folder, beside part-*.parquet: the job writes it, publishing reads it."""
+"""What a classification leaves in its output folder beside part-*.parquet: the job writes it, publishing reads it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from rich.box import SIMPLE_HEAD
@@ -56,14 +56,13 @@ def files_table(records: Iterable[FileRecord]) -> Table:
     return table
 
 
-def days_table(pointers: Iterable[DayPointer], last: int = 10) -> Table:
-    """The last published days."""
-    shown = list(pointers)
-    title = f"Days: {len(shown):,}" + (f", the last {last}" if len(shown) > last else "")
+def days_table(days: int, last: Sequence[DayPointer]) -> Table:
+    """The last of so many published days."""
+    title = f"Days: {days:,}" + (f", the last {len(last)}" if days > len(last) else "")
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for name in ("day", "posts", "questions", "answers", "sources", "published"):
         table.add_column(name, justify="right" if name in ("posts", "questions", "answers", "sources") else "left")
-    for pointer in shown[-last:]:
+    for pointer in last:
         numbers = (pointer.posts, pointer.questions, pointer.answers, len(pointer.sources))
         table.add_row(
             str(pointer.day), *(f"{number:,}" for number in numbers), f"{pointer.published_at:%Y-%m-%d %H:%M:%S}"

@@ -13,14 +13,16 @@ from shared.lake import Lake
 
 
 class SourcePointer(BaseModel):
-    """Which version of a source counts, and on which days."""
+    """Which classification of a source counts, and on which days."""
 
     version: str
+    output: str
+    """The folder of post_topics."""
     last_modified: datetime
     first_seen: datetime
     days: list[date]
     left: list[date] = []
-    """Days that an earlier version counted on and this one does not."""
+    """Days that an earlier one counted on and this one does not."""
 
     @property
     def order(self) -> tuple[datetime, datetime]:
@@ -38,9 +40,7 @@ class DayPointer(BaseModel):
     questions: int
     answers: int
     sources: dict[str, str]
-    """The version that counts, by source id."""
-    post_topics: list[str]
-    """The folders with one row a post, for Synapse."""
+    """What was counted: the folder of post_topics, by source id. Synapse reads the posts of the day there."""
     published_at: datetime
 
 

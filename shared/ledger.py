@@ -68,7 +68,8 @@ class FileRecord(BaseModel):
     archive: str | None = None
     quarantine: str | None = None
     attempt: int = 1
-    model: str | None = Field(default=None, description="the model version of every attempt, fixed at the first launch")
+    model: str | None = Field(default=None, description="the model of every attempt, fixed at the first launch")
+    output: str | None = Field(default=None, description="the folder of post_topics that every attempt writes")
     runs: list[Run] = []
     counted: int | None = Field(default=None, description="questions and answers that were counted")
     days: list[date] = []
@@ -88,11 +89,6 @@ class FileRecord(BaseModel):
         """Of two versions of a source the one with the larger order is newer: Last-Modified counts whole seconds
         only, so within one second the later seen is the newer."""
         return self.source.last_modified, min(self.times.values())
-
-    @property
-    def output(self) -> str:
-        """The folder its classification writes."""
-        return paths.post_topics(self.source_id, self.version)
 
 
 class Ledger:

@@ -79,9 +79,12 @@ def model(version: str) -> str:
     return f"models/topics/{version}"
 
 
-def post_topics(source: str, version: str) -> str:
-    """The folder a classification writes: part-*.parquet, counts.parquet and, last, summary.json."""
-    return f"post_topics/source={source}/{version}"
+def post_topics(source: str, version: str, model: str, topic_source: str) -> str:
+    """The folder a classification writes: part-*.parquet, counts.parquet and, last, summary.json.
+
+    Named by all that decides its content, so that what lies there never changes.
+    """
+    return f"post_topics/source={source}/{version}/{model}-by-{topic_source}"
 
 
 def question_topics(bucket: int) -> str:
@@ -90,15 +93,6 @@ def question_topics(bucket: int) -> str:
 
 
 QUESTION_BUCKET = 1 << 20
-
-
-def topic_counts(day: date) -> str:
-    return f"topic_counts/day={day.isoformat()}"
-
-
-def source_counts(day: date, source: str, version: str) -> str:
-    """What one version of one source adds to one day."""
-    return f"{topic_counts(day)}/{source}/{version}.parquet"
 
 
 def topics_of_day(day: date, publish_id: str, suffix: str) -> str:

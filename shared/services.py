@@ -28,6 +28,7 @@ class Services:
 
     def __init__(self, local_settings: Path | None = None) -> None:
         self._local_settings = local_settings
+        self._clients: list[Any] = []
 
     def replace(self, **services: Any) -> Self:
         """Use these instead of making them; returns self."""
@@ -75,6 +76,7 @@ class Services:
 
         connection = self.settings.posts_storage
         account = BlobServiceClient(connection.endpoint("blob"), self._credential(connection))
+        self._clients.append(account)
         return account.get_container_client(self.settings.posts_container)
 
     @cached_property
@@ -111,6 +113,7 @@ class Services:
             message_encode_policy=TextBase64EncodePolicy(),
             message_decode_policy=TextBase64DecodePolicy(),
         )
+        self._clients.append(client)
         return Queue(client)
 
     def postgres(self) -> Any:
@@ -165,6 +168,12 @@ class Services:
         except ValidationError as error:
             raise TerminalError(f"LAKE_STORAGE is not a connection: {error.error_count()} faults") from None
 
+    def close(self) -> None:
+        """Close the storage clients that were made."""
+        for client in self._clients:
+            client.close()
+        self._clients.clear()
+
     def _adls(self, connection: Connection, file_system: str) -> Lake:
         from azure.storage.blob import BlobServiceClient
         from azure.storage.filedatalake import DataLakeServiceClient
@@ -172,10 +181,10 @@ class Services:
         from shared.lake import AdlsLake
 
         credential = self._credential(connection)
-        return AdlsLake(
-            DataLakeServiceClient(connection.endpoint("dfs"), credential).get_file_system_client(file_system),
-            BlobServiceClient(connection.endpoint("blob"), credential).get_container_client(file_system),
-        )
+        files = DataLakeServiceClient(connection.endpoint("dfs"), credential)
+        blobs = BlobServiceClient(connection.endpoint("blob"), credential)
+        self._clients += [files, blobs]
+        return AdlsLake(files.get_file_system_client(file_system), blobs.get_container_client(file_system))
 
     def _credential(self, connection: Connection) -> Any:
         return connection.account_key() or self.identity(connection.client_id)

@@ -22,6 +22,13 @@ from pydantic_settings.sources import EnvSettingsSource
 from shared.errors import SettingsError
 
 LOCAL_SETTINGS_FILE = "local.settings.json"
+EMULATOR = (
+    "AccountName=devstoreaccount1;"
+    "AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==;"
+    "BlobEndpoint=http://127.0.0.1:10000/devstoreaccount1;"
+    "QueueEndpoint=http://127.0.0.1:10001/devstoreaccount1"
+)
+"""What UseDevelopmentStorage=true means: Azurite's published account and default ports."""
 IDENTITY_PARTS = ("blobServiceUri", "queueServiceUri", "dfsServiceUri", "credential", "clientId")
 
 
@@ -46,6 +53,8 @@ class Connection(BaseModel):
     def _complete(self) -> Self:
         if not (self.connection_string or self.blob_service_uri or self.queue_service_uri or self.dfs_service_uri):
             raise ValueError("neither a connection string nor a service address")
+        if self.connection_string and not {"accountname", "accountkey"} <= self._parts().keys():
+            raise ValueError("a connection string needs AccountName and AccountKey; without keys, use an identity")
         return self
 
     def endpoint(self, service: Literal["blob", "queue", "dfs"]) -> str:
@@ -71,6 +80,8 @@ class Connection(BaseModel):
 
     def _parts(self) -> dict[str, str]:
         text = self.connection_string.get_secret_value() if self.connection_string else ""
+        if text.strip(" ;").lower() == "usedevelopmentstorage=true":
+            text = EMULATOR
         pairs = (part.partition("=") for part in text.split(";") if part)
         return {name.strip().lower(): value.strip() for name, _, value in pairs}
 

@@ -14,6 +14,8 @@ from shared.errors import AccessDenied, Conflict, NotFound, StackTopicsError, Te
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient
 
+NOT_IMPLEMENTED = 501
+
 COPY_RANGE = 8 << 20
 """Bytes read at a time where bytes must pass through us: 8 MB ranges were the fastest of 1 to 64 MB (1 GB in 7.4 s)."""
 
@@ -41,7 +43,7 @@ def _translated(what: str, error: Any) -> StackTopicsError:
         return Conflict(f"{what}: {code}")
     if status == 403:
         return AccessDenied(f"{what}: {code}; grant the identity Storage Blob Data Owner on the account")
-    if status is None or status in (408, 429) or status >= 500:
+    if status is None or status in (408, 429) or status >= 500 and status != NOT_IMPLEMENTED:
         return TransientError(f"{what}: the storage service answered {status} {code}")
     return TerminalError(f"{what}: the storage service answered {status} {code}")
 

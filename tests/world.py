@@ -301,5 +301,3 @@ def posts(*rows: dict[str, Any]) -> pa.Table:
         }
     )
     return pa.Table.from_pylist(filled, schema)
-
-

@@ -1,0 +1,171 @@
+"""The operator's command line, against whatever environment the settings name, local or Azure.
+
+python manage.py status      what happened: files, days, reference tables, poison queues
+python manage.py topics      the topics of a day
+python manage.py settings    what is set, and from where
+python manage.py check       whether everything the settings name can be reached, and what to do if not
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import SecretStr
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from serve.show import days_table, files_table, topics_table
+from serve.topics import parse_day, topics_of_day
+from shared import paths
+from shared.catalog import day_pointer, published_days
+from shared.errors import StackTopicsError
+from shared.queues import POISON_SUFFIX
+from shared.services import Services
+from shared.settings import LOCAL_SETTINGS_FILE, Connection, Settings, names_tried, read_local_settings
+from shared.storage import storage_errors
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+BLOB_POISON_QUEUE = "webjobs-blobtrigger-poison"
+CHECK_FILE = "runs/check.json"
+
+app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+SettingsFile = Annotated[Path, typer.Option("--settings", help="Fills what the environment leaves open.")]
+DEFAULT_FILE = Path(LOCAL_SETTINGS_FILE)
+
+
+@app.command()
+def status(file: SettingsFile = DEFAULT_FILE, last: Annotated[int, typer.Option(help="How many files.")] = 20) -> None:
+    """Files, days, reference tables and poison queues; exit code 1 when something needs a person."""
+    services, console = Services(file), Console()
+    records = sorted(services.ledger.records(), key=lambda record: record.order)
+    console.print(files_table(records[-last:]))
+    days = published_days(services.lake)
+    console.print(days_table(len(days), [found for day in days[-10:] if (found := day_pointer(services.lake, day)[0])]))
+    for info in list(services.lake.list(paths.REFERENCE_RECORDS))[-1:]:
+        console.print(f"Reference tables: {info.path}, {info.last_modified:%Y-%m-%d %H:%M:%S}")
+    poison = {name: services.queue(name).length() for name in _poison_queues(services.settings)}
+    console.print("Poison queues: " + ", ".join(f"{name} {count}" for name, count in poison.items()))
+    needing = [record for record in records if record.state in ("failed", "quarantined")]
+    if needing or any(poison.values()):
+        console.print(f"[red]{len(needing)} files and {sum(poison.values())} poison messages need a person[/red]")
+        for record in needing[-last:]:
+            console.print(f"  {record.source.name}: {record.reason}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def topics(
+    file: SettingsFile = DEFAULT_FILE,
+    day: Annotated[str, typer.Option(help="2026-11-22, or latest.")] = "latest",
+    top: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
+) -> None:
+    """The topics of a day, most frequent first."""
+    found = topics_of_day(Services(file).lake, parse_day(day), top)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=1))
+    elif as_csv:
+        typer.echo(found.to_csv(), nl=False)
+    else:
+        Console().print(topics_table(found))
+
+
+@app.command()
+def settings(file: SettingsFile = DEFAULT_FILE) -> None:
+    """What is set, and from where; secrets are hidden. Exit code 1 when something is missing or wrong."""
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("setting", "value", "from"):
+        table.add_column(name, overflow="fold")
+    below = read_local_settings(file)
+    for name, field in Settings.model_fields.items():
+        table.add_row(*_setting(name, field, below, file))
+    Console().print(table)
+    Settings.load(file)
+
+
+@app.command()
+def check(file: SettingsFile = DEFAULT_FILE) -> None:
+    """Whether everything the settings name can be reached and used; says what to do where it cannot."""
+    console, failed = Console(), 0
+    for what, look in _looks(Services(file)):
+        try:
+            console.print(f"[green]ok[/green]    {what}: {look()}")
+        except StackTopicsError as error:
+            failed += 1
+            console.print(f"[red]wrong[/red] {what}: {error}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _poison_queues(settings: Settings) -> list[str]:
+    own = (settings.posts_landed_queue, settings.classification_runs_queue)
+    return [*(f"{name}{POISON_SUFFIX}" for name in own), BLOB_POISON_QUEUE]
+
+
+def _setting(name: str, field: FieldInfo, below: dict[str, str], file: Path) -> tuple[str, str, str]:
+    """Name, value and origin of one setting."""
+    places = (("environment", dict(os.environ)), (file.name, below))
+    for place, values in places:
+        known = {variable.lower(): value for variable, value in values.items() if value}
+        for variable in names_tried(name, field):
+            if variable.lower() in known:
+                secret = field.annotation is Connection and "__" not in variable  # a connection string has the key
+                shown = str(SecretStr(known[variable.lower()])) if secret else known[variable.lower()]
+                return variable, shown, place
+    missing = field.is_required()
+    return name.upper(), "[red]missing[/red]" if missing else str(field.default), "" if missing else "default"
+
+
+def _looks(services: Services) -> Iterator[tuple[str, Callable[[], str]]]:
+    settings = services.settings
+    yield f"container {settings.posts_container}", lambda: _container(services)
+    yield f"queue {settings.posts_landed_queue}", lambda: f"{services.posts_landed.length()} messages"
+    yield f"queue {settings.classification_runs_queue}", lambda: f"{services.classification_runs.length()} messages"
+    yield f"lake {settings.lake_uri}", lambda: _lake(services)
+    for table in settings.reference_tables:
+        yield f"table {settings.reference_schema}.{table}", lambda table=table: _table(services, table)  # type: ignore[misc]
+    yield f"Databricks job {settings.databricks_job_id}", lambda: services.job_runs.job_name(settings.databricks_job_id)
+
+
+def _container(services: Services) -> str:
+    with storage_errors(f"container {services.settings.posts_container}"):
+        waiting = sum(1 for _ in services.posts_container.list_blob_names())
+    return f"{waiting} files wait"
+
+
+def _lake(services: Services) -> str:
+    services.lake.put(CHECK_FILE, b"{}")
+    found = services.lake.stat(CHECK_FILE) is not None
+    services.lake.delete(CHECK_FILE)
+    return "readable and writable" if found else "writable, not readable"
+
+
+def _table(services: Services, table: str) -> str:
+    from ingest.pgcopy import plan_table
+
+    with closing(services.postgres()) as connection:
+        plan = plan_table(connection, services.settings.reference_schema, table)
+    return f"{len(plan.columns)} columns"
+
+
+def main() -> None:
+    """Run a command; an error of the product is one line on standard error and exit code 1."""
+    try:
+        app()
+    except StackTopicsError as error:
+        typer.echo(f"manage.py: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""One lake port, three keepers: the ADLS client through the lake gateway, its blob calls on Azurite alone, a folder."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from hashlib import md5
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from azure.core.exceptions import HttpResponseError
+from azure.storage.blob import BlobClient, BlobServiceClient
+from azure.storage.filedatalake import FileSystemClient
+
+from shared import lake as lake_module
+from shared.errors import Conflict, NotFound
+from shared.lake import AdlsLake, FolderLake, Lake
+from shared.storage import SourceBlob
+
+
+@pytest.fixture(params=["gateway", "folder"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+    """Both keepers of the whole port."""
+    if request.param == "folder":
+        return FolderLake(tmp_path)
+    return adls(request)
+
+
+def adls(request: pytest.FixtureRequest) -> AdlsLake:
+    files: FileSystemClient = request.getfixturevalue("file_system")
+    blobs: BlobServiceClient = request.getfixturevalue("blob_service")
+    return AdlsLake(files, blobs.get_container_client(files.file_system_name))
+
+
+@pytest.fixture
+def azure_lake(request: pytest.FixtureRequest) -> AdlsLake:
+    return adls(request)
+
+
+@pytest.fixture
+def source(blob_service: BlobServiceClient) -> Iterator[BlobClient]:
+    container = blob_service.create_container(f"in{uuid4().hex}")
+    with container.get_blob_client("2026/posts ä#1.parquet") as client:
+        yield client
+    container.delete_container()
+
+
+def test_a_document_is_written_whole_and_under_its_condition(lake: Lake) -> None:
+    first = lake.put("catalog/days/2026-11-22.json", b"1", if_absent=True)
+    assert lake.read_with_etag("catalog/days/2026-11-22.json") == (b"1", first)
+    with pytest.raises(Conflict):
+        lake.put("catalog/days/2026-11-22.json", b"2", if_absent=True)
+    second = lake.put("catalog/days/2026-11-22.json", b"2", if_match=first)
+    with pytest.raises(Conflict):
+        lake.put("catalog/days/2026-11-22.json", b"3", if_match=first)
+    with pytest.raises((Conflict, NotFound)):
+        lake.put("catalog/days/none.json", b"3", if_match=first)
+    assert second != first
+    assert lake.read("catalog/days/2026-11-22.json") == b"2"
+    lake.put("catalog/days/2026-11-22.json", b"4")
+    assert lake.read("catalog/days/2026-11-22.json") == b"4"
+
+
+def test_of_many_writers_one_wins(lake: Lake) -> None:
+    etag = lake.put("pointer.json", b"0")
+
+    def move(number: int) -> bool:
+        try:
+            lake.put("pointer.json", str(number).encode(), if_match=etag)
+        except Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(move, range(8))) == 1
+
+
+def test_a_data_file_appears_whole_or_not_at_all(lake: Lake) -> None:
+    path, block = "reference/users/users.parquet", b"x" * (3 << 20)
+    with lake.create(path) as out:
+        for _ in range(3):
+            out.write(block)
+        assert lake.stat(path) is None
+        assert list(lake.list("reference")) == []
+    info = lake.stat(path)
+    assert info is not None
+    assert (info.path, info.size) == (path, 9 << 20)
+    assert abs(datetime.now(UTC) - info.last_modified) < timedelta(minutes=1)
+
+    class Died(Exception):
+        pass
+
+    def die() -> None:
+        with lake.create(path) as out:
+            out.write(block)
+            raise Died
+
+    with pytest.raises(Died):
+        die()
+    assert lake.stat(path) == info
+    with lake.create("empty") as out:
+        pass
+    assert lake.read("empty") == b""
+
+
+def test_a_reader_gets_ranges_of_one_content(lake: Lake) -> None:
+    table = pa.table({"Id": range(100_000), "Body": [f"text {number}" for number in range(100_000)]})
+    with lake.create("a/b.parquet") as out:
+        pq.write_table(table, out, row_group_size=10_000)
+    with lake.open("a/b.parquet") as file:
+        assert pq.ParquetFile(file).read_row_group(7, ["Id"])["Id"].to_pylist() == list(range(70_000, 80_000))
+        file.seek(-4, io.SEEK_END)
+        assert (file.read(), file.read()) == (b"PAR1", b"")
+    with pytest.raises(NotFound, match="nowhere does not exist"):
+        lake.open("nowhere")
+    with pytest.raises(NotFound):
+        lake.read("nowhere")
+
+
+def test_a_reader_is_bound_to_the_content_it_opened(azure_lake: AdlsLake) -> None:
+    azure_lake.put("a", b"old content")
+    file = azure_lake.open("a")
+    azure_lake.put("a", b"new content")
+    with pytest.raises(Conflict):
+        file.read(3)
+
+
+def test_files_are_listed_renamed_copied_and_deleted(lake: Lake) -> None:
+    for path in ("x/b/2", "x/a/1", "x/c", "xy/no"):
+        lake.put(path, path.encode())
+    assert [(info.path, info.size) for info in lake.list("x")] == [("x/a/1", 5), ("x/b/2", 5), ("x/c", 3)]
+    assert [info.etag for info in lake.list("x/c")] in ([], [lake.read_with_etag("x/c")[1]])
+    lake.rename("x/c", "x/a/1")
+    assert lake.read("x/a/1") == b"x/c"
+    lake.rename("x/a/1", "new/folder/1")
+    assert lake.read("new/folder/1") == b"x/c"
+    with pytest.raises(NotFound):
+        lake.rename("x/c", "x/d")
+    assert lake.copy("x/b/2", "copies/2").size == 5
+    with pytest.raises(NotFound):
+        lake.copy("nowhere", "copies/3")
+    lake.delete("x/b/2")
+    lake.delete("x/b/2")
+    assert list(lake.list("x")) == []
+    assert list(lake.list("no/such/folder")) == []
+
+
+def test_more_files_than_one_page_are_listed(azure_lake: AdlsLake) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: azure_lake.put(f"many/{number:05}", b""), range(600)))
+    assert [info.path for info in azure_lake.list("many")] == [f"many/{number:05}" for number in range(600)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 20 << 20])
+@pytest.mark.parametrize("by_ranges", [False, True])
+def test_a_source_blob_is_copied_bound_to_its_version(
+    lake: Lake, source: BlobClient, size: int, by_ranges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_ranges:
+        monkeypatch.setattr(lake_module, "_copied_by_server", lambda *_: False)
+    data = bytes(range(256)) * (size // 256) + b"a" * (size % 256)
+    source.upload_blob(data, overwrite=True)
+    blob = SourceBlob(source)
+    version = blob.version()
+    assert version.name == "2026/posts ä#1.parquet"
+    info = lake.copy_from(blob, version, "landing/posts/s/v.parquet")
+    assert info.size == size
+    assert md5(lake.read("landing/posts/s/v.parquet")).digest() == md5(data).digest()
+    source.upload_blob(b"newer", overwrite=True)
+    if size:
+        with pytest.raises(Conflict):
+            lake.copy_from(blob, version, "landing/posts/s/late.parquet")
+        assert lake.stat("landing/posts/s/late.parquet") is None
+    assert blob.delete(version) is False
+    assert blob.delete(blob.version()) is True
+    assert blob.delete(version) is False
+    with pytest.raises(NotFound):
+        blob.version()
+
+
+def test_what_the_server_refuses_is_copied_by_ranges(
+    azure_lake: AdlsLake, source: BlobClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source.upload_blob(b"some bytes")
+    blob = SourceBlob(source)
+    threads: set[str] = set()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        threads.add(threading.current_thread().name)
+        error = HttpResponseError("not implemented")
+        error.status_code = 501
+        raise error
+
+    monkeypatch.setattr(BlobClient, "start_copy_from_url", refuse)
+    assert azure_lake.copy_from(blob, blob.version(), "a").size == 10
+    assert threads
+    assert azure_lake.read("a") == b"some bytes"

@@ -1,0 +1,120 @@
+"""The classification of one file: who decides, what counts, what is left out."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from classify import job
+from classify.job import JobParameters, run
+from classify.summary import COUNTS, SUMMARY, Summary
+from shared import paths
+from shared.errors import ModelError, NotFound
+from shared.lake import FolderLake
+from tests.world import MODEL_VERSION, parquet, posts, starter
+
+PYTHON, JAVA = {"Tags": "<python>"}, {"Tags": "<java>"}
+ANSWER = {"PostTypeId": 2, "Title": None}
+CSS_BODY = {
+    "Body": "<p>Set <code>float: left</code> in the css of the div, the margin of the stylesheet collapses.</p>"
+}
+
+
+@pytest.fixture
+def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderLake:
+    monkeypatch.setattr(job, "load_model", lambda lake, version: {MODEL_VERSION: starter()}[version])
+    return FolderLake(tmp_path)
+
+
+def classify(lake: FolderLake, table: pa.Table, source: str = "s", **changes: Any) -> tuple[Summary, pa.Table]:
+    lake.put(paths.landing(source, "v"), parquet(table))
+    parameters = JobParameters(
+        lake_root="-", source_id=source, version="v", file_day=date(2026, 1, 2), model=MODEL_VERSION, **changes
+    )
+    summary = run(lake, parameters)
+    with lake.open(f"{parameters.output}/part-00000.parquet") as file:
+        rows = pq.read_table(file)
+    assert Summary.model_validate_json(lake.read(f"{parameters.output}/{SUMMARY}")) == summary
+    with lake.open(f"{parameters.output}/{COUNTS}") as file:
+        counts = pq.read_table(file)
+    assert pc.sum(counts["questions"]).as_py() == summary.questions
+    assert pc.sum(counts["answers"]).as_py() == summary.answers
+    return summary, rows
+
+
+def by_id(rows: pa.Table, column: str) -> dict[int, str]:
+    return dict(zip(rows["Id"].to_pylist(), rows[column].to_pylist(), strict=True))
+
+
+def test_own_tags_decide_where_a_question_has_them(lake: FolderLake) -> None:
+    table = posts(PYTHON, {"Tags": "|unheard-of|"}, {"Tags": None, **CSS_BODY}, {"Tags": "", **CSS_BODY})
+    _, rows = classify(lake, table)
+    assert by_id(rows, "decided_by") == {1: "tags", 2: "tags", 3: "model", 4: "model"}
+    assert by_id(rows, "topic") == {1: "python", 2: "other", 3: "css", 4: "css"}
+    _, rows = classify(lake, table, topic_source="model")
+    assert set(rows["decided_by"].to_pylist()) == {"model"}
+
+
+def test_answers_inherit_from_this_file_or_an_earlier_one(lake: FolderLake) -> None:
+    classify(lake, posts({**JAVA, "Id": 5_000_000}), source="earlier")
+    before = {**ANSWER, "ParentId": 2, "Id": 1}  # comes before its question
+    orphan = {**ANSWER, "ParentId": 999, "Id": 4, **CSS_BODY}
+    table = posts(before, {**PYTHON, "Id": 2}, {**ANSWER, "ParentId": 5_000_000, "Id": 3}, orphan)
+    summary, rows = classify(lake, table)
+    assert by_id(rows, "topic") == {1: "python", 2: "python", 3: "java", 4: "css"}
+    assert by_id(rows, "decided_by") == {1: "parent", 2: "tags", 3: "parent", 4: "model"}
+    assert (summary.questions, summary.answers) == (1, 3)
+
+
+def test_the_last_of_several_rows_with_one_id_counts(lake: FolderLake) -> None:
+    summary, rows = classify(
+        lake, posts({**PYTHON, "Id": 7}, {**JAVA, "Id": 7}, {**JAVA, "Id": None}, {"Id": None, **JAVA})
+    )
+    assert by_id(rows.filter(pc.is_valid(rows["Id"])), "topic") == {7: "java"}
+    assert (summary.questions, summary.duplicates, summary.rows) == (3, 1, 4)
+
+
+def test_other_post_types_are_named_not_counted(lake: FolderLake) -> None:
+    summary, rows = classify(lake, posts(PYTHON, {"PostTypeId": 5}, {"PostTypeId": 5}, {"PostTypeId": None}))
+    assert summary.uncounted == {"5": 2, "null": 1}
+    assert rows.num_rows == summary.counted == 1
+
+
+def test_a_file_without_optional_columns_or_rows_is_fine(lake: FolderLake) -> None:
+    summary, _ = classify(lake, posts(CSS_BODY).drop_columns(["ParentId", "Tags"]))
+    assert summary.decided_by == {"model": 1}
+    summary, rows = classify(lake, posts(PYTHON).slice(0, 0))
+    assert (summary.counted, rows.num_rows) == (0, 0)
+
+
+def test_batches_and_row_groups_do_not_show(
+    lake: FolderLake, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pq.read_table(shared_data / "posts.parquet").slice(4_000, 1_500)
+    _, whole = classify(lake, table)
+    monkeypatch.setattr(job, "BATCH_ROWS", 97)
+    monkeypatch.setattr(job, "GROUP_ROWS", 100)
+    _, pieces = classify(lake, table)
+    order = [("Id", "ascending")]
+    assert (
+        whole.drop_columns(["score_1", "score_2", "score_3"])
+        .sort_by(order)
+        .equals(pieces.drop_columns(["score_1", "score_2", "score_3"]).sort_by(order))
+    )
+
+
+def test_what_is_not_there_is_named(lake: FolderLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--source-id", "s", "--version", "v", "--file-day", "2026-01-01", "--topic-source", "tags"]
+    parameters = JobParameters.from_arguments(["--lake-root", "r", "--model", MODEL_VERSION, *arguments])
+    with pytest.raises(NotFound, match=r"landing/posts/s/v\.parquet does not exist"):
+        run(lake, parameters)
+    monkeypatch.undo()
+    with pytest.raises(ModelError, match="there is no model nothing"):
+        run(lake, parameters.model_copy(update={"model": "nothing"}))
+    assert job.main(["--lake-root", str(tmp_path), "--model", "nothing", *arguments]) == 1

@@ -1,0 +1,121 @@
+"""What a Posts file must look like, and what becomes of the types it may use."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from classify import clean
+from ingest.contracts import check_posts
+from shared import paths
+from shared.errors import BadInput
+from shared.storage import RangedReader
+from tests.world import parquet, posts
+
+FILE_DAY = date(2026, 1, 2)
+
+
+def with_column(name: str, values: Any, kind: pa.DataType) -> pa.Table:
+    table = posts({}, {})
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, name, pa.array(values, kind))
+
+
+def check(table: pa.Table) -> int:
+    return check_posts(io.BytesIO(parquet(table)), "a.parquet").rows
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kind"),
+    [
+        ("Id", [1, 2], pa.int32()),
+        ("Id", [1, 2], pa.uint32()),
+        ("Title", ["a", None], pa.large_string()),
+        ("Title", ["a", "b"], pa.dictionary(pa.int8(), pa.string())),
+        ("CreationDate", [None, None], pa.null()),
+        ("CreationDate", ["2026-01-01", None], pa.string()),
+        ("CreationDate", [date(2026, 1, 1), None], pa.date32()),
+        ("CreationDate", [datetime(2026, 1, 1), None], pa.timestamp("ns", "Asia/Tokyo")),
+    ],
+)
+def test_a_column_may_come_in_several_types(name: str, values: Any, kind: pa.DataType) -> None:
+    assert check(with_column(name, values, kind)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "kind", "said"),
+    [
+        ("Id", ["1", "2"], pa.string(), "column Id is string and must be a whole number"),
+        ("Id", [1.5, 2], pa.float64(), "column Id is double"),
+        ("Title", [1, 2], pa.int64(), "column Title is int64 and must be text"),
+        ("CreationDate", [1, 2], pa.int64(), "column CreationDate is int64 and must be a timestamp"),
+        ("Body", [b"a", b"b"], pa.binary(), "column Body is binary and must be text"),
+    ],
+)
+def test_a_wrong_type_is_named_with_the_way_out(name: str, values: Any, kind: pa.DataType, said: str) -> None:
+    with pytest.raises(BadInput, match="breaks the contract for Posts") as refused:
+        check(with_column(name, values, kind))
+    assert said in str(refused.value)
+
+
+def test_every_fault_is_named_at_once() -> None:
+    table = with_column("Id", ["1", "2"], pa.string()).drop_columns(["Body", "Title"])
+    with pytest.raises(BadInput, match=r"Id is string.*Body is missing.*Title is missing"):
+        check(table)
+
+
+def test_only_the_footer_is_read() -> None:
+    table = posts(*({"Body": "x" * 1000 + str(number)} for number in range(20_000)))
+    data = parquet(table)
+    fetched: list[int] = []
+
+    def fetch(offset: int, length: int) -> bytes:
+        fetched.append(length)
+        return data[offset : offset + length]
+
+    footer = check_posts(RangedReader(fetch, len(data), "a.parquet"), "a.parquet")  # type: ignore[arg-type]
+    assert footer.rows == 20_000
+    assert len(fetched) <= 3
+    assert sum(fetched) < 100_000
+
+
+def moments(values: Any, kind: pa.DataType) -> list[str]:
+    found = clean.days(pa.array(values, kind), FILE_DAY)
+    return [str(np.datetime64(int(day), "D")) for day in found]
+
+
+def test_the_day_of_a_post_is_the_utc_date_of_its_creation() -> None:
+    late = datetime(2012, 6, 12, 23, 30)
+    assert moments([late, None], pa.timestamp("ms")) == ["2012-06-12", "2026-01-02"]
+    tokyo = pa.array([datetime(2012, 6, 12, 23, 30, tzinfo=UTC)], pa.timestamp("us", "Asia/Tokyo"))
+    assert str(np.datetime64(int(clean.days(tokyo, FILE_DAY)[0]), "D")) == "2012-06-12"
+    assert moments([datetime(1960, 6, 12, 23, 30)], pa.timestamp("s")) == ["1960-06-12"]
+    assert moments([date(1960, 6, 12)], pa.date64()) == ["1960-06-12"]
+    assert moments([None], pa.null()) == ["2026-01-02"]
+    texts = ["2012-06-12T19:49:26.940", "2012-06-12", "2012-06-12 23:49:26-02:00", "2012-06-12T00:10:00+0530", "soon"]
+    assert moments(texts, pa.string()) == ["2012-06-12", "2012-06-12", "2012-06-13", "2012-06-11", "2026-01-02"]
+
+
+@pytest.mark.parametrize(
+    ("name", "day"),
+    [
+        ("posts-2026-11-21.parquet", date(2026, 11, 21)),
+        ("2025/12/31/posts_20260102.parquet", date(2026, 1, 2)),
+        ("posts-2026-13-41.parquet", date(2026, 11, 22)),
+        ("posts-123456789.parquet", date(2026, 11, 22)),
+    ],
+)
+def test_the_day_of_a_file_is_the_date_in_its_name(name: str, day: date) -> None:
+    assert paths.file_day(name, datetime(2026, 11, 22, 5, tzinfo=UTC)) == day
+
+
+def test_real_posts_keep_the_contract(shared_data: Path) -> None:
+    for name in ("posts.parquet", "posts-devops.parquet"):
+        with (shared_data / name).open("rb") as file:
+            assert check_posts(file, name).rows > 5_000
