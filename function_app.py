@@ -3,31 +3,23 @@
 import json
 import logging
 import os
-from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 import azure.functions as func
-from azurefunctions.extensions.bindings import blob
 
-if TYPE_CHECKING:
-    from shared.services import Services
+from ingest.binding import BlobClient
+from shared.services import services
 
 logging.getLogger("azure").setLevel(logging.WARNING)  # INFO is a line for every storage call
-logging.getLogger("databricks.sdk").setLevel(logging.ERROR)  # WARNING is a line for every workspace without host metadata
+logging.getLogger("databricks.sdk").setLevel(
+    logging.ERROR
+)  # WARNING is a line for every workspace without host metadata
 log = logging.getLogger("stacktopics")
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 
 # Event Grid in Azure, where Flex Consumption knows nothing else; LogsAndContainerScan polls on a laptop.
 POSTS_TRIGGER_SOURCE = func.BlobSource(os.environ.get("POSTS_TRIGGER_SOURCE", func.BlobSource.EVENT_GRID.value))
-
-
-@cache
-def services() -> "Services":
-    from shared.services import Services
-
-    return Services()
 
 
 @app.timer_trigger(arg_name="timer", schedule="%REFERENCE_SCHEDULE%", run_on_startup=False, use_monitor=True)
@@ -43,7 +35,7 @@ def copy_reference(timer: func.TimerRequest) -> None:
 @app.blob_trigger(
     arg_name="source", path="%POSTS_CONTAINER%/{name}", connection="POSTS_STORAGE", source=POSTS_TRIGGER_SOURCE
 )
-def land_posts(source: blob.BlobClient) -> None:
+def land_posts(source: BlobClient) -> None:
     """Land one Posts file in the lake and have it classified."""
     from ingest.posts import land_posts
     from shared.storage import SourceBlob
@@ -72,14 +64,12 @@ def watch_classification(message: func.QueueMessage) -> None:
 @app.route(route="topics", methods=[func.HttpMethod.GET])
 def topics(req: func.HttpRequest) -> func.HttpResponse:
     """The topics of a day: `day` (default the latest), `top` (default 10), `format` json or csv."""
-    from serve.topics import parse_day, parse_top, topics_of_day
+    from serve.topics import parse_day, parse_format, parse_top, topics_of_day
     from shared.errors import BadInput, NotFound, TransientError
 
     try:
         day, top = parse_day(req.params.get("day")), parse_top(req.params.get("top"))
-        kind = req.params.get("format", "csv" if "text/csv" in req.headers.get("accept", "") else "json")
-        if kind not in ("json", "csv"):
-            raise BadInput(f"format={kind}: write json or csv")
+        kind = parse_format(req.params.get("format"), req.headers.get("accept"))
         found = topics_of_day(services().lake, day, top)
     except BadInput as error:
         return _problem(HTTPStatus.BAD_REQUEST, str(error))

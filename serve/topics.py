@@ -67,6 +67,13 @@ def parse_top(text: str | None) -> int:
     return int(text)
 
 
+def parse_format(text: str | None, accept: str | None) -> str:
+    """json or csv: what is asked for, else what the Accept header says. Raises BadInput."""
+    if text not in (None, "", "json", "csv"):
+        raise BadInput(f"format={text}: write json or csv")
+    return text or ("csv" if "text/csv" in (accept or "") else "json")
+
+
 def topics_of_day(lake: Lake, day: date | None = None, top: int = 10) -> TopicsOfDay:
     """The `top` topics of `day`, or of the latest day that has any. Raises NotFound when nothing is published."""
     chosen = day or latest_day(lake)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from shared.errors import AccessDenied, NotFound, TerminalError, TransientError
 
 if TYPE_CHECKING:
-    from azure.storage.blob import ContainerClient
+    from azure.storage.blob import BlobClient, BlobServiceClient, ContainerClient
 
     from shared.databricks import JobRuns
     from shared.lake import Lake
@@ -71,13 +71,22 @@ class Services:
         return Ledger(self.lake)
 
     @cached_property
-    def posts_container(self) -> ContainerClient:
+    def posts_account(self) -> BlobServiceClient:
         from azure.storage.blob import BlobServiceClient
 
         connection = self.settings.posts_storage
         account = BlobServiceClient(connection.endpoint("blob"), self._credential(connection))
         self._clients.append(account)
-        return account.get_container_client(self.settings.posts_container)
+        return account
+
+    @property
+    def posts_container(self) -> ContainerClient:
+        """The container where Posts files arrive."""
+        return self.posts_account.get_container_client(self.settings.posts_container)
+
+    def blob_client(self, container: str, name: str) -> BlobClient:
+        """A blob of the account where Posts files arrive."""
+        return self.posts_account.get_blob_client(container, name)
 
     @cached_property
     def posts_landed(self) -> Queue:
@@ -194,3 +203,9 @@ class Services:
         from azure.identity import DefaultAzureCredential
 
         return DefaultAzureCredential(managed_identity_client_id=client_id)
+
+
+@cache
+def services() -> Services:
+    """The services of this process, for entry points that are handed none."""
+    return Services()

@@ -43,7 +43,7 @@ def _translated(what: str, error: Any) -> StackTopicsError:
         return Conflict(f"{what}: {code}")
     if status == 403:
         return AccessDenied(f"{what}: {code}; grant the identity Storage Blob Data Owner on the account")
-    if status is None or status in (408, 429) or status >= 500 and status != NOT_IMPLEMENTED:
+    if status is None or status in (408, 429) or (status >= 500 and status != NOT_IMPLEMENTED):
         return TransientError(f"{what}: the storage service answered {status} {code}")
     return TerminalError(f"{what}: the storage service answered {status} {code}")
 

@@ -20,7 +20,7 @@ from localcloud.processes import PROJECT_ROOT
 from localcloud.tools import TOOLS
 from tests.integration.host_cloud import APP as TEST_APP
 
-RUNTIME = "azure-functions-runtime==1.3.0"
+RUNTIME = ("azure-functions-runtime==1.3.0", "azurefunctions-extensions-bindings-blob==1.1.2")
 PROBE = Path(__file__).with_name("runtime_parity_probe.py")
 STORAGE = azurite.connection_string(Blob=1, Queue=1)
 SETTINGS = {
@@ -29,6 +29,13 @@ SETTINGS = {
     "POSTS_LANDED_QUEUE": "posts-landed",
     "CLASSIFICATION_RUNS_QUEUE": "classification-runs",
     "POSTS_STORAGE": STORAGE,
+    "QUEUES_STORAGE": STORAGE,
+    "LAKE_STORAGE": STORAGE,
+    "POSTGRES_HOST": "localhost",
+    "POSTGRES_DATABASE": "none",
+    "POSTGRES_USER": "none",
+    "DATABRICKS_HOST": "http://localhost",
+    "DATABRICKS_JOB_ID": "1",
     "TICK_SCHEDULE": "*/30 * * * * *",
     "INBOX": "inbox",
     "WORK_QUEUE": "work",
@@ -47,14 +54,14 @@ def python313() -> Path:
     if base is None:
         pytest.skip("no Python 3.13 for azure-functions-runtime: set PYTHON313, or have python3.13 on PATH or in pyenv")
     requirements = PROJECT_ROOT / "requirements.txt"
-    wanted = hashlib.sha256(requirements.read_bytes() + RUNTIME.encode()).hexdigest()
+    wanted = hashlib.sha256(requirements.read_bytes() + repr(RUNTIME).encode()).hexdigest()
     home = TOOLS / "python313"
     python, stamp = home / "bin" / "python", home / "requirements.sha256"
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(home, ignore_errors=True)
         uv = [sys.executable, "-m", "uv"]
         subprocess.run([*uv, "venv", "-q", "--python", str(base), str(home)], check=True)
-        packages = ["-r", str(requirements), RUNTIME]
+        packages = ["-r", str(requirements), *RUNTIME]
         subprocess.run([*uv, "pip", "install", "-q", "--python", str(python), *packages], check=True)
         stamp.write_text(wanted)
     return python
