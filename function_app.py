@@ -47,18 +47,20 @@ def land_posts(source: BlobClient) -> None:
 def launch_classification(message: func.QueueMessage) -> None:
     """Start the Databricks run for a landed file."""
     from classify.launch import launch
-    from shared.messages import PostsLanded, decode
+    from shared.documents import decode
+    from shared.messages import PostsLanded
 
-    launch(services(), decode(PostsLanded, message.get_body()))
+    launch(services(), decode(PostsLanded, message.get_body(), "a message of POSTS_LANDED_QUEUE"))
 
 
 @app.queue_trigger(arg_name="message", queue_name="%CLASSIFICATION_RUNS_QUEUE%", connection="QUEUES_STORAGE")
 def watch_classification(message: func.QueueMessage) -> None:
     """Look at a run: publish it, try again, or look later."""
     from classify.launch import watch
-    from shared.messages import ClassificationStarted, decode
+    from shared.documents import decode
+    from shared.messages import ClassificationStarted
 
-    watch(services(), decode(ClassificationStarted, message.get_body()))
+    watch(services(), decode(ClassificationStarted, message.get_body(), "a message of CLASSIFICATION_RUNS_QUEUE"))
 
 
 @app.route(route="topics", methods=[func.HttpMethod.GET])

@@ -26,7 +26,7 @@ from serve.topics import parse_day, topics_of_day
 from shared import paths
 from shared.catalog import day_pointer, published_days
 from shared.errors import StackTopicsError
-from shared.queues import POISON_SUFFIX
+from shared.queues import poison_queues
 from shared.services import Services
 from shared.settings import LOCAL_SETTINGS_FILE, Connection, Settings, names_tried, read_local_settings
 from shared.storage import storage_errors
@@ -34,7 +34,6 @@ from shared.storage import storage_errors
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-BLOB_POISON_QUEUE = "webjobs-blobtrigger-poison"
 CHECK_FILE = "runs/check.json"
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -52,7 +51,7 @@ def status(file: SettingsFile = DEFAULT_FILE, last: Annotated[int, typer.Option(
     console.print(days_table(len(days), [found for day in days[-10:] if (found := day_pointer(services.lake, day)[0])]))
     for info in list(services.lake.list(paths.REFERENCE_RECORDS))[-1:]:
         console.print(f"Reference tables: {info.path}, {info.last_modified:%Y-%m-%d %H:%M:%S}")
-    poison = {name: services.queue(name).length() for name in _poison_queues(services.settings)}
+    poison = {name: services.queue(name).length() for name in poison_queues(services.settings)}
     console.print("Poison queues: " + ", ".join(f"{name} {count}" for name, count in poison.items()))
     needing = [record for record in records if record.state in ("failed", "quarantined")]
     if needing or any(poison.values()):
@@ -105,11 +104,6 @@ def check(file: SettingsFile = DEFAULT_FILE) -> None:
             console.print(f"[red]wrong[/red] {what}: {error}")
     if failed:
         raise typer.Exit(1)
-
-
-def _poison_queues(settings: Settings) -> list[str]:
-    own = (settings.posts_landed_queue, settings.classification_runs_queue)
-    return [*(f"{name}{POISON_SUFFIX}" for name in own), BLOB_POISON_QUEUE]
 
 
 def _setting(name: str, field: FieldInfo, below: dict[str, str], file: Path) -> tuple[str, str, str]:

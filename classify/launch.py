@@ -15,6 +15,7 @@ from classify.publish import SUPERSEDED_BECAUSE, counts_already_newer, publish
 from classify.summary import SUMMARY, Summary
 from shared import paths
 from shared.databricks import RunState, idempotency_token
+from shared.documents import decode
 from shared.errors import NotFound, TransientError
 from shared.ledger import ENDED, FileRecord, Run, State
 from shared.messages import ClassificationStarted, PostsLanded
@@ -133,7 +134,8 @@ def _deadline(services: Services, record: FileRecord) -> datetime:
 
 def _summary(services: Services, record: FileRecord) -> Summary | None:
     try:
-        return Summary.model_validate_json(services.lake.read(f"{record.output}/{SUMMARY}"))
+        path = f"{record.output}/{SUMMARY}"
+        return decode(Summary, services.lake.read(path), path)
     except NotFound:
         return None
 

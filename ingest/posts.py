@@ -14,7 +14,7 @@ from shared import paths
 from shared.errors import BadInput, Conflict, NotFound, TransientError
 from shared.ledger import ENDED, FileRecord, Source, State
 from shared.messages import PostsLanded
-from shared.storage import BlobVersion, SourceBlob
+from shared.storage import BlobVersion, SourceBlob, same_content
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -78,6 +78,9 @@ def _taken_in(
     landing = paths.landing(source_id, version_id)
     archive = paths.archive(record.file_day, source_id, version_id)
     services.lake.copy_from(blob, version, landing)
+    share = services.settings.landing_proof_share
+    if not same_content(blob.open(version), services.lake.open(landing), version.md5, share):
+        raise TransientError(f"{landing} is not what {blob.what} is: it is copied again")
     services.lake.copy(landing, archive)
     log.info("%s landed: %d rows, %d bytes, version %s", blob.what, rows, version.size, version_id)
     return record.entered(State.LANDED, services.now(), rows=rows, archive=archive)

@@ -24,6 +24,7 @@ from serve.topics import topics_of_day
 from shared import paths
 from shared.catalog import day_pointer
 from shared.ledger import ENDED, FileRecord, State
+from shared.queues import poison_queues
 from shared.services import Services
 
 POLL_SECONDS = 0.25
@@ -83,7 +84,7 @@ def _show_days(services: Services, days: list[date], seconds: float, console: Co
 def sample_day() -> PostsFile:
     """Today's sample posts."""
     today = datetime.now(UTC).date()
-    return PostsFile(f"posts-{today.isoformat()}.parquet", _parquet(samples.sample_posts(today)))
+    return PostsFile(f"posts-{today.isoformat()}.parquet", parquet(samples.sample_posts(today)))
 
 
 def posts_file(path: Path, today: bool) -> PostsFile:
@@ -91,7 +92,7 @@ def posts_file(path: Path, today: bool) -> PostsFile:
     if not today:
         return PostsFile(path.name, path.read_bytes())
     posts = pq.read_table(path)
-    return PostsFile(path.name, _parquet(_redated(posts, datetime.now(UTC).date())))
+    return PostsFile(path.name, parquet(_redated(posts, datetime.now(UTC).date())))
 
 
 def _redated(posts: pa.Table, day: date) -> pa.Table:
@@ -127,10 +128,13 @@ def _wait(
     with Progress(*columns, console=console, transient=True) as progress:
         tasks = {key: progress.add_task(key[0], total=len(steps), state="uploaded") for key in versions}
         records: dict[tuple[str, str], FileRecord] = {}
+        poisoned = _poison(services)
         while any(key not in records or records[key].state not in ENDED for key in versions):
             if datetime.now(UTC) > limit:
                 raise LocalCloudError(f"not finished after {PATIENCE_SECONDS} s; see the logs in {cloud.logs}")
             cloud.check()
+            if _poison(services) > poisoned:
+                raise LocalCloudError(f"a function failed for good; see {cloud.logs / 'functions.log'}")
             for key in versions:
                 record = services.ledger.find(*key)
                 if record is None:
@@ -142,7 +146,11 @@ def _wait(
     return [records[key] for key in versions]
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _poison(services: Services) -> int:
+    return sum(services.queue(name).length() for name in poison_queues(services.settings))
+
+
+def parquet(table: pa.Table) -> bytes:
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")
     return out.getvalue()

@@ -23,9 +23,11 @@ COLOURS = {
 
 def topics_table(found: TopicsOfDay) -> Table:
     """The topics of a day as bars."""
-    table = Table(title=f"Topics of {found.day}: {found.posts:,} posts", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title=f"Topics of {found.day}: {found.posts:,} posts", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1)
+    )
     for name in ("", "topic", "posts", "questions", "answers", "share"):
-        table.add_column(name, justify="left" if name == "topic" else "right")
+        table.add_column(name, justify="left" if name == "topic" else "right", no_wrap=True)
     table.add_column("", width=24)
     longest = max((topic.share for topic in found.topics), default=1)
     for topic in found.topics:
@@ -37,7 +39,7 @@ def topics_table(found: TopicsOfDay) -> Table:
 
 def files_table(records: Iterable[FileRecord]) -> Table:
     """What happened to each file version: the seconds between its states, or why it ended without counting."""
-    table = Table(title="Files", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title="Files", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     for name in ("file", "state", "rows", "counted", "days", "attempt", "seconds"):
         table.add_column(
             name, justify="right" if name in ("rows", "counted", "days", "attempt") else "left", overflow="fold"
@@ -59,7 +61,7 @@ def files_table(records: Iterable[FileRecord]) -> Table:
 def days_table(days: int, last: Sequence[DayPointer]) -> Table:
     """The last of so many published days."""
     title = f"Days: {days:,}" + (f", the last {len(last)}" if days > len(last) else "")
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     for name in ("day", "posts", "questions", "answers", "sources", "published"):
         table.add_column(name, justify="right" if name in ("posts", "questions", "answers", "sources") else "left")
     for pointer in last:

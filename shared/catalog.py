@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from shared import paths
+from shared.documents import decode
 from shared.errors import NotFound
 from shared.lake import Lake
 
@@ -53,7 +54,7 @@ def read_pointer(lake: Lake, kind: type[Pointer], path: str) -> tuple[Pointer | 
         data, etag = lake.read_with_etag(path)
     except NotFound:
         return None, None
-    return kind.model_validate_json(data), etag
+    return decode(kind, data, path), etag
 
 
 def move_pointer(lake: Lake, path: str, pointer: BaseModel, etag: str | None) -> None:

@@ -16,6 +16,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared import paths
+from shared.documents import decode
 from shared.errors import Conflict, NotFound, TransientError
 from shared.lake import Lake
 
@@ -102,13 +103,14 @@ class Ledger:
     def find(self, source_id: str, version: str) -> FileRecord | None:
         """The record of a file version, or None."""
         try:
-            return FileRecord.model_validate_json(self._lake.read(paths.file_record(source_id, version)))
+            return self.get(source_id, version)
         except NotFound:
             return None
 
     def get(self, source_id: str, version: str) -> FileRecord:
         """The record of a file version. Raises NotFound."""
-        return FileRecord.model_validate_json(self._lake.read(paths.file_record(source_id, version)))
+        path = paths.file_record(source_id, version)
+        return decode(FileRecord, self._lake.read(path), path)
 
     def add(self, record: FileRecord) -> FileRecord:
         """Write a new record, or return the one that another delivery of the same event wrote first."""
@@ -126,7 +128,7 @@ class Ledger:
         path = paths.file_record(record.source_id, record.version)
         for _ in range(self.CHANGE_TRIES):
             data, etag = self._lake.read_with_etag(path)
-            current = FileRecord.model_validate_json(data)
+            current = decode(FileRecord, data, path)
             successor = decide(current)
             if successor is None:
                 return current
@@ -140,7 +142,7 @@ class Ledger:
     def records(self) -> Iterator[FileRecord]:
         """Every record; by source, then version."""
         for info in self._lake.list(paths.FILE_RECORDS):
-            yield FileRecord.model_validate_json(self._lake.read(info.path))
+            yield decode(FileRecord, self._lake.read(info.path), info.path)
 
 
 def _encoded(record: FileRecord) -> bytes:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from shared.errors import BadInput
+from pydantic import BaseModel, ConfigDict
 
 
 class Message(BaseModel):
@@ -30,15 +28,3 @@ class ClassificationStarted(Message):
     attempt: int
     run_id: int
     check: int = 0
-
-
-AnyMessage = TypeVar("AnyMessage", bound=Message)
-
-
-def decode(kind: type[AnyMessage], body: bytes) -> AnyMessage:
-    """The message in a queue's body. Raises BadInput with every fault; the host then moves it to the poison queue."""
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in error.errors())
-        raise BadInput(f"not a {kind.__name__} message ({faults}): {body[:200]!r}") from error

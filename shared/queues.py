@@ -12,7 +12,16 @@ from shared.storage import storage_errors
 if TYPE_CHECKING:
     from azure.storage.queue import QueueClient
 
+    from shared.settings import Settings
+
 POISON_SUFFIX = "-poison"
+BLOB_POISON_QUEUE = "webjobs-blobtrigger-poison"
+
+
+def poison_queues(settings: Settings) -> list[str]:
+    """Where the host puts what failed for good: messages of both queues, and blobs."""
+    own = (settings.posts_landed_queue, settings.classification_runs_queue)
+    return [*(f"{name}{POISON_SUFFIX}" for name in own), BLOB_POISON_QUEUE]
 
 
 class Queue:

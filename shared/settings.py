@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     # The incoming files and the queues
     posts_storage: Annotated[Connection, NoDecode]
     posts_container: str = "posts"
+    landing_proof_share: float = Field(default=0.1, ge=0, le=1)
     queues_storage: Annotated[Connection, NoDecode]
     posts_landed_queue: str = "posts-landed"
     classification_runs_queue: str = "classification-runs"
@@ -127,7 +128,7 @@ class Settings(BaseSettings):
     reference_infinity: Literal["refuse", "null"] = "refuse"
     reference_out_of_range: Literal["refuse", "null"] = "refuse"
     reference_nan: Literal["refuse", "null"] = "refuse"
-    reference_proof: Literal["checksum", "count"] = "checksum"
+    reference_proof: Literal["checksum", "rows"] = "checksum"
     reference_attempts: int = Field(default=3, ge=1)
 
     # The classification

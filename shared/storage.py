@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,6 +91,30 @@ class RangedReader(io.RawIOBase):
         data = self.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+
+def same_content(original: RangedReader, copy: RangedReader, md5: bytes | None, share: float) -> bool:
+    """Whether `copy` holds what `original` does, in constant memory.
+
+    With `share` 1 and the original's MD5 the copy alone is read, against it. Else evenly spaced ranges of 8 MB are read
+    from both, at least the last one (a Parquet file's footer) and `share` of them all.
+    """
+    if original.size() != copy.size():
+        return False
+    if share == 1 and md5 is not None:
+        hashed = hashlib.md5(usedforsecurity=False)
+        while data := copy.read(COPY_RANGE):
+            hashed.update(data)
+        return hashed.digest() == md5
+    ranges = math.ceil(copy.size() / COPY_RANGE)
+    checked = math.ceil(ranges * share) if share else 0
+    for number in range(checked):
+        offset = (ranges - 1 - number * ranges // checked) * COPY_RANGE
+        original.seek(offset)
+        copy.seek(offset)
+        if original.read(COPY_RANGE) != copy.read(COPY_RANGE):
+            return False
+    return True
 
 
 @dataclass(frozen=True)

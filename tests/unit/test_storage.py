@@ -1,0 +1,80 @@
+"""Ranged reading and the proof of a copy."""
+
+from __future__ import annotations
+
+from hashlib import md5
+
+import pytest
+from azure.core import exceptions as azure
+
+from shared import storage
+from shared.errors import AccessDenied, Conflict, NotFound, StackTopicsError, TerminalError, TransientError
+from shared.storage import RangedReader, same_content, storage_errors
+
+DATA = bytes(range(256)) * 40
+
+
+def reader(data: bytes, asked: list[int] | None = None) -> RangedReader:
+    def fetch(offset: int, length: int) -> bytes:
+        if asked is not None:
+            asked.append(offset)
+        return data[offset : offset + length]
+
+    return RangedReader(fetch, len(data), "data")
+
+
+def flipped(at: int) -> bytes:
+    return DATA[:at] + bytes([DATA[at] ^ 1]) + DATA[at + 1 :]
+
+
+@pytest.fixture(autouse=True)
+def _small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "COPY_RANGE", 1024)
+
+
+@pytest.mark.parametrize("known_md5", [None, md5(DATA).digest()])
+def test_a_whole_proof_sees_every_byte(known_md5: bytes | None) -> None:
+    assert same_content(reader(DATA), reader(DATA), known_md5, 1)
+    for at in (0, 5_000, len(DATA) - 1):
+        assert not same_content(reader(DATA), reader(flipped(at)), known_md5, 1)
+    assert not same_content(reader(DATA), reader(DATA[:-1]), known_md5, 0)
+
+
+def test_with_the_md5_the_original_is_not_read() -> None:
+    asked: list[int] = []
+    assert same_content(reader(DATA, asked), reader(DATA), md5(DATA).digest(), 1)
+    assert asked == []
+
+
+def test_a_share_of_the_ranges_is_read_and_always_the_last() -> None:
+    asked: list[int] = []
+    assert same_content(reader(DATA, asked), reader(DATA), None, 0.3)
+    assert asked == [9216, 6144, 3072]
+    assert not same_content(reader(DATA), reader(flipped(len(DATA) - 1)), None, 0.01)
+    assert same_content(reader(b""), reader(b""), None, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "becomes"),
+    [
+        (azure.ResourceNotFoundError("no"), 404, NotFound),
+        (azure.ClientAuthenticationError("no"), 401, AccessDenied),
+        (azure.HttpResponseError("no"), 403, AccessDenied),
+        (azure.ResourceExistsError("no"), 409, Conflict),
+        (azure.ResourceModifiedError("no"), 412, Conflict),
+        (azure.HttpResponseError("busy"), 503, TransientError),
+        (azure.HttpResponseError("slow down"), 429, TransientError),
+        (azure.HttpResponseError("no"), 501, TerminalError),
+        (azure.HttpResponseError("no"), 400, TerminalError),
+        (azure.ServiceRequestError("no route"), None, TransientError),
+    ],
+)
+def test_vendor_errors_become_ours(
+    error: azure.AzureError, status: int | None, becomes: type[StackTopicsError]
+) -> None:
+    if isinstance(error, azure.HttpResponseError):
+        error.status_code = status
+    with pytest.raises(becomes, match=r"^a/b") as translated, storage_errors("a/b"):
+        raise error
+    assert type(translated.value) is becomes
+    assert translated.value.__cause__ is error
