@@ -11,11 +11,9 @@ import io
 import os
 import shutil
 import threading
-import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,17 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from shared import paths
+from shared.copying import copy_blob
 from shared.errors import Conflict, NotFound, TransientError
 from shared.storage import COPY_RANGE, BlobVersion, RangedReader, SourceBlob, storage_errors
 
 if TYPE_CHECKING:
-    from azure.storage.blob import BlobClient, ContainerClient
+    from azure.storage.blob import ContainerClient
     from azure.storage.filedatalake import FileSystemClient
 
 UPLOAD_BLOCK = 4 << 20
-COPY_WORKERS = 2
-SERVER_COPY_POLL_SECONDS = 0.05
-SERVER_COPY_LIMIT_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -192,18 +188,13 @@ class AdlsLake(Lake):
         return self.copy_from(blob, blob.version(), target)
 
     def copy_from(self, source: SourceBlob, version: BlobVersion, path: str) -> FileInfo:
-        target = self._blobs.get_blob_client(path)
-        if not (self._same_account(source.client) and _copied_by_server(source, version, target)):
-            _copy_by_ranges(source, version, target)
+        copy_blob(source, version, self._blobs.get_blob_client(path))
         info = self.stat(path)
         if info is None or info.size != version.size:
             raise TransientError(
                 f"{path}: {info.size if info else 'nothing'} of {version.size} bytes of {source.what} arrived"
             )
         return info
-
-    def _same_account(self, client: BlobClient) -> bool:
-        return client.url.split("/")[:3] == self._blobs.url.split("/")[:3]
 
 
 class _Upload(io.RawIOBase):
@@ -237,50 +228,6 @@ class _Upload(io.RawIOBase):
             self._append(len(self._pending))
         with storage_errors(self._name):
             self._client.flush_data(self._sent)
-
-
-def _copied_by_server(source: SourceBlob, version: BlobVersion, target: BlobClient) -> bool:
-    """Copy Blob inside one account. False when the service will not: the caller then copies by ranges."""
-    from azure.core import MatchConditions
-    from azure.core.exceptions import HttpResponseError
-
-    try:
-        with storage_errors(source.what):
-            started = target.start_copy_from_url(
-                source.client.url, source_etag=version.etag, source_match_condition=MatchConditions.IfNotModified
-            )
-            status = str(started["copy_status"])
-            limit = time.monotonic() + SERVER_COPY_LIMIT_SECONDS
-            while status == "pending" and time.monotonic() < limit:
-                time.sleep(SERVER_COPY_POLL_SECONDS)
-                status = cast(str, target.get_blob_properties().copy.status)
-    except (NotFound, Conflict, TransientError):
-        raise
-    except Exception as error:
-        if isinstance(error.__cause__, HttpResponseError):
-            return False
-        raise
-    return status == "success"
-
-
-def _copy_by_ranges(source: SourceBlob, version: BlobVersion, target: BlobClient) -> None:
-    """Ranged reads into staged blocks: 8 MB × 2 workers is all that is ever in memory; committed in one call."""
-    from azure.storage.blob import BlobBlock, ContentSettings
-
-    def move(offset: int) -> str:
-        reader = source.open(version)
-        reader.seek(offset)
-        data = reader.read(COPY_RANGE)
-        block = f"{offset:020}"
-        with storage_errors(target.blob_name):
-            target.stage_block(block, data)
-        return block
-
-    with ThreadPoolExecutor(COPY_WORKERS) as pool:
-        blocks = list(pool.map(move, range(0, version.size, COPY_RANGE)))
-    settings = ContentSettings(content_md5=bytearray(version.md5) if version.md5 else None)
-    with storage_errors(target.blob_name):
-        target.commit_block_list([BlobBlock(block) for block in blocks], content_settings=settings)
 
 
 class FolderLake(Lake):

@@ -19,7 +19,7 @@ from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobClient, BlobServiceClient
 from azure.storage.filedatalake import FileSystemClient
 
-from shared import lake as lake_module
+from shared import copying
 from shared.errors import Conflict, NotFound
 from shared.lake import AdlsLake, FolderLake, Lake
 from shared.storage import SourceBlob
@@ -164,7 +164,7 @@ def test_a_source_blob_is_copied_bound_to_its_version(
     lake: Lake, source: BlobClient, size: int, by_ranges: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if by_ranges:
-        monkeypatch.setattr(lake_module, "_copied_by_server", lambda *_: False)
+        monkeypatch.setattr(copying, "_inside_the_account", lambda *_: False)
     data = bytes(range(256)) * (size // 256) + b"a" * (size % 256)
     source.upload_blob(data, overwrite=True)
     blob = SourceBlob(source)
@@ -183,6 +183,24 @@ def test_a_source_blob_is_copied_bound_to_its_version(
     assert blob.delete(version) is False
     with pytest.raises(NotFound):
         blob.version()
+
+
+@pytest.mark.parametrize("size", [1, 5 << 20])
+def test_between_accounts_the_service_fetches_the_blocks_itself(
+    azure_lake: AdlsLake, source: BlobClient, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_same_account", lambda *_: False)
+    monkeypatch.setattr(copying, "_by_ranges", lambda *_: pytest.fail("bytes passed through us"))
+    monkeypatch.setattr(copying, "URL_BLOCK", 1 << 20)
+    data = bytes(range(256)) * (size // 256) + b"a" * (size % 256)
+    source.upload_blob(data, overwrite=True)
+    blob = SourceBlob(source)
+    version = blob.version()
+    assert azure_lake.copy_from(blob, version, "landed").size == size
+    assert azure_lake.read("landed") == data
+    source.upload_blob(b"newer", overwrite=True)
+    with pytest.raises(Conflict):
+        azure_lake.copy_from(blob, version, "late")
 
 
 def test_what_the_server_refuses_is_copied_by_ranges(
