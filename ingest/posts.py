@@ -72,7 +72,7 @@ def _taken_in(
         times={"seen": now},
     )
     try:
-        rows = _rows(blob, version)
+        rows = _rows(services, blob, version)
     except BadInput as fault:
         return _quarantined(services, blob, version, record, str(fault))
     landing = paths.landing(source_id, version_id)
@@ -86,10 +86,10 @@ def _taken_in(
     return record.entered(State.LANDED, services.now(), rows=rows, archive=archive)
 
 
-def _rows(blob: SourceBlob, version: BlobVersion) -> int:
+def _rows(services: Services, blob: SourceBlob, version: BlobVersion) -> int:
     from ingest.contracts import check_posts
 
-    return check_posts(cast("BinaryIO", blob.open(version)), version.name).rows
+    return check_posts(cast("BinaryIO", blob.open(version)), version.name, services.settings.posts_unknown_columns).rows
 
 
 def _quarantined(

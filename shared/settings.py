@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     # The incoming files and the queues
     posts_storage: Annotated[Connection, NoDecode]
     posts_container: str = "posts"
+    posts_unknown_columns: Literal["keep", "refuse"] = "keep"
     landing_proof_share: float = Field(default=0.1, ge=0, le=1)
     queues_storage: Annotated[Connection, NoDecode]
     posts_landed_queue: str = "posts-landed"

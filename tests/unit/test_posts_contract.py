@@ -85,6 +85,30 @@ def test_only_the_footer_is_read() -> None:
     assert sum(fetched) < 100_000
 
 
+def damaged(change: str) -> bytes:
+    data = parquet(posts({}))
+    return {
+        "cut": data[:-100],
+        "short": b"PAR1PAR1",
+        "footer too long": data[:-8] + (1 << 30).to_bytes(4, "little") + b"PAR1",
+        "footer of noise": data[:-200] + bytes(192) + data[-8:],
+        "columns gone": data[:4] + data[-int.from_bytes(data[-8:-4], "little") - 8 :],
+    }[change]
+
+
+@pytest.mark.parametrize("change", ["cut", "short", "footer too long", "footer of noise", "columns gone"])
+def test_a_file_that_lies_about_itself_is_refused(change: str) -> None:
+    with pytest.raises(BadInput, match=r"^a\.parquet (is not a Parquet file|declares)"):
+        check_posts(io.BytesIO(damaged(change)), "a.parquet")
+
+
+def test_unknown_columns_are_kept_or_refused() -> None:
+    table = posts({}).append_column("Mood", [["good"]])
+    assert check_posts(io.BytesIO(parquet(table)), "a.parquet").rows == 1
+    with pytest.raises(BadInput, match="column Mood is unknown"):
+        check_posts(io.BytesIO(parquet(table)), "a.parquet", "refuse")
+
+
 def moments(values: Any, kind: pa.DataType) -> list[str]:
     found = clean.days(pa.array(values, kind), FILE_DAY)
     return [str(np.datetime64(int(day), "D")) for day in found]
