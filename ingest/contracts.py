@@ -87,7 +87,7 @@ def check_posts(file: BinaryIO, name: str, unknown_columns: Literal["keep", "ref
 
 
 def _check_ends(file: BinaryIO, name: str) -> int:
-    """Look at the last eight bytes, before anything else is believed; returns how many bytes stand before the footer."""
+    """Look at the last eight bytes, before the rest is believed; returns how many bytes stand before the footer."""
     size = file.seek(0, 2)
     if size < 2 * len(MAGIC) + 4:
         raise BadInput(f"{name} is not a Parquet file: it has {size} bytes")
