@@ -26,7 +26,7 @@ from localcloud.cloud import LocalCloud
 from localcloud.demo import PostsFile, parquet, upload
 from localcloud.processes import PROJECT_ROOT
 from localcloud.samples import sample_posts
-from shared.ledger import ENDED, FileRecord
+from shared.ledger import ENDED, FileRecord, State
 from shared.services import Services
 
 QUESTIONS = 4_550
@@ -99,6 +99,8 @@ def _process(cloud: LocalCloud, services: Services, day: date, questions: int) -
     file = PostsFile(f"posts-{day}.parquet", parquet(table))
     started = datetime.now(UTC)
     record = _wait(cloud, services, upload(services, file))
+    if record.state is not State.PUBLISHED:
+        raise RuntimeError(f"{file.name} is {record.state}: {record.reason}")
     summary = Summary.model_validate_json(services.lake.read(f"{record.output}/{SUMMARY}"))
     run = json.loads((cloud.state_dir / "databricks" / f"run-{record.runs[-1].run_id}.json").read_text())
     job = (run["ended"] - run["started"]) / 1000

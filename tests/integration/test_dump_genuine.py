@@ -1,0 +1,204 @@
+"""A genuine data dump: every value against an independent reading, into a folder, a container and Postgres."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+import xml.etree.ElementTree as ET
+from collections import Counter
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import py7zr
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from azure.storage.blob import BlobServiceClient
+
+from ingest.contracts import check_posts
+from ingest.dump import import_dump, import_users
+from ingest.dump.posts import POSTS, WORK_FOLDER
+from ingest.dump.rows import XmlTable
+from ingest.dump.users import POST_TYPES, USERS
+from localcloud.postgres import Postgres
+from shared.errors import BadInput, NotFound
+from tests.postgres_fixtures import Database
+
+CONVERT = {pa.int32(): int, pa.int64(): int, pa.string(): str}
+
+
+@pytest.fixture(scope="session")
+def dump(shared_data: Path) -> Path:
+    return shared_data / "raspberrypi.meta"
+
+
+@pytest.fixture
+def raw_st(postgres_server: Postgres) -> Database:
+    """The schema that users are imported into, which isn't there yet."""
+    database = Database(postgres_server, "raw_st")
+    database.run("DROP SCHEMA IF EXISTS raw_st CASCADE")
+    return database
+
+
+def by_etree(file: Path, table: XmlTable) -> list[dict[str, Any]]:
+    """The rows as Python's own parser reads them, typed by other means than the product's."""
+    rows = [element.attrib for element in ET.parse(file).getroot()]
+    return [
+        {
+            field.name: CONVERT.get(field.type, datetime.fromisoformat)(row[field.name]) if field.name in row else None
+            for field in table.schema
+        }
+        for row in rows
+    ]
+
+
+def day_of(file: Path) -> str:
+    return file.name.removeprefix("posts-").removesuffix(".parquet")
+
+
+@pytest.mark.parametrize(("by", "digits", "files"), [("day", 10, 464), ("month", 7, 76)])
+def test_every_value_of_every_post(dump: Path, tmp_path: Path, by: Any, digits: int, files: int) -> None:
+    report = import_dump(dump, tmp_path, by=by)
+    assert (report.rows_in, report.rows_out, report.rejected, report.truncated) == (1073, 1073, 0, False)
+    assert report.not_imported == {}
+    assert len(report.files) == files
+    expected = by_etree(dump / "Posts.xml", POSTS)
+    found = []
+    for name in report.files:
+        with (tmp_path / name).open("rb") as file:
+            rows = check_posts(file, name).rows
+        posts = pq.read_table(tmp_path / name).to_pylist()
+        assert len(posts) == rows
+        assert {post["CreationDate"].isoformat()[:digits] for post in posts} == {day_of(Path(name))}
+        found += posts
+    assert found == expected
+    assert {path.name for path in tmp_path.iterdir()} == {*report.files, WORK_FOLDER}
+
+
+def test_every_value_of_every_user(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+    with closing(raw_st.connect()) as connection:
+        report = import_users(dump, connection, rejected=tmp_path / "rejected-users.jsonl")
+        again = import_users(dump, connection, rejected=tmp_path / "rejected-users.jsonl")
+    assert (report.rows_in, report.rows_out, report.rejected, report.truncated) == (3588, 3588, 0, False)
+    assert again.rows_out == 3588
+    assert report.not_imported == {"ProfileImageUrl": 2539}
+    columns = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in USERS.schema.names]
+    found = raw_st.run(f"SELECT {', '.join(columns)} FROM raw_st.users ORDER BY id")
+    assert found == [tuple(user.values()) for user in by_etree(dump / "Users.xml", USERS)]
+    assert raw_st.run("SELECT id, name FROM raw_st.post_types ORDER BY id") == list(POST_TYPES)
+
+
+def test_users_that_the_table_cannot_hold_are_set_aside(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+    rows = (dump / "Users.xml").read_bytes().split(b"\r\n")
+    user = rows[4]
+    rows[3:3] = [
+        re.sub(rb'Id="\d+"', b'Id="-7"', user, count=1).replace(b'DisplayName="', b'DisplayName="' + b"x" * 50),
+        re.sub(rb' DisplayName="[^"]*"', b"", user),
+        user.replace(b'DisplayName="', b'DisplayName="\0'),
+        user.replace(b'AccountId="', b'AccountId="99999999999'),
+        user[:-9],
+    ]
+    (tmp_path / "Users.xml").write_bytes(b"\r\n".join(rows))
+    with closing(raw_st.connect()) as connection:
+        report = import_users(tmp_path, connection, rejected=tmp_path / "rejected-users.jsonl")
+    entries = [json.loads(line) for line in (tmp_path / "rejected-users.jsonl").read_text().splitlines()]
+    assert (report.rows_in, report.rows_out, report.rejected) == (3593, 3588, 5)
+    assert [entry["line"] for entry in entries] == [4, 5, 6, 7, 8]
+    reasons = [
+        "longer than 40",
+        "DisplayName is missing",
+        "character 0",
+        "AccountId",
+        "the row has no end",
+    ]
+    for entry, reason in zip(entries, reasons, strict=True):
+        assert re.search(reason, entry["reason"])
+
+
+def test_users_are_replaced_whole_or_not_at_all(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+    with closing(raw_st.connect()) as connection, closing(raw_st.connect()) as reader:
+        import_users(dump, connection, rejected=tmp_path / "rejected.jsonl")
+        reader.set_session(isolation_level="REPEATABLE READ", readonly=True)
+        with reader.cursor() as cursor:
+            cursor.execute("SELECT 1 FROM raw_st.post_types")  # the reader's snapshot is older than the next import
+            few = (dump / "Users.xml").read_bytes().split(b"\r\n")
+            (tmp_path / "Users.xml").write_bytes(b"\r\n".join([*few[:12], few[11], *few[-1:]]))
+            with pytest.raises(BadInput, match="duplicate key"):
+                import_users(tmp_path, connection, rejected=tmp_path / "rejected.jsonl")
+            assert raw_st.run("SELECT count(*) FROM raw_st.users") == [(3588,)]
+            (tmp_path / "Users.xml").write_bytes(b"\r\n".join([*few[:12], *few[-1:]]))
+            import_users(tmp_path, connection, rejected=tmp_path / "rejected.jsonl")
+            cursor.execute("SELECT count(*) FROM raw_st.users")
+            assert cursor.fetchone() == (3588,)
+    assert raw_st.run("SELECT count(*) FROM raw_st.users") == [(10,)]
+
+
+def test_an_archive_holds_the_same(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+    archive = tmp_path / "raspberrypi.meta.stackexchange.com.7z"
+    with py7zr.SevenZipFile(archive, "w") as packed:
+        for name in ("Posts.xml", "Users.xml", "Tags.xml"):
+            packed.write(dump / name, name)
+    told: Counter[str] = Counter()
+    out = tmp_path / "out"
+    report = import_dump(archive, out, by="month", progress=lambda progress: told.update([progress.step]))
+    assert (report.rows_out, len(report.files)) == (1073, 76)
+    assert told.keys() == {"unpacking Posts.xml", "scanning", "writing"}
+    with closing(raw_st.connect()) as connection:
+        assert import_users(archive, connection, rejected=out / "rejected-users.jsonl").rows_out == 3588
+    assert not list(out.rglob("*.xml"))
+    told.clear()
+    assert import_dump(archive, out, by="month", progress=lambda progress: told.update([progress.step])) != report
+    assert not told  # not even unpacked
+
+
+def test_an_archive_that_is_none(dump: Path, tmp_path: Path) -> None:
+    (tmp_path / "damaged.7z").write_bytes(b"7z\xbc\xaf\x27\x1c" + b"damaged" * 9)
+    with pytest.raises(BadInput, match="can't be unpacked"):
+        import_dump(tmp_path / "damaged.7z", tmp_path / "out")
+    with py7zr.SevenZipFile(tmp_path / "tags.7z", "w") as packed:
+        packed.write(dump / "Tags.xml", "Tags.xml")
+    with pytest.raises(NotFound, match=r"holds no Posts\.xml"):
+        import_dump(tmp_path / "tags.7z", tmp_path / "other")
+
+
+def test_into_the_incoming_container(dump: Path, blob_service: BlobServiceClient, tmp_path: Path) -> None:
+    with blob_service.create_container(f"t{uuid.uuid4().hex}") as container:
+        report = import_dump(dump, container, by="month", work=tmp_path)
+        assert tuple(sorted(container.list_blob_names())) == report.files
+        sizes = {blob.name: blob.size for blob in container.list_blobs()}
+        journal = map(json.loads, (tmp_path / "written.jsonl").read_text().splitlines())
+        assert sizes == {entry["name"]: entry["bytes"] for entry in journal}
+        first = container.download_blob("posts-2012-06.parquet").readall()
+        container.delete_container()
+    assert pq.read_table(pa.BufferReader(first))["Id"].to_pylist()[:3] == [1, 2, 3]
+
+
+def test_killed_in_the_middle_and_started_again(dump: Path, tmp_path: Path) -> None:
+    """SIGKILL at any moment loses nothing and doubles nothing; each start gets further."""
+    program = (
+        "import sys; from pathlib import Path; from ingest.dump import import_dump, posts\n"
+        "posts.TASK_BYTES = 1\n"
+        "import_dump(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    started = 0
+    out = tmp_path / "out"
+    while not (out / WORK_FOLDER / "report.json").exists():
+        before = len(list(out.glob("*.parquet")))
+        running = subprocess.Popen([sys.executable, "-c", program, str(dump), str(out)])
+        started += 1
+        while running.poll() is None and len(list(out.glob("*.parquet"))) < before + 120:
+            time.sleep(0.005)
+        if running.poll() is None:
+            os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+    assert started >= 3
+    report = import_dump(dump, out)
+    assert report.resumed == len(report.files) == 464
+    found = [post for name in report.files for post in pq.read_table(out / name).to_pylist()]
+    assert found == by_etree(dump / "Posts.xml", POSTS)

@@ -1,0 +1,348 @@
+"""COPY BINARY against a real server: every type, value by value, and what is refused."""
+
+import dataclasses
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import date, datetime
+from decimal import Decimal
+from math import inf, nan
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import pytest
+
+from ingest import pgcopy, pghash
+from ingest.pgcopy import Irregular, TableCopy, begin_snapshot, plan_table
+from shared.errors import AccessDenied, BadInput, NotFound, TransientError
+from tests.postgres_fixtures import Database
+
+
+@pytest.fixture
+def connection(database: Database) -> Iterator[Any]:
+    """A connection in the product's snapshot; what `database.run` does later is not seen by it."""
+    connection = database.connect()
+    yield connection
+    connection.close()
+
+
+def carried(connection: Any, database: Database, irregular: Irregular | None = None) -> tuple[TableCopy, pa.Table]:
+    """The schema's table `t` as Arrow, after its checksum was found equal to the server's."""
+    begin_snapshot(connection, 60)
+    copy = TableCopy(connection, plan_table(connection, database.schema, "t"), irregular)
+    batches = list(copy.batches())
+    server = pghash.server_checksum(connection, copy.plan, copy.emptied)
+    assert server == (copy.rows, sum(map(pghash.batch_checksum, batches)) % 2**64)
+    return copy, pa.Table.from_batches(batches, copy.plan.arrow_schema)
+
+
+US, US_UTC = pa.timestamp("us"), pa.timestamp("us", "UTC")
+THE_UUID = "00112233-4455-6677-8899-aabbccddeeff"
+
+TORTURE = [
+    # Postgres type, what it becomes, and values: literal -> what must arrive
+    ("bool", pa.bool_(), {"true": True, "false": False}),
+    ("int2", pa.int16(), {"-32768": -32768, "32767": 32767, "0": 0}),
+    ("int4", pa.int32(), {"-2147483648": -(2**31), "2147483647": 2**31 - 1, "-1": -1}),
+    ("int8", pa.int64(), {"-9223372036854775808": -(2**63), "9223372036854775807": 2**63 - 1, "-1": -1, "7": 7}),
+    ("oid", pa.uint32(), {"0": 0, "4294967295": 2**32 - 1, "2147483648": 2**31}),
+    (
+        "float4",
+        pa.float32(),
+        {"1.5": 1.5, "-0": -0.0, "Infinity": inf, "-Infinity": -inf, "1e-45": 1.401298464324817e-45},
+    ),
+    (
+        "float8",
+        pa.float64(),
+        {"0.1": 0.1, "5e-324": 5e-324, "1.7976931348623157e308": 1.7976931348623157e308, "NaN": nan},
+    ),
+    ("numeric(10,2)", pa.decimal128(10, 2), {"-12345678.90": Decimal("-12345678.90"), "0.01": Decimal("0.01")}),
+    ("numeric(38,38)", pa.decimal128(38, 38), {"1e-38": Decimal("1e-38"), "-0." + "9" * 38: Decimal("-0." + "9" * 38)}),
+    ("numeric(38,0)", pa.decimal128(38, 0), {"9" * 38: Decimal("9" * 38), "-1": Decimal(-1)}),
+    ("numeric(3,-2)", pa.decimal128(5, 0), {"99900": Decimal(99900), "149": Decimal(100)}),
+    ("numeric(2,5)", pa.decimal128(5, 5), {"0.00099": Decimal("0.00099")}),
+    ("numeric(39,1)", pa.string(), {"9" * 38 + ".5": "9" * 38 + ".5", "NaN": "NaN"}),
+    ("numeric", pa.string(), {"1.10": "1.10", "NaN": "NaN", "Infinity": "Infinity", "1e-30": "0." + "0" * 29 + "1"}),
+    (
+        "text",
+        pa.string(),
+        {"": "", "a\tb\nc": "a\tb\nc", "\\N": "\\N", "naïve 東京 🦆": "naïve 東京 🦆", "x" * 70_000: "x" * 70_000},
+    ),
+    ("varchar(5)", pa.string(), {"": "", "ab": "ab"}),
+    ("char(4)", pa.string(), {"": "    ", "é": "é   ", "abcd": "abcd"}),
+    ("name", pa.string(), {"pg_class": "pg_class"}),
+    ('"char"', pa.string(), {"A": "A"}),
+    ("json", pa.string(), {'{"a": 1,  "a": 2}': '{"a": 1,  "a": 2}'}),
+    ("jsonb", pa.string(), {'{"b": 1, "a": [null]}': '{"a": [null], "b": 1}'}),
+    ("bytea", pa.binary(), {"\\x": b"", "\\x00ff0a": b"\x00\xff\n", "\\x" + "ab" * 3000: b"\xab" * 3000}),
+    ("uuid", pa.binary(16), {THE_UUID: uuid.UUID(THE_UUID).bytes}),
+    ("date", pa.date32(), {"0001-01-01": date.min, "9999-12-31": date.max, "1970-01-01": date(1970, 1, 1)}),
+    (
+        "timestamp",
+        US,
+        {
+            "0001-01-01": datetime.min,  # noqa: DTZ901
+            "9999-12-31 23:59:59.999999": datetime.max,  # noqa: DTZ901
+            "1969-12-31 23:59:59.999999": datetime(1969, 12, 31, 23, 59, 59, 999999),  # noqa: DTZ001
+        },
+    ),
+    (
+        "timestamptz",
+        US_UTC,
+        {
+            "2026-03-29 02:30:00+02": datetime(2026, 3, 29, 0, 30, tzinfo=ZoneInfo("UTC")),
+            "0001-01-01 00:00:00+00": datetime(1, 1, 1, tzinfo=ZoneInfo("UTC")),
+        },
+    ),
+    ("time", pa.string(), {"24:00:00": "24:00:00", "12:34:56.789": "12:34:56.789"}),
+    ("timetz", pa.string(), {"12:00:00+05:30": "12:00:00+05:30"}),
+    ("interval", pa.string(), {"1 year -2 days 03:04:05.6": "1 year -2 days +03:04:05.6"}),
+    ("money", pa.string(), {"-1234.5": "-$1,234.50"}),
+    ("inet", pa.string(), {"10.1.2.3/8": "10.1.2.3/8", "::1": "::1/128"}),
+    ("int4range", pa.string(), {"[1,5]": "[1,6)", "empty": "empty"}),
+    ("int4[]", pa.string(), {"{{1,NULL},{3,4}}": "{{1,NULL},{3,4}}", "{}": "{}"}),
+    ("float8[]", pa.string(), {"{0.1,NaN,-Infinity}": "{0.1,NaN,-Infinity}"}),
+    ("timestamptz[]", pa.string(), {'{"2026-01-01 00:00+01"}': '{"2025-12-31 23:00:00+00"}'}),
+    ("bit(3)", pa.string(), {"101": "101"}),
+    ("regclass", pa.string(), {"pg_catalog.pg_type": "pg_type"}),
+    ("xml", pa.string(), {"<a>1</a>": "<a>1</a>"}),
+    ("tsvector", pa.string(), {"a:1 b:2": "'a':1 'b':2"}),
+    ("raw.mood", pa.string(), {"so so": "so so", "happy": "happy"}),
+    ("raw.price", pa.decimal128(7, 3), {"1234.5": Decimal("1234.500")}),
+    ("raw.email", pa.string(), {"a@b": "a@b"}),
+    ("raw.pair", pa.string(), {'(1,"a b")': '(1,"a b")'}),
+]
+
+
+def test_every_type_arrives_value_by_value(database: Database, connection: Any) -> None:
+    database.run(
+        "CREATE TYPE raw.mood AS ENUM ('happy', 'so so'); CREATE DOMAIN raw.price AS numeric(7,3);"
+        "CREATE DOMAIN raw.address AS text; CREATE DOMAIN raw.email AS raw.address CHECK (value LIKE '%@%');"
+        "CREATE TYPE raw.pair AS (a int, b text)"
+    )
+    columns = ", ".join(f"c{i} {kind}" for i, (kind, _, _) in enumerate(TORTURE))
+    database.run(f"CREATE TABLE raw.t ({columns})")
+    expected = []
+    for row in range(6):  # the last one is all NULL, and shorter lists end in NULLs
+        literals = [list(values)[row : row + 1] for _, _, values in TORTURE]
+        texts = ", ".join("'{}'".format(given[0].replace("'", "''")) if given else "NULL" for given in literals)
+        database.run(f"INSERT INTO raw.t VALUES ({texts})".replace("%", "%%"))
+        expected.append(
+            [values[given[0]] if given else None for given, (_, _, values) in zip(literals, TORTURE, strict=True)]
+        )
+
+    _, table = carried(connection, database)
+
+    assert {field.name: field.type for field in table.schema} == {
+        f"c{i}": kind for i, (_, kind, _) in enumerate(TORTURE)
+    }
+    for i, (kind, _, _) in enumerate(TORTURE):
+        arrived = table.column(i).to_pylist()
+        assert list(map(repr, arrived)) == [repr(row[i]) for row in expected], kind  # repr: NaN and -0.0 too
+
+
+IRREGULAR = """
+    CREATE TABLE raw.t (id int, born date, seen timestamp, paid timestamptz, price numeric(6,2));
+    INSERT INTO raw.t VALUES
+        (1, 'infinity', '-infinity', '0044-03-15 BC', 'NaN'),
+        (2, '-infinity', '200000-01-01', '2026-01-01', 1.5),
+        (3, '10000-01-01', '2026-01-01', 'infinity', NULL),
+        (4, '9999-12-31', '294276-12-31 23:59:59.999999', NULL, 'NaN')
+"""
+
+
+def test_irregular_values_are_refused_with_table_column_and_count(database: Database, connection: Any) -> None:
+    database.run(IRREGULAR)
+    with pytest.raises(BadInput) as refused:
+        carried(connection, database)
+    for what in (
+        f"{database.schema}.t",
+        "2 in column born: infinite dates",
+        "1 in column born: dates outside the years 1 to 9999",
+        "1 in column seen: infinite dates",
+        "2 in column seen: dates outside",
+        "1 in column paid: infinite",
+        "1 in column paid: dates outside",
+        "2 in column price: NaN",
+        "REFERENCE_INFINITY, REFERENCE_NAN, REFERENCE_OUT_OF_RANGE",
+    ):
+        assert what in str(refused.value)
+
+
+def test_irregular_values_become_null_where_the_settings_say_so(database: Database, connection: Any) -> None:
+    database.run(IRREGULAR)
+    copy, table = carried(connection, database, Irregular(infinity="null", out_of_range="null", nan="null"))
+    assert table.to_pylist() == [
+        {"id": 1, "born": None, "seen": None, "paid": None, "price": None},
+        {
+            "id": 2,
+            "born": None,
+            "seen": None,
+            "paid": datetime(2026, 1, 1, tzinfo=ZoneInfo("UTC")),
+            "price": Decimal("1.50"),
+        },
+        {"id": 3, "born": None, "seen": datetime(2026, 1, 1), "paid": None, "price": None},  # noqa: DTZ001
+        {"id": 4, "born": date.max, "seen": None, "paid": None, "price": None},
+    ]
+    assert copy.nulled["born: infinity"] == 2
+    assert copy.nulled["price: nan"] == 2
+
+
+def test_one_policy_does_not_cover_another(database: Database, connection: Any) -> None:
+    database.run(IRREGULAR)
+    with pytest.raises(BadInput) as refused:
+        carried(connection, database, Irregular(infinity="null"))
+    assert "infinite" not in str(refused.value)
+    assert "2 in column price: NaN" in str(refused.value)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 255, 256, 257, 8191, 8192, 8193, 20_000])
+def test_no_row_is_lost_where_pieces_and_batches_end(database: Database, connection: Any, rows: int) -> None:
+    database.run(f"CREATE TABLE raw.t AS SELECT i, repeat('x', i % 7) AS s FROM generate_series(1, {rows}) i")
+    copy, table = carried(connection, database)
+    assert copy.rows == rows
+    assert table["i"].to_pylist() == list(range(1, rows + 1))
+    assert table["s"].to_pylist() == ["x" * (i % 7) for i in range(1, rows + 1)]
+
+
+def test_batches_are_bounded_in_bytes(database: Database, connection: Any) -> None:
+    database.run("CREATE TABLE raw.t AS SELECT i, repeat(md5(i::text), 4000) AS s FROM generate_series(1, 600) i")
+    begin_snapshot(connection, 60)
+    copy = TableCopy(connection, plan_table(connection, database.schema, "t"))
+    sizes = [batch.nbytes for batch in copy.batches()]
+    assert len(sizes) >= 3
+    assert max(sizes) < 1.2 * pgcopy.BYTES_PER_BATCH
+
+
+def test_names_are_quoted_and_columns_left_out(database: Database, connection: Any) -> None:
+    database.run("""CREATE TABLE raw."Odd ""%s"" {t}; --" ("a ""b"" %s {c}" int, "select" text, secret text);
+                    INSERT INTO raw."Odd ""%s"" {t}; --" VALUES (1, 'x', 'hidden')""")
+    begin_snapshot(connection, 60)
+    plan = plan_table(connection, database.schema, 'Odd "%s" {t}; --', frozenset({"secret"}))
+    batches = list(TableCopy(connection, plan).batches())
+    assert [batch.to_pylist() for batch in batches] == [[{'a "b" %s {c}': 1, "select": "x"}]]
+    assert pghash.server_checksum(connection, plan) == (1, pghash.batch_checksum(batches[0]))
+
+
+def test_a_misspelled_exclusion_does_not_let_the_column_through(database: Database, connection: Any) -> None:
+    database.run('CREATE TABLE raw.t (id int, "EmailHash" text)')
+    begin_snapshot(connection, 60)
+    with pytest.raises(BadInput, match="excluded column emailhash does not exist"):
+        plan_table(connection, database.schema, "t", frozenset({"emailhash"}))
+
+
+def test_columns_that_cannot_be_carried_are_refused_by_name(database: Database, connection: Any) -> None:
+    database.run('CREATE TABLE raw.t (id int, "Id" int); CREATE TABLE raw.none ()')
+    begin_snapshot(connection, 60)
+    with pytest.raises(BadInput, match=r"column id differs from another only in case; column Id differs"):
+        plan_table(connection, database.schema, "t")
+    with pytest.raises(BadInput, match=r"column stavalues1 is of the pseudo-type anyarray"):
+        plan_table(connection, "pg_catalog", "pg_statistic")
+    with pytest.raises(BadInput, match=r"no column is left"):
+        plan_table(connection, database.schema, "none")
+
+
+def test_a_missing_table_and_a_missing_grant_are_told_apart(database: Database) -> None:
+    role = f"reader_{database.schema}"
+    database.run(f"""
+        CREATE ROLE {role} LOGIN PASSWORD '{database.server.password}';
+        GRANT USAGE ON SCHEMA {database.schema} TO {role};
+        CREATE TABLE raw.closed (id int); CREATE TABLE raw.partly (id int, secret text);
+        CREATE TABLE raw.rows_hidden (id int); ALTER TABLE raw.rows_hidden ENABLE ROW LEVEL SECURITY;
+        GRANT SELECT (id) ON raw.partly TO {role}; GRANT SELECT ON raw.rows_hidden TO {role};
+    """)
+    database.user = role
+
+    def plan(table: str, excluded: frozenset[str] = frozenset()) -> list[pa.RecordBatch]:
+        connection = database.connect()
+        try:
+            begin_snapshot(connection, 60)
+            return list(TableCopy(connection, plan_table(connection, database.schema, table, excluded)).batches())
+        finally:
+            connection.close()
+
+    with pytest.raises(NotFound, match=r"\.absent does not exist"):
+        plan("absent")
+    with pytest.raises(AccessDenied, match=r"permission denied for table closed.*needs SELECT"):
+        plan("closed")
+    with pytest.raises(AccessDenied, match="permission denied"):
+        plan("partly")
+    with pytest.raises(AccessDenied, match=r"row-level security.*BYPASSRLS"):
+        plan("rows_hidden")
+    assert plan("partly", frozenset({"secret"})) == []
+
+
+def test_a_connection_lost_while_copying_is_transient(database: Database, connection: Any) -> None:
+    database.run("CREATE TABLE raw.t AS SELECT i, repeat('x', 300) AS s FROM generate_series(1, 200000) i")
+    begin_snapshot(connection, 60)
+    batches = TableCopy(connection, plan_table(connection, database.schema, "t")).batches()
+    next(batches)
+    database.run(f"SELECT pg_terminate_backend({connection.info.backend_pid})")
+    with pytest.raises(TransientError, match="the connection or the server failed"):
+        list(batches)
+
+
+def test_a_statement_that_takes_too_long_is_transient(database: Database, connection: Any) -> None:
+    database.run("CREATE VIEW raw.t AS SELECT i, pg_sleep(0.2)::text FROM generate_series(1, 100) i")
+    begin_snapshot(connection, 0.3)
+    plan = plan_table(connection, database.schema, "t")
+    with pytest.raises(TransientError, match="POSTGRES_STATEMENT_TIMEOUT_SECONDS"):
+        list(TableCopy(connection, plan).batches())
+
+
+def test_a_reader_that_stops_early_leaves_no_thread_and_no_running_query(database: Database, connection: Any) -> None:
+    many = "generate_series(1, 10000) i, generate_series(1, 10000) j"
+    database.run(f"CREATE VIEW raw.t AS SELECT i, repeat('x', 100) AS s FROM {many}")
+    begin_snapshot(connection, 60)
+    threads = threading.active_count()
+    batches = TableCopy(connection, plan_table(connection, database.schema, "t")).batches()
+    next(batches)
+    batches.close()
+    assert threading.active_count() == threads
+    connection.close()
+    running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY (SELECT%' AND state = 'active'"
+    deadline = time.monotonic() + 10
+    while database.run(running) != [(0,)]:
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(("encoding", "carried_as"), [("LATIN1", "né"), ("SQL_ASCII", "né")])
+def test_text_of_databases_that_are_not_utf8(database: Database, encoding: str, carried_as: str) -> None:
+    name = f"{encoding.lower()}_{database.schema}"
+    run_alone(database, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'")
+    other = dataclasses.replace(database, server=dataclasses.replace(database.server, database=name))
+    other.run(f"CREATE SCHEMA {other.schema}; CREATE TABLE raw.t (s text, c char(3), j jsonb, long text)")
+    other.run("INSERT INTO raw.t VALUES ('né', 'é', '{}', repeat('é', 2000))")
+    connection = other.connect()
+    try:
+        _, table = carried(connection, other)
+        assert table["s"].to_pylist() == [carried_as]
+        assert table["long"].to_pylist() == ["é" * 2000]
+    finally:
+        connection.close()
+
+
+def test_bytes_that_are_no_text_are_refused(database: Database) -> None:
+    name = f"ascii_{database.schema}"
+    run_alone(database, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII'")
+    other = dataclasses.replace(database, server=dataclasses.replace(database.server, database=name))
+    other.run(f"CREATE SCHEMA {other.schema}; CREATE TABLE raw.t AS SELECT convert_from('\\xe9', 'SQL_ASCII') AS s")
+    connection = other.connect()
+    try:
+        with pytest.raises(BadInput, match="invalid byte sequence"):
+            carried(connection, other)
+    finally:
+        connection.close()
+
+
+def run_alone(database: Database, statement: str) -> None:
+    """Run what may not stand in a transaction."""
+    connection = database.connect()
+    connection.autocommit = True
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+    finally:
+        connection.close()

@@ -1,0 +1,59 @@
+"""run_ahead: order, errors, bounds, and a consumer that leaves early."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from ingest.background import run_ahead
+
+
+def test_items_come_in_order_and_the_producer_is_never_far_ahead() -> None:
+    made: list[int] = []
+
+    def produce(put: Callable[[int], None]) -> None:
+        for i in range(20):
+            made.append(i)
+            put(i)
+
+    got = []
+    for item in run_ahead(produce, 2, "numbers"):
+        time.sleep(0.001)
+        assert len(made) - len(got) <= 4  # two waiting, one being put, one here
+        got.append(item)
+    assert got == list(range(20))
+
+
+def test_an_error_of_the_producer_comes_after_its_items() -> None:
+    def produce(put: Callable[[str], None]) -> None:
+        put("before")
+        raise ValueError("broken")
+
+    items = run_ahead(produce, 1, "failing")
+    assert next(items) == "before"
+    with pytest.raises(ValueError, match="broken"):
+        next(items)
+
+
+def test_none_and_exceptions_are_items_like_any() -> None:
+    things = [None, ValueError("an item"), ()]
+    assert list(run_ahead(lambda put: [put(thing) for thing in things] and None, 1, "things")) == things
+
+
+def test_a_consumer_that_leaves_ends_the_producer() -> None:
+    unwound = threading.Event()
+
+    def produce(put: Callable[[int], None]) -> None:
+        try:
+            while True:
+                put(0)
+        finally:
+            unwound.set()
+
+    before = threading.active_count()
+    items = run_ahead(produce, 1, "endless")
+    next(items)
+    items.close()
+    assert unwound.is_set()
+    assert threading.active_count() == before

@@ -1,0 +1,144 @@
+"""Decoding COPY BINARY without a server: rows made by hand, well and badly formed."""
+
+import struct
+from collections import Counter
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ingest import pgcopy
+from ingest.pgcopy import Column, TablePlan, WireRows, decode
+from shared.errors import BadInput, TransientError
+
+PLAN = TablePlan(
+    "raw",
+    "t",
+    (
+        Column("id", "int4", pa.int32()),
+        Column("name", "text", pa.string()),
+        Column("price", "numeric(5,2)", "numeric", pa.decimal128(5, 2)),
+        Column("born", "date", pa.date32()),
+    ),
+    "UTF8",
+)
+
+
+def row(*values: bytes | None) -> bytes:
+    """A row in wire form."""
+    fields = (struct.pack("!i", -1) if v is None else struct.pack("!i", len(v)) + v for v in values)
+    return struct.pack("!h", len(values)) + b"".join(fields)
+
+
+def wire(*rows: bytes) -> WireRows:
+    return WireRows(b"".join(rows) + pgcopy.PADDING, np.array([len(r) for r in rows]))
+
+
+def int4(value: int) -> bytes:
+    return struct.pack("!i", value)
+
+
+FULL = row(int4(7), "né".encode(), b"-1.50", int4(366))
+EMPTY = row(None, None, None, None)
+
+
+def test_values_and_nulls() -> None:
+    tally: pgcopy.Tally = Counter()
+    batch = decode(wire(FULL, EMPTY, row(int4(-1), b"", None, int4(-1))), PLAN, tally)
+    batch.validate(full=True)
+    assert batch.schema == PLAN.arrow_schema
+    assert batch["id"].to_pylist() == [7, None, -1]
+    assert batch["name"].to_pylist() == ["né", None, ""]
+    assert batch["price"].to_pylist() == [Decimal("-1.50"), None, None]
+    assert [str(day) for day in batch["born"].to_pylist()] == ["2001-01-01", "None", "1999-12-31"]
+    assert not tally
+
+
+def test_a_null_at_the_very_end_reads_nothing_beyond_the_rows() -> None:
+    plan = TablePlan("raw", "t", (Column("n", "uuid", pa.binary(16)),), "UTF8")
+    assert decode(wire(row(None)), plan, Counter())["n"].to_pylist() == [None]
+
+
+def test_irregular_values_become_null_and_are_counted() -> None:
+    tally: pgcopy.Tally = Counter()
+    last, first = pgcopy.LAST_DAY, pgcopy.FIRST_DAY
+    days = [2**31 - 1, -(2**31), last, last + 1, first, first - 1]
+    batch = decode(wire(*(row(None, None, b"NaN", int4(day)) for day in days)), PLAN, tally)
+    assert [str(day) for day in batch["born"].to_pylist()] == [
+        "None",
+        "None",
+        "9999-12-31",
+        "None",
+        "0001-01-01",
+        "None",
+    ]
+    assert batch["price"].null_count == 6
+    assert tally == {("born", "infinity"): 2, ("born", "out_of_range"): 2, ("price", "nan"): 6}
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (row(int4(1), b"x", b"1"), "have not 4 columns"),
+        (row(int4(1), b"x", b"1", int4(1), b""), "have not 4 columns"),
+        (row(b"\0\1", b"x", b"1", int4(1)), "values of column id are not 4 bytes long"),
+        (FULL + b"\0", "a row does not end where its last column does"),
+        (FULL[:-1], "a row does not end where its last column does|a row ends before its column"),
+        (FULL[:12], "a row ends before its column name"),
+        (row(int4(1), b"", b"", b"")[:10] + int4(2**30), "a row ends before its column name"),
+        (b"\0\4", "a row ends before its column id|column id are not 4 bytes"),
+        (b"", "have not 4 columns|a row ends before its columns do"),
+    ],
+)
+def test_a_malformed_row_is_refused_wherever_it_stands(bad: bytes, said: str) -> None:
+    for rows in ((bad, FULL), (FULL, bad), (FULL, bad, EMPTY)):
+        with pytest.raises(BadInput, match=f"raw.t: .*{said}"):
+            decode(wire(*rows), PLAN, Counter())
+
+
+HEADER = pgcopy.SIGNATURE + struct.pack("!iI", 0, 0)
+
+
+def collected(messages: list[bytes]) -> list[WireRows]:
+    found: list[WireRows] = []
+    sink = pgcopy._RowSink(found.append, "raw.t")
+    for message in messages:
+        sink.write(message)
+    sink.finish()
+    return found
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 511, 512, 8191, 8192, 8193, 8448])
+def test_rows_are_joined_in_order_and_the_end_mark_left_out(count: int) -> None:
+    rows = [row(int4(i)) for i in range(count)]
+    messages = [*rows, pgcopy.END_MARK]
+    messages[0] = HEADER + messages[0]
+    found = collected(messages)
+    assert b"".join(batch.buffer.removesuffix(pgcopy.PADDING) for batch in found) == b"".join(rows)
+    assert [size for batch in found for size in batch.sizes] == [10] * count
+    assert all(len(batch.sizes) <= pgcopy.ROWS_PER_BATCH for batch in found)
+
+
+def test_few_large_rows_make_a_batch() -> None:
+    large = row(bytes(3 << 20))
+    found = collected([HEADER + row(int4(1)), *[large] * 10, pgcopy.END_MARK])
+    assert [size for batch in found for size in batch.sizes] == [10, *[len(large)] * 10]
+    assert max(len(batch.buffer) for batch in found) <= pgcopy.BYTES_PER_BATCH + 2 * len(large)
+
+
+def test_a_header_extension_is_skipped() -> None:
+    header = pgcopy.SIGNATURE + struct.pack("!iI", 0, 3) + b"abc"
+    assert [len(batch.sizes) for batch in collected([header + row(int4(1)), pgcopy.END_MARK])] == [1]
+
+
+@pytest.mark.parametrize("first", [b"", b"1\tone\n", HEADER[:-1], pgcopy.SIGNATURE + struct.pack("!iI", 1 << 16, 0)])
+def test_another_format_is_refused(first: bytes) -> None:
+    with pytest.raises(BadInput, match="binary COPY format"):
+        collected([first, pgcopy.END_MARK])
+
+
+@pytest.mark.parametrize("messages", [[], [HEADER + row(int4(1))]])
+def test_a_copy_without_end_mark_is_not_taken_for_whole(messages: list[bytes]) -> None:
+    with pytest.raises(TransientError, match=r"raw\.t: the copy ended without its end mark"):
+        collected(messages)
