@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -28,8 +29,10 @@ from pydantic import BaseModel
 
 from classify import clean
 from classify.clean import ANSWER, QUESTION, Posts
+from classify.day import Contribution
 from classify.models import load_model
 from classify.summary import COUNTS, SUMMARY, Summary
+from classify.tally import Tally
 from classify.text import parse_tags
 from shared import paths
 from shared.errors import StackTopicsError
@@ -95,18 +98,18 @@ def run(lake: Lake, job: JobParameters) -> Summary:
         file = pq.ParquetFile(lake.open(paths.landing(job.source_id, job.version)), pre_buffer=True)
         census = _Census(file)
         parents = _Parents(census, _earlier_topics(lake, census.parents_elsewhere), model.topics)
-    with clock("posts"), lake.create(f"{job.output}/part-00000.parquet") as out, _Output(out) as output:
+    with clock("posts"), lake.create(f"{job.output}/part-00000.parquet") as out, _Output(out, model.topics) as output:
         skipped = _classify(file, census, parents, model, job, output)
     with clock("counts"):
-        lake.put(f"{job.output}/{COUNTS}", _parquet(output.counts()))
+        lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, output.tally).to_parquet())
         _remember(lake, job, parents.of_this_file())
     summary = Summary(
         source_id=job.source_id,
         version=job.version,
         model=job.model,
         rows=file.metadata.num_rows,
-        questions=output.posts[str(QUESTION)],
-        answers=output.posts[str(ANSWER)],
+        questions=output.posts[QUESTION],
+        answers=output.posts[ANSWER],
         duplicates=len(census.repeated),
         uncounted=skipped,
         decided_by=dict(output.decided_by),
@@ -117,8 +120,20 @@ def run(lake: Lake, job: JobParameters) -> Summary:
     return summary
 
 
-def score(posts: Posts, model: TopicModel, topic_source: str) -> tuple[pa.Table, TopicNumbers]:
-    """The rows of POST_TOPICS for posts that inherit nothing, and their topics as numbers into `model.topics`.
+@dataclass(frozen=True)
+class Scored:
+    """Posts that inherit no topic, with what was found: the rows of POST_TOPICS, the topics as numbers [n], which of
+    them the model decided [n], and its posteriors [n, C] and margins [n]."""
+
+    rows: pa.Table
+    topics: TopicNumbers
+    guessed: npt.NDArray[np.bool_]
+    posteriors: npt.NDArray[np.float32]
+    margins: npt.NDArray[np.float32]
+
+
+def score(posts: Posts, model: TopicModel, topic_source: str) -> Scored:
+    """The topics of posts that inherit none.
 
     A question with tags is decided by its own tags unless `topic_source` is model; the model is asked in any case.
     """
@@ -127,12 +142,15 @@ def score(posts: Posts, model: TopicModel, topic_source: str) -> tuple[pa.Table,
     by_tags = (tagged >= 0) & (posts.types == QUESTION) & (topic_source == "tags")
     topics = np.where(by_tags, tagged, asked.topic).astype(np.int32)
     names = pa.array(model.topics)
-    best = {f"topic_{rank + 1}": names.take(pa.array(asked.top[:, rank])) for rank in range(3)}
-    scores = {f"score_{rank + 1}": pa.array(asked.top_scores[:, rank]) for rank in range(3)}
-    decided_by = pc.if_else(pa.array(by_tags), "tags", "model")
-    return _rows(
-        posts.ids, posts.has_id, posts.types, posts.days, names.take(topics), decided_by, best | scores
-    ), topics
+    best = {f"topic_{rank + 1}": names.take(pa.array(asked.top[:, rank])) for rank in range(asked.top.shape[1])}
+    scores = {f"score_{rank + 1}": pa.array(asked.top_scores[:, rank]) for rank in range(asked.top.shape[1])}
+    rows = _rows(posts, names.take(pa.array(topics)), pc.if_else(pa.array(by_tags), "tags", "model"), best | scores)
+    return Scored(rows, topics, ~by_tags, asked.posteriors, asked.margin)
+
+
+def inherit(posts: Posts, topics: pa.Array) -> pa.Table:
+    """The rows of POST_TOPICS of answers that take their questions' topics."""
+    return _rows(posts, topics, "parent", {})
 
 
 def _classify(
@@ -151,33 +169,29 @@ def _classify(
         inherits = answers & parents.known(posts.parents)
         heirs.append(posts.take(np.flatnonzero(inherits)).without_texts())
         chosen = posts.take(np.flatnonzero(questions | (answers & ~inherits)))
-        rows, topics = score(chosen, model, job.topic_source)
+        scored = score(chosen, model, job.topic_source)
         asked = (chosen.types == QUESTION) & chosen.has_id
-        parents.learn(chosen.ids[asked], topics[asked])
-        output.write(rows)
+        parents.learn(chosen.ids[asked], scored.topics[asked])
+        output.tally.add(chosen.days, chosen.types, scored.topics, scored.guessed, scored.posteriors, scored.margins)
+        output.write(scored.rows)
     for posts in heirs:
-        output.write(_rows(posts.ids, posts.has_id, posts.types, posts.days, parents.topics(posts.parents), "parent"))
+        topics = parents.topics(posts.parents)
+        output.tally.add(posts.days, posts.types, topics)
+        output.write(inherit(posts, pa.array(model.topics).take(pa.array(topics))))
     return dict(skipped)
 
 
-def _rows(
-    ids: Ids,
-    has_id: npt.NDArray[np.bool_],
-    types: Ids,
-    days: npt.NDArray[np.int32],
-    topics: pa.Array,
-    decided_by: Any,
-    asked: dict[str, pa.Array] | None = None,
-) -> pa.Table:
+def _rows(posts: Posts, topics: pa.Array, decided_by: Any, asked: dict[str, pa.Array]) -> pa.Table:
     columns = {
-        "Id": pa.array(ids, mask=~has_id),
-        "PostTypeId": pa.array(types.astype(np.int32)),
-        "day": pa.array(days).cast(pa.date32()),
+        "Id": pa.array(posts.ids, mask=~posts.has_id),
+        "PostTypeId": pa.array(posts.types.astype(np.int32)),
+        "day": pa.array(posts.days).cast(pa.date32()),
         "topic": topics,
-        "decided_by": pa.repeat(decided_by, len(ids)) if isinstance(decided_by, str) else decided_by,
-    } | (asked or {})
+        "decided_by": pa.repeat(decided_by, len(posts)) if isinstance(decided_by, str) else decided_by,
+        **asked,
+    }
     return pa.table(
-        [columns.get(name, pa.nulls(len(ids), POST_TOPICS.field(name).type)) for name in POST_TOPICS.names],
+        [columns.get(name, pa.nulls(len(posts), POST_TOPICS.field(name).type)) for name in POST_TOPICS.names],
         schema=POST_TOPICS,
     )
 
@@ -232,25 +246,27 @@ class _Parents:
     def learn(self, ids: Ids, topics: TopicNumbers) -> None:
         self._topics[self._places(ids)] = topics
 
-    def topics(self, parents: Ids) -> pa.Array:
-        return self._names.take(pa.array(self._topics[self._places(parents)] if len(parents) else self._topics[:0]))
+    def topics(self, parents: Ids) -> TopicNumbers:
+        """The topics of known questions."""
+        return np.asarray(self._topics[self._places(parents)] if len(parents) else self._topics[:0], np.int32)
 
     def of_this_file(self) -> pa.Table:
-        return pa.table([self._questions, self.topics(self._questions)], schema=QUESTION_TOPICS)
+        topics = self._names.take(pa.array(self.topics(self._questions)))
+        return pa.table([self._questions, topics], schema=QUESTION_TOPICS)
 
     def _places(self, ids: Ids) -> Ids:
         return np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
 
 
 class _Output:
-    """The part file, written in row groups of 65,536 rows, and the counts of what was written."""
+    """The part file, written in row groups of 65,536 rows, and the sums of what was written."""
 
-    def __init__(self, out: Any) -> None:
+    def __init__(self, out: Any, topics: tuple[str, ...]) -> None:
         self._writer = pq.ParquetWriter(out, POST_TOPICS, compression="zstd", compression_level=1)
         self._waiting: list[pa.Table] = []
         self._rows = 0
-        self._counts: list[pa.Table] = []
-        self.posts: Counter[str] = Counter()
+        self.tally = Tally(topics)
+        self.posts: Counter[int] = Counter()
         self.decided_by: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
@@ -271,23 +287,10 @@ class _Output:
         rows = pa.concat_tables([POST_TOPICS.empty_table(), *self._waiting])
         self._waiting, self._rows = [], 0
         self._writer.write_table(rows, GROUP_ROWS)
-        self._counts.append(rows.group_by(["day", "topic", "PostTypeId"]).aggregate([([], "count_all")]))
-        for name, tally in (("PostTypeId", self.posts), ("decided_by", self.decided_by)):
+        counters: tuple[tuple[str, Counter[Any]], ...] = (("PostTypeId", self.posts), ("decided_by", self.decided_by))
+        for name, counter in counters:
             for found in rows[name].value_counts().to_pylist():
-                tally[str(found["values"])] += found["counts"]
-
-    def counts(self) -> pa.Table:
-        """day, topic, questions, answers: by day, then topic."""
-        counts = pa.concat_tables(self._counts)
-        columns = {
-            name: pc.if_else(pc.equal(counts["PostTypeId"], kind), counts["count_all"], 0)
-            for name, kind in (("questions", QUESTION), ("answers", ANSWER))
-        }
-        by_topic = pa.table({"day": counts["day"], "topic": counts["topic"], **columns}).group_by(["day", "topic"])
-        summed = by_topic.aggregate([("questions", "sum"), ("answers", "sum")])
-        return summed.rename_columns(["day", "topic", "questions", "answers"]).sort_by(
-            [("day", "ascending"), ("topic", "ascending")]
-        )
+                counter[found["values"]] += found["counts"]
 
 
 def _earlier_topics(lake: Lake, ids: Ids) -> pa.Table:

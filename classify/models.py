@@ -11,6 +11,7 @@ from shared.errors import Conflict, ModelError, NotFound
 
 if TYPE_CHECKING:
     from classify.model import TopicModel
+    from classify.quantify import Reference
     from shared.lake import Lake
 
 STARTER = Path(__file__).parent / "starter"
@@ -36,6 +37,18 @@ def load_model(lake: Lake, version: str) -> TopicModel:
     if not files:
         raise ModelError(f"there is no model {version} in {folder}")
     return TopicModel.from_files(files)
+
+
+def load_reference(lake: Lake, version: str) -> Reference:
+    """What counting needs of one version: its manifest and calibration, not its weights. Raises ModelError."""
+    from classify.model import CALIBRATION, MANIFEST
+    from classify.quantify import Reference
+
+    folder = paths.model(version)
+    try:
+        return Reference.from_files(lake.read(f"{folder}/{MANIFEST}"), lake.read(f"{folder}/{CALIBRATION}"))
+    except NotFound as error:
+        raise ModelError(f"model {version} is not whole: {error}") from error
 
 
 def _install_starter(lake: Lake) -> str:

@@ -11,13 +11,13 @@ import csv
 import io
 import json
 import logging
-from collections import defaultdict
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from functools import cache
 from typing import TYPE_CHECKING
 
+from classify.day import TOPICS_OF_DAY, Contribution, DayTopics, topics_of_day
+from classify.models import load_reference
 from classify.summary import COUNTS
 from shared import paths
 from shared.catalog import DayPointer, SourcePointer, day_pointer, move_pointer, source_pointer
@@ -26,23 +26,16 @@ from shared.lake import digest
 from shared.ledger import ENDED, FileRecord, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import pyarrow as pa
-
     from shared.lake import Lake
     from shared.services import Services
 
 log = logging.getLogger("stacktopics.classify.publish")
 
-FORMAT = 1
+FORMAT = 2
 """Part of a publish id: raise it when the topics files change for the same counts."""
 POINTER_TRIES = 20
 DAY_WORKERS = 8
 SUPERSEDED_BECAUSE = "a newer version of the same file counts already"
-
-Counts = dict[str, tuple[int, int]]
-"""Questions and answers by topic."""
 
 
 def publish(services: Services, record: FileRecord) -> FileRecord:
@@ -52,8 +45,8 @@ def publish(services: Services, record: FileRecord) -> FileRecord:
     """
     if record.output is None:
         raise TerminalError(f"{record.key} is {record.state} but its record names no output")
-    counts_of = cache(lambda output: _read_counts(services.lake, output))
-    days = sorted(counts_of(record.output))
+    reader = _Reader(services.lake)
+    days = reader.contribution(record.output).tally.days()
     pointer = _count_source(services, record, days)
     if pointer is None:
         ended, reason = State.SUPERSEDED, SUPERSEDED_BECAUSE
@@ -61,7 +54,7 @@ def publish(services: Services, record: FileRecord) -> FileRecord:
         ended, reason = State.PUBLISHED, None
         touched = [*pointer.days, *pointer.left]
         with ThreadPoolExecutor(DAY_WORKERS) as pool:
-            list(pool.map(lambda day: _refresh(services, record.source_id, day, counts_of), touched))
+            list(pool.map(lambda day: _refresh(services, record.source_id, day, reader), touched))
     services.lake.delete(paths.landing(record.source_id, record.version))
 
     def over(current: FileRecord) -> FileRecord | None:
@@ -106,7 +99,7 @@ def _count_source(services: Services, record: FileRecord, days: list[date]) -> S
     raise TransientError(f"too many versions of {record.source.name} are being published at once")
 
 
-def _refresh(services: Services, source_id: str, day: date, counts_of: Callable[[str], dict[date, Counts]]) -> None:
+def _refresh(services: Services, source_id: str, day: date, reader: _Reader) -> None:
     """Count a day anew with what counts for the source now, write its topics, and point to them.
 
     The day's pointer is read before the source's: who works from an older state fails to move it and starts again.
@@ -122,7 +115,7 @@ def _refresh(services: Services, source_id: str, day: date, counts_of: Callable[
         publish_id = digest(json.dumps([FORMAT, day.isoformat(), sorted(sources.items())]).encode())
         if pointer is not None and pointer.publish_id == publish_id:
             return
-        topics = _topics([counts_of(output)[day] for output in sources.values()])
+        topics = topics_of_day(day, [reader.contribution(output) for output in sources.values()], reader.reference)
         successor = _write_topics(services, day, publish_id, sources, topics)
         try:
             move_pointer(lake, paths.day_pointer(day), successor, etag)
@@ -132,80 +125,48 @@ def _refresh(services: Services, source_id: str, day: date, counts_of: Callable[
     raise TransientError(f"the topics of {day} are being published by too many others")
 
 
-def _read_counts(lake: Lake, output: str) -> dict[date, Counts]:
-    """What a classification adds to each day."""
-    import pyarrow.parquet as pq
+class _Reader:
+    """Reads what days are counted from, each once."""
 
-    by_day: dict[date, Counts] = defaultdict(dict)
-    for row in pq.read_table(io.BytesIO(lake.read(f"{output}/{COUNTS}"))).to_pylist():
-        by_day[row["day"]][row["topic"]] = row["questions"], row["answers"]
-    return dict(by_day)
+    def __init__(self, lake: Lake) -> None:
+        self.contribution = cache(lambda output: self._contribution(lake, output))
+        """What an output folder adds to its days."""
+        self.reference = cache(lambda model: load_reference(lake, model))
+        """The calibration of a model."""
 
-
-def _topics(counts: Iterable[Counts]) -> list[dict[str, object]]:
-    """The topics of a day, most frequent first; ties by name."""
-    questions: dict[str, int] = defaultdict(int)
-    answers: dict[str, int] = defaultdict(int)
-    for source in counts:
-        for topic, (asked, answered) in source.items():
-            questions[topic] += asked
-            answers[topic] += answered
-    posts = {topic: questions[topic] + answers[topic] for topic in questions}
-    total = sum(posts.values())
-    ordered = sorted((topic for topic in posts if posts[topic]), key=lambda topic: (-posts[topic], topic))
-    return [
-        {
-            "rank": rank,
-            "topic": topic,
-            "posts": posts[topic],
-            "questions": questions[topic],
-            "answers": answers[topic],
-            "share": posts[topic] / total,
-        }
-        for rank, topic in enumerate(ordered, 1)
-    ]
+    def _contribution(self, lake: Lake, output: str) -> Contribution:
+        path = f"{output}/{COUNTS}"
+        return Contribution.from_parquet(lake.read(path), path)
 
 
 def _write_topics(
-    services: Services, day: date, publish_id: str, sources: dict[str, str], topics: list[dict[str, object]]
+    services: Services, day: date, publish_id: str, sources: dict[str, str], topics: DayTopics
 ) -> DayPointer:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    schema = pa.schema(
-        {
-            "day": pa.date32(),
-            "rank": pa.int32(),
-            "topic": pa.string(),
-            "posts": pa.int64(),
-            "questions": pa.int64(),
-            "answers": pa.int64(),
-            "share": pa.float64(),
-        }
-    )
-    rows = [{"day": day, **row} for row in topics]
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, schema.names, lineterminator="\n")
+    writer = csv.DictWriter(text, TOPICS_OF_DAY.names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(topics.rows)
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(topics.rows, TOPICS_OF_DAY), table, compression="zstd")
     pointer = DayPointer(
         day=day,
         publish_id=publish_id,
         parquet=paths.topics_of_day(day, publish_id, "parquet"),
         csv=paths.topics_of_day(day, publish_id, "csv"),
-        posts=sum(int(str(row["posts"])) for row in topics),
-        questions=sum(int(str(row["questions"])) for row in topics),
-        answers=sum(int(str(row["answers"])) for row in topics),
+        posts=topics.posts,
+        questions=topics.questions,
+        answers=topics.answers,
+        guessed=topics.guessed,
+        drift=topics.drift,
+        drifted=topics.drifted,
+        mean_margin=topics.mean_margin,
+        other_share=topics.other_share,
         sources=sources,
         published_at=services.now(),
     )
-    services.lake.put(pointer.parquet, _parquet(pa.Table.from_pylist(rows, schema)))
+    services.lake.put(pointer.parquet, table.getvalue())
     services.lake.put(pointer.csv, text.getvalue().encode())
     return pointer
-
-
-def _parquet(table: pa.Table) -> bytes:
-    import pyarrow.parquet as pq
-
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd")
-    return out.getvalue()

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from serve.topics import TopicsOfDay
+from serve.topics import Topic, TopicsOfDay
 from shared.catalog import DayPointer
 from shared.ledger import FileRecord, State
 
@@ -23,18 +23,32 @@ COLOURS = {
 
 def topics_table(found: TopicsOfDay) -> Table:
     """The topics of a day as bars."""
+    drift = "; they are unlike those the model knows, mind the intervals" if found.drifted else ""
     table = Table(
-        title=f"Topics of {found.day}: {found.posts:,} posts", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1)
+        title=f"Topics of {found.day}: {found.posts:,} posts{drift}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
     )
-    for name in ("", "topic", "posts", "questions", "answers", "share"):
+    for name in ("", "topic", "posts", "questions", "answers", "share", "95 %"):
         table.add_column(name, justify="left" if name == "topic" else "right", no_wrap=True)
     table.add_column("", width=24)
     longest = max((topic.share for topic in found.topics), default=1)
     for topic in found.topics:
         bar = ProgressBar(total=longest, completed=topic.share, width=24)
-        numbers = (f"{topic.posts:,}", f"{topic.questions:,}", f"{topic.answers:,}", f"{topic.share:.1%}")
+        numbers = (
+            f"{topic.posts:,}",
+            f"{topic.questions:,}",
+            f"{topic.answers:,}",
+            f"{topic.estimated_share:.1%}",
+            _interval(topic),
+        )
         table.add_row(str(topic.rank), topic.topic, *numbers, bar)
     return table
+
+
+def _interval(topic: Topic) -> str:
+    return "exact" if topic.high - topic.low < 1e-9 else f"{topic.low:.1%} to {topic.high:.1%}"
 
 
 def files_table(records: Iterable[FileRecord]) -> Table:

@@ -19,7 +19,7 @@ MAX_TOP = 10_000
 
 
 class Topic(BaseModel):
-    """One line of a day: `share` is a fraction of the day's posts."""
+    """One line of a day: shares are fractions of the day's posts, the true one between `low` and `high`."""
 
     rank: int
     topic: str
@@ -27,6 +27,9 @@ class Topic(BaseModel):
     questions: int
     answers: int
     share: float
+    estimated_share: float
+    low: float
+    high: float
 
 
 class TopicsOfDay(BaseModel):
@@ -36,6 +39,8 @@ class TopicsOfDay(BaseModel):
     posts: int
     questions: int
     answers: int
+    drifted: bool
+    """The posts of the day are unlike those the model knows: the intervals may be too narrow."""
     published_at: datetime
     topics: list[Topic]
 
@@ -86,6 +91,7 @@ def topics_of_day(lake: Lake, day: date | None = None, top: int = 10) -> TopicsO
         posts=pointer.posts,
         questions=pointer.questions,
         answers=pointer.answers,
+        drifted=pointer.drifted,
         published_at=pointer.published_at,
         topics=[Topic.model_validate(line) for line, _ in zip(lines, range(top), strict=False)],
     )

@@ -138,7 +138,7 @@ def test_topics_over_http(cloud: LocalCloud, process: Process, services: Service
     assert (found["posts"], [topic["topic"] for topic in found["topics"]]) == (3, ["python"])
     assert found["topics"][0]["share"] == pytest.approx(2 / 3)
     lines = get(f"{cloud.functions_url}/api/topics?day={day}&format=csv", key).splitlines()
-    assert lines[0] == "day,rank,topic,posts,questions,answers,share"
+    assert lines[0] == "day,rank,topic,posts,questions,answers,share,estimated_share,low,high"
     assert lines[1].startswith("2024-07-01,1,python,2,2,0,0.66")
     assert json.loads(get(f"{cloud.functions_url}/api/health", {}))["healthy"] is True
     for query, headers, status in (

@@ -19,7 +19,9 @@ from shared.services import Services
 
 def publish(lake: FolderLake, day: date, lines: list[str]) -> None:
     file = topics_file(day, "p", "csv")
-    lake.put(file, "\n".join(["day,rank,topic,posts,questions,answers,share", *lines]).encode())
+    lake.put(
+        file, "\n".join(["day,rank,topic,posts,questions,answers,share,estimated_share,low,high", *lines]).encode()
+    )
     pointer = DayPointer(
         day=day,
         publish_id="p",
@@ -37,7 +39,11 @@ def publish(lake: FolderLake, day: date, lines: list[str]) -> None:
 @pytest.fixture
 def lake(tmp_path: Path) -> FolderLake:
     lake = FolderLake(tmp_path)
-    publish(lake, date(2026, 11, 20), ["2026-11-20,1,python,3,2,1,0.75", '2026-11-20,2,"c, or so",1,1,0,0.25'])
+    publish(
+        lake,
+        date(2026, 11, 20),
+        ["2026-11-20,1,python,3,2,1,0.75,0.7,0.6,0.8", '2026-11-20,2,"c, or so",1,1,0,0.25,0.3,0.2,0.4'],
+    )
     publish(lake, date(2026, 11, 21), [])
     return lake
 
@@ -49,7 +55,7 @@ def test_the_latest_day_is_the_last_with_posts(lake: FolderLake) -> None:
         (1, "python", 0.75),
         (2, "c, or so", 0.25),
     ]
-    assert found.to_csv().splitlines()[2] == '2026-11-20,2,"c, or so",1,1,0,0.25'
+    assert found.to_csv().splitlines()[2] == '2026-11-20,2,"c, or so",1,1,0,0.25,0.3,0.2,0.4'
 
 
 def test_a_day_is_cut_to_its_top_but_counts_all(lake: FolderLake) -> None:

@@ -1,0 +1,117 @@
+"""What a classification adds to each day: counts by topic, and the sums that estimating shares needs.
+
+Both engines fill it, batch by batch; it is stored as `counts.parquet`, and publishing adds up those of several files.
+"""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from classify.clean import ANSWER, QUESTION
+from classify.quantify import DayStatistics
+
+EPOCH = date(1970, 1, 1)
+WHOLE = ("questions", "answers", "known", "said")
+SUMS = ("posteriors", "margins")
+
+COUNTS = pa.schema(
+    {"day": pa.date32(), "topic": pa.string()}
+    | {name: pa.int64() for name in WHOLE}
+    | {name: pa.float64() for name in SUMS}
+)
+"""One row a day and topic. `questions` and `answers` were counted for the topic; of them `known` were decided by tags
+or a parent and `said` by the model. `posteriors` is the sum, over all posts of the day that the model decided, of how
+likely they are about this topic; `margins` is the sum of margins of those it said are."""
+
+Columns = dict[str, npt.NDArray[Any]]
+
+
+class Tally:
+    """Sums by day and topic; `topics` are the model's names, `other` last."""
+
+    def __init__(self, topics: tuple[str, ...]) -> None:
+        self.topics = topics
+        self._days: dict[int, int] = {}
+        self._sums: Columns = {name: np.zeros((0, len(topics)), np.int64) for name in WHOLE}
+        self._sums |= {name: np.zeros((0, len(topics))) for name in SUMS}
+
+    def add(
+        self,
+        days: npt.NDArray[np.int32],
+        types: npt.NDArray[np.int64],
+        topics: npt.NDArray[np.int32],
+        guessed: npt.NDArray[np.bool_] | None = None,
+        posteriors: npt.NDArray[np.float32] | None = None,
+        margins: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        """Count n posts; `guessed` are those the model decided, with posteriors [n, C] and margins [n] of all."""
+        if not len(days):
+            return
+        found, place = np.unique(days, return_inverse=True)
+        cell = place * len(self.topics) + topics
+        parts = {"questions": types == QUESTION, "answers": types == ANSWER}
+        if guessed is None:
+            guessed = np.zeros(len(days), bool)
+        parts |= {"known": ~guessed, "said": guessed}
+        sums = {name: self._by_cell(cell, part, len(found)) for name, part in parts.items()}
+        if posteriors is not None and margins is not None:
+            sums["margins"] = self._by_cell(cell, margins * guessed, len(found))
+            order = np.argsort(place, kind="stable")
+            starts = np.searchsorted(place[order], np.arange(len(found)))
+            sums["posteriors"] = np.add.reduceat((posteriors * guessed[:, None])[order], starts, dtype=np.float64)
+        rows = self._rows(found.tolist())
+        for name, values in sums.items():
+            self._sums[name][rows] += values.astype(self._sums[name].dtype)
+
+    def to_table(self) -> pa.Table:
+        """COUNTS: by day, then topic as the model orders them; without rows that are zero throughout."""
+        order = np.array(sorted(self._days, key=int), np.int32)
+        rows = self._rows(order.tolist())
+        sums = {name: values[rows] for name, values in self._sums.items()}
+        filled = np.any([values != 0 for values in sums.values()], axis=0)
+        day, topic = np.nonzero(filled)
+        columns = [pa.array(order[day]).cast(pa.date32()), pa.array(self.topics).take(pa.array(topic))]
+        return pa.table([*columns, *(pa.array(sums[name][filled]) for name in (*WHOLE, *SUMS))], schema=COUNTS)
+
+    def add_table(self, table: pa.Table) -> None:
+        """Add what `to_table` gave, for the same topics."""
+        numbers = {name: number for number, name in enumerate(self.topics)}
+        topic = np.array([numbers[name] for name in table["topic"].to_pylist()], np.int64)
+        days = np.asarray(table["day"].cast(pa.int32()))
+        self._rows(np.unique(days).tolist())
+        row = np.array([self._days[day] for day in days.tolist()], np.int64)
+        for name in (*WHOLE, *SUMS):
+            np.add.at(self._sums[name], (row, topic), np.asarray(table[name]))
+
+    def days(self) -> list[date]:
+        """The days that have posts."""
+        return [EPOCH + timedelta(days=day) for day in sorted(self._days)]
+
+    def of(self, day: date) -> tuple[dict[str, tuple[int, int]], DayStatistics]:
+        """Questions and answers by topic, and the statistics, of one of `days`."""
+        row = self._days[(day - EPOCH).days]
+        sums = {name: values[row] for name, values in self._sums.items()}
+        counted = {
+            name: (int(asked), int(answered))
+            for name, asked, answered in zip(self.topics, sums["questions"], sums["answers"], strict=True)
+            if asked or answered
+        }
+        return counted, DayStatistics(sums["known"], sums["said"], sums["posteriors"], float(sums["margins"].sum()))
+
+    def _by_cell(self, cell: npt.NDArray[Any], values: npt.NDArray[Any], days: int) -> npt.NDArray[Any]:
+        size = len(self.topics)
+        return np.bincount(cell, values, minlength=days * size).reshape(days, size)
+
+    def _rows(self, days: list[int]) -> npt.NDArray[np.int64]:
+        """Where the sums of days are; new days get rows of zeros."""
+        new = [day for day in days if day not in self._days]
+        if new:
+            self._days |= {day: len(self._days) + number for number, day in enumerate(new)}
+            for name, values in self._sums.items():
+                self._sums[name] = np.concatenate([values, np.zeros((len(new), len(self.topics)), values.dtype)])
+        return np.array([self._days[day] for day in days], np.int64)
