@@ -232,6 +232,7 @@ class LocalCloud:
             "DATABRICKS_JOB_ID": str(next(iter(self._jobs))),
             "WATCH_FIRST_DELAY_SECONDS": "1",
             "WATCH_MAX_DELAY_SECONDS": "2",
+            "AzureFunctionsJobHost__extensions__queues__visibilityTimeout": "00:00:01",
         }
 
 

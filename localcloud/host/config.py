@@ -14,6 +14,7 @@ from typing import Any, Literal
 from localcloud.host.errors import HostError
 
 HOST_STORAGE = "AzureWebJobsStorage"
+OVERRIDE = "AzureFunctionsJobHost"
 DEFAULT_PORT = 7071
 _BLOBS_PER_CORE = 8
 _TIME_SPAN = re.compile(r"(?:(\d+)\.)?(\d{1,2}):(\d{2}):(\d{2}(?:\.\d+)?)")
@@ -95,8 +96,11 @@ class HostConfig:
 
     @classmethod
     def read(cls, path: Path) -> HostConfig:
-        """Reads host.json. Raises HostError when it is missing or a value makes no sense."""
-        document = _read_json(path)
+        """Reads host.json, below what settings named `AzureFunctionsJobHost__a__b` say of its `a.b`.
+
+        Raises HostError when it is missing or a value makes no sense.
+        """
+        document = _overridden(_read_json(path), os.environ)
         if document.get("version") != "2.0":
             raise HostError(f'{path} must hold "version": "2.0"')
         extensions = document.get("extensions", {})
@@ -109,6 +113,18 @@ class HostConfig:
             blobs_at_once=int(blobs.get("maxDegreeOfParallelism", cls.blobs_at_once)),
             function_timeout=None if timeout == "-1" else parse_time_span(timeout, "host.json: functionTimeout"),
         )
+
+
+def _overridden(document: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    for name, value in environ.items():
+        start, *parents = name.split("__")
+        if start == OVERRIDE and parents:
+            *parents, key = parents
+            section = document
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[key] = value
+    return document
 
 
 @dataclass(frozen=True)

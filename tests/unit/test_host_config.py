@@ -141,3 +141,13 @@ def test_host_id() -> None:
     assert host_id({"AzureFunctionsWebHost__hostid": "mine-2"}) == "mine-2"
     with pytest.raises(HostError, match="hostid"):
         host_id({"AzureFunctionsWebHost__hostid": "No Such"})
+
+
+def test_app_settings_go_before_host_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "host.json"
+    file.write_text('{"version": "2.0", "extensions": {"queues": {"visibilityTimeout": "00:00:30", "batchSize": 4}}}')
+    monkeypatch.setenv("AzureFunctionsJobHost__extensions__queues__visibilityTimeout", "00:00:01")
+    monkeypatch.setenv("AzureFunctionsJobHost__extensions__blobs__poisonBlobThreshold", "2")
+    config = HostConfig.read(file)
+    assert (config.queues.visibility_timeout, config.queues.batch_size) == (timedelta(seconds=1), 4)
+    assert config.poison_blob_threshold == 2

@@ -18,7 +18,7 @@ PLAN = TablePlan(
     (
         Column("id", "int4", pa.int32()),
         Column("name", "text", pa.string()),
-        Column("price", "numeric(5,2)", "numeric", pa.decimal128(5, 2)),
+        Column("price", "numeric", pa.decimal128(5, 2)),
         Column("born", "date", pa.date32()),
     ),
     "UTF8",

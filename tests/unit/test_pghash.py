@@ -33,7 +33,7 @@ OF_THE_SERVER: list[tuple[pa.DataType, Any, int]] = [
     (pa.binary(), b"\xab" * (LONG + 1), -7100488479942499414),
     (pa.binary(16), UUID("00112233-4455-6677-8899-aabbccddeeff").bytes, 2948312579206575731),
     (pa.date32(), date(2026, 11, 22), -3549958358762793876),
-    (pa.timestamp("us"), datetime(2026, 11, 22, 12, 0, 0, 1), -8058611614844250525),  # noqa: DTZ001
+    (pa.timestamp("us"), datetime(2026, 11, 22, 12, 0, 0, 1), -8058611614844250525),
     (pa.decimal128(5, 2), Decimal("-1.50"), -7385882468245952934),
     (pa.decimal128(38, 38), Decimal("1e-38"), 3111465026934032749),
 ]
