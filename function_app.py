@@ -63,6 +63,14 @@ def watch_classification(message: func.QueueMessage) -> None:
     watch(services(), decode(ClassificationStarted, message.get_body(), "a message of CLASSIFICATION_RUNS_QUEUE"))
 
 
+@app.timer_trigger(arg_name="timer", schedule="%RETRAIN_SCHEDULE%", run_on_startup=False, use_monitor=True)
+def retrain(timer: func.TimerRequest) -> None:
+    """Start the training run that may replace the topic model."""
+    from classify.launch import retrain
+
+    retrain(services())
+
+
 @app.route(route="topics", methods=[func.HttpMethod.GET])
 def topics(req: func.HttpRequest) -> func.HttpResponse:
     """The topics of a day: `day` (default the latest), `top` (default 10), `format` json or csv."""

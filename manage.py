@@ -8,17 +8,19 @@ python manage.py check       whether everything the settings name can be reached
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import SecretStr
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from serve.show import days_table, files_table, topics_table
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 CHECK_FILE = "runs/check.json"
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+models_app = typer.Typer(invoke_without_command=True)
+app.add_typer(models_app, name="models")
 SettingsFile = Annotated[Path, typer.Option("--settings", help="Fills what the environment leaves open.")]
 DEFAULT_FILE = Path(LOCAL_SETTINGS_FILE)
 
@@ -104,6 +108,107 @@ def check(file: SettingsFile = DEFAULT_FILE) -> None:
             console.print(f"[red]wrong[/red] {what}: {error}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    posts: Annotated[list[Path], typer.Option(help="A Posts file; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    topics: Annotated[int, typer.Option(help="How many topics, beside `other`.")] = 100,
+) -> None:
+    """Train a topic model on the tagged questions of Posts files."""
+    from classify.fit import fit, read_posts
+
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("reading", total=1.0)
+        model, report = fit(
+            read_posts(posts),
+            topics,
+            progress=lambda step, done: progress.update(task, description=step, completed=done),
+        )
+        progress.update(task, description="done", completed=1.0)
+    model.save(out)
+    typer.echo(f"{model.version} is in {out}")
+    Console().print(_figures(report.to_json()))
+
+
+@app.command()
+def evaluate(
+    posts: Annotated[Path, typer.Option(help="A Posts file with tagged questions.")],
+    model: Annotated[Path, typer.Option(help="Folder of the model.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Measure a topic model on the tagged questions of a file."""
+    from classify.fit import evaluate, read_posts
+    from classify.model import TopicModel
+
+    report = evaluate(TopicModel.load(model), read_posts([posts])).to_json()
+    if as_json:
+        typer.echo(json.dumps(report, indent=1))
+    else:
+        Console().print(_figures(report))
+
+
+@app.command()
+def score(
+    posts: Annotated[Path, typer.Option(help="A Posts file.")],
+    model: Annotated[Path, typer.Option(help="Folder of the model.")],
+    out: Annotated[Path, typer.Option(help="Parquet file for one row a post.")],
+    topic_source: Annotated[str, typer.Option(help="Who decides a question that has tags: tags or model.")] = "model",
+) -> None:
+    """The topics of a file's questions and answers, as the classification job writes them."""
+    from classify.job import score_file
+
+    summary = score_file(posts, model, out, topic_source)
+    typer.echo(f"{summary.counted:,} posts in {out}: {summary.decided_by}")
+
+
+@models_app.callback()
+def models(context: typer.Context, file: SettingsFile = DEFAULT_FILE) -> None:
+    """The topic models in the lake, oldest first, with their figures on held-out posts."""
+    context.obj = Services(file)
+    if context.invoked_subcommand:
+        return
+    from classify.models import current_version, versions
+
+    lake = context.obj.lake
+    table, current = Table(box=SIMPLE_HEAD), current_version(lake)
+    for name in ("", "version", "hit@1", "primary", "macro F1", "posts"):
+        table.add_column(name)
+    for version, report in versions(lake):
+        figures = [report.get(name) for name in ("hit_at_1", "primary_accuracy", "macro_f1")]
+        shown = ["" if figure is None else f"{figure:.4f}" for figure in figures]
+        table.add_row("*" if version == current else "", version, *shown, str(report.get("posts", "")))
+    Console().print(table)
+
+
+@models_app.command("promote")
+def promote_model(context: typer.Context, version: str) -> None:
+    """Let new classifications use VERSION."""
+    from classify.models import promote
+
+    typer.echo(f"{promote(context.obj.lake, version, 'promoted by hand').version} is current")
+
+
+@models_app.command("rollback")
+def rollback_model(context: typer.Context) -> None:
+    """Go back to the version before the current one."""
+    from classify.models import rollback
+
+    typer.echo(f"{rollback(context.obj.lake).version} is current")
+
+
+def _figures(report: dict[str, Any]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("on posts it has not seen")
+    table.add_column("", justify="right")
+    flat = report | {
+        f"{kind}.{name}": value for kind in ("days", "shifted_days") for name, value in report[kind].items()
+    }
+    for name, value in flat.items():
+        if isinstance(value, int | float):
+            table.add_row(name, f"{value:.4g}")
+    return table
 
 
 def _setting(name: str, field: FieldInfo, below: dict[str, str], file: Path) -> tuple[str, str, str]:

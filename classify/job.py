@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import sys
 import time
@@ -17,7 +18,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -36,6 +39,7 @@ from classify.tally import Tally
 from classify.text import parse_tags
 from shared import paths
 from shared.errors import StackTopicsError
+from shared.lake import FolderLake
 from shared.services import Services
 
 if TYPE_CHECKING:
@@ -117,6 +121,29 @@ def run(lake: Lake, job: JobParameters) -> Summary:
         seconds=clock.seconds,
     )
     lake.put(f"{job.output}/{SUMMARY}", summary.model_dump_json(indent=1).encode())
+    return summary
+
+
+def score_file(posts: Path, model: Path, out: Path, topic_source: str) -> Summary:
+    """Classify a file on disk with a model on disk, without a lake; writes the rows of POST_TOPICS to `out`."""
+    with TemporaryDirectory(dir=out.absolute().parent) as folder:
+        lake = FolderLake(Path(folder))
+        version = json.loads((model / "model.json").read_text())["version"]
+        job = JobParameters.model_validate(
+            {
+                "lake_root": folder,
+                "source_id": "file",
+                "version": "1",
+                "file_day": paths.file_day(posts.name, datetime.fromtimestamp(posts.stat().st_mtime, UTC)),
+                "model": version,
+                "topic_source": topic_source,
+            }
+        )
+        for link, target in ((paths.landing("file", "1"), posts), (paths.model(version), model)):
+            (lake.root / link).parent.mkdir(parents=True)
+            (lake.root / link).symlink_to(target.absolute())
+        summary = run(lake, job)
+        (lake.root / job.output / "part-00000.parquet").replace(out)
     return summary
 
 

@@ -81,6 +81,29 @@ def watch(services: Services, message: ClassificationStarted) -> FileRecord:
     return _failed(services, record, message.run_id, state)
 
 
+def retrain(services: Services) -> int | None:
+    """Start this week's training run, once; returns its id, or None where no training job is set.
+
+    What comes of it is for the run to say: `runs/training/…` in the lake, and `manage.py models`.
+    """
+    settings = services.settings
+    if settings.databricks_training_job_id is None:
+        log.warning("DATABRICKS_TRAINING_JOB_ID is not set: the topic model stays as it is")
+        return None
+    today = services.now().date()
+    parameters = {
+        "lake_root": settings.lake_uri,
+        "until": today.isoformat(),
+        "days": str(settings.training_days),
+        "topics": str(settings.training_topics),
+        "margin": str(settings.training_margin),
+    }
+    token = idempotency_token("training", paths.iso_week(services.now()))
+    run_id = services.job_runs.start(settings.databricks_training_job_id, parameters, token)
+    log.info("the training until %s is run %d", today, run_id)
+    return run_id
+
+
 def _with_model(services: Services, record: FileRecord) -> FileRecord:
     """The record with the model and the output that every attempt uses, so that attempts write the same."""
     if record.model is not None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
 
 from shared import paths
+from shared.documents import decode
 from shared.errors import Conflict, ModelError, NotFound
 
 if TYPE_CHECKING:
@@ -16,16 +21,31 @@ if TYPE_CHECKING:
 
 STARTER = Path(__file__).parent / "starter"
 """The model that makes a first run possible; its card says what it was trained on."""
+REPORT, CARD = "report.json", "card.md"
+
+
+class CurrentModel(BaseModel):
+    """Which version new classifications use, which one they used before, and why it changed."""
+
+    version: str
+    previous: str | None = None
+    reason: str = ""
+    promoted_at: datetime
+
+
+def current_model(lake: Lake) -> tuple[CurrentModel, str]:
+    """The pointer and its ETag; a lake without any model gets the starter."""
+    try:
+        data, etag = lake.read_with_etag(paths.CURRENT_MODEL)
+    except NotFound:
+        _install_starter(lake)
+        data, etag = lake.read_with_etag(paths.CURRENT_MODEL)
+    return decode(CurrentModel, data, paths.CURRENT_MODEL), etag
 
 
 def current_version(lake: Lake) -> str:
-    """The version that new classifications use; a lake without any model gets the starter."""
-    try:
-        return str(json.loads(lake.read(paths.CURRENT_MODEL))["version"])
-    except NotFound:
-        return _install_starter(lake)
-    except (ValueError, KeyError) as error:
-        raise ModelError(f"{paths.CURRENT_MODEL} does not name a version: {error!r}") from error
+    """The version that new classifications use."""
+    return current_model(lake)[0].version
 
 
 def load_model(lake: Lake, version: str) -> TopicModel:
@@ -51,12 +71,52 @@ def load_reference(lake: Lake, version: str) -> Reference:
         raise ModelError(f"model {version} is not whole: {error}") from error
 
 
-def _install_starter(lake: Lake) -> str:
+def store_model(lake: Lake, model: TopicModel, report: dict[str, Any], card: str) -> str:
+    """Write a model, its report and its card; returns its version. The same model is the same version."""
+    folder = paths.model(model.version)
+    lake.put(f"{folder}/{REPORT}", json.dumps(report, indent=1).encode())
+    lake.put(f"{folder}/{CARD}", card.encode())
+    for name, data in model.to_files().items():
+        lake.put(f"{folder}/{name}", data)
+    return model.version
+
+
+def versions(lake: Lake) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every version with its report (empty for one that has none), oldest first."""
+    manifests = (info for info in lake.list("models/topics") if info.path.endswith("/model.json"))
+    for info in sorted(manifests, key=lambda info: info.last_modified):
+        version = info.path.split("/")[-2]
+        try:
+            yield version, json.loads(lake.read(f"{paths.model(version)}/{REPORT}"))
+        except NotFound:
+            yield version, {}
+
+
+def promote(lake: Lake, version: str, reason: str) -> CurrentModel:
+    """Let new classifications use `version`. Raises ModelError when it is damaged, Conflict when another is."""
+    load_model(lake, version)
+    current, etag = current_model(lake)
+    if current.version == version:
+        return current
+    successor = CurrentModel(version=version, previous=current.version, reason=reason, promoted_at=datetime.now(UTC))
+    lake.put(paths.CURRENT_MODEL, successor.model_dump_json(indent=1).encode(), if_match=etag)
+    return successor
+
+
+def rollback(lake: Lake) -> CurrentModel:
+    """Go back to the version before. Raises ModelError when there is none."""
+    current, _ = current_model(lake)
+    if current.previous is None:
+        raise ModelError(f"{current.version} is the first model: there is none before it")
+    return promote(lake, current.previous, f"rolled back from {current.version}")
+
+
+def _install_starter(lake: Lake) -> None:
     version = str(json.loads((STARTER / "model.json").read_text())["version"])
     for file in sorted(STARTER.iterdir()):
         lake.put(f"{paths.model(version)}/{file.name}", file.read_bytes())
+    first = CurrentModel(version=version, reason="the starter", promoted_at=datetime.now(UTC))
     try:
-        lake.put(paths.CURRENT_MODEL, json.dumps({"version": version}).encode(), if_absent=True)
+        lake.put(paths.CURRENT_MODEL, first.model_dump_json(indent=1).encode(), if_absent=True)
     except Conflict:
-        return current_version(lake)
-    return version
+        return

@@ -28,7 +28,7 @@ from localcloud.processes import (
 )
 
 PORT_NAMES = ("blob", "queue", "lake", "postgres", "databricks", "functions")
-JOBS: Mapping[int, str] = {1: "classify.job"}
+JOBS: Mapping[int, str] = {1: "classify.job", 2: "classify.train"}
 DATABRICKS_TOKEN = "local-databricks-token"
 POSTS_CONTAINER = "posts"
 QUEUES = ("posts-landed", "classification-runs")
@@ -230,6 +230,8 @@ class LocalCloud:
             "DATABRICKS_HOST": self.databricks_url,
             "DATABRICKS_TOKEN": DATABRICKS_TOKEN,
             "DATABRICKS_JOB_ID": str(next(iter(self._jobs))),
+            "DATABRICKS_TRAINING_JOB_ID": str(list(self._jobs)[-1]),
+            "RETRAIN_SCHEDULE": "0 0 4 * * 0",
             "WATCH_FIRST_DELAY_SECONDS": "1",
             "WATCH_MAX_DELAY_SECONDS": "2",
             "AzureFunctionsJobHost__extensions__queues__visibilityTimeout": "00:00:01",

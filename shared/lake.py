@@ -300,7 +300,7 @@ class FolderLake(Lake):
 
     def list(self, prefix: str) -> Iterator[FileInfo]:
         found = []
-        for folder, _, names in os.walk(self.root / prefix):
+        for folder, _, names in os.walk(self.root / prefix, followlinks=True):
             base = Path(folder).relative_to(self.root)
             found += [(base / name).as_posix() for name in names if _finished(name)]
         for path in sorted(found):

@@ -42,8 +42,13 @@ def landing(source: str, version: str) -> str:
     return f"landing/posts/{source}/{version}.parquet"
 
 
+def archive_of(day: date) -> str:
+    """The folder with every file of a day."""
+    return f"archive/posts/{day:%Y/%m/%d}"
+
+
 def archive(day: date, source: str, version: str) -> str:
-    return f"archive/posts/{day:%Y/%m/%d}/{source}/{version}.parquet"
+    return f"{archive_of(day)}/{source}/{version}.parquet"
 
 
 def quarantine(source: str, version: str, name: str) -> str:
@@ -60,6 +65,10 @@ def file_record(source: str, version: str) -> str:
 
 def reference_record(iso_week: str) -> str:
     return f"{REFERENCE_RECORDS}/{iso_week}.json"
+
+
+def training_record(until: date) -> str:
+    return f"runs/training/{until.isoformat()}.json"
 
 
 def reference(table: str) -> str:

@@ -138,6 +138,10 @@ class Settings(BaseSettings):
     databricks_auth: Literal["token", "managed-identity"] = "token"
     databricks_client_id: str | None = None
     databricks_token_secret: str = "databricks-token"
+    databricks_training_job_id: int | None = None
+    training_days: int = Field(default=365, ge=1)
+    training_topics: int = Field(default=100, ge=2)
+    training_margin: float = 0.002
     topic_source: Literal["tags", "model"] = "tags"
     classification_attempts: int = Field(default=3, ge=1)
     classification_deadline_seconds: float = Field(default=7200, gt=0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 from classify import job
 from classify.launch import launch, watch
 from classify.model import TopicModel
-from classify.models import STARTER
+from classify.models import STARTER, CurrentModel
 from ingest.posts import land_posts
 from shared import paths
 from shared.databricks import RunState
@@ -197,7 +196,8 @@ class World:
         self.lake = IoLake(root, self.io)
         self.runs = WorldRuns(self)
         with self.undisturbed():
-            self.lake.put(paths.CURRENT_MODEL, json.dumps({"version": MODEL_VERSION}).encode())
+            current = CurrentModel(version=MODEL_VERSION, promoted_at=START)
+            self.lake.put(paths.CURRENT_MODEL, current.model_dump_json().encode())
         self.services = WorldServices(self).replace(
             settings=settings(**changes),
             lake=self.lake,
@@ -241,7 +241,7 @@ class World:
         return watch(self.services, message)
 
     def work(self, tries: int = 5) -> None:
-        """Deliver events, at least once, until nothing is left: blobs, then messages in the order they become visible."""
+        """Deliver events, at least once, until nothing is left: blobs, then messages as they become visible."""
         failures = 0
         while self.blobs or self.messages:
             try:

@@ -13,7 +13,7 @@ from shared.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
 OPERATIONS = (PROJECT / "docs" / "operations.md").read_text()
-BINDING_SETTINGS = {"REFERENCE_SCHEDULE", "POSTS_TRIGGER_SOURCE"}
+BINDING_SETTINGS = {"REFERENCE_SCHEDULE", "RETRAIN_SCHEDULE", "POSTS_TRIGGER_SOURCE"}
 """Settings that only the bindings read."""
 
 
