@@ -20,14 +20,14 @@ import typer
 from pydantic import SecretStr
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from serve.show import days_table, files_table, topics_table
+from serve.show import days_table, dump_line, files_table, topics_table
 from serve.topics import parse_day, topics_of_day
 from shared import paths
 from shared.catalog import day_pointer, published_days
-from shared.errors import StackTopicsError
+from shared.errors import BadInput, StackTopicsError
 from shared.queues import poison_queues
 from shared.services import Services
 from shared.settings import LOCAL_SETTINGS_FILE, Connection, Settings, names_tried, read_local_settings
@@ -161,6 +161,41 @@ def score(
 
     summary = score_file(posts, model, out, topic_source)
     typer.echo(f"{summary.counted:,} posts in {out}: {summary.decided_by}")
+
+
+@app.command("import-dump")
+def import_dump_command(
+    source: Annotated[Path, typer.Argument(help="Folder or .7z with Posts.xml and Users.xml.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the Posts files. Default: the posts container.")] = None,
+    by: Annotated[str, typer.Option(help="One file a day or a month.")] = "day",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    users: Annotated[bool, typer.Option(help="Also fill the reference tables in Postgres.")] = True,
+    file: SettingsFile = DEFAULT_FILE,
+) -> None:
+    """A Stack Exchange data dump becomes Posts files and reference tables; what is malformed is set aside."""
+    from ingest.dump import Progress as DumpStep
+    from ingest.dump import import_dump, import_users
+
+    services, console = Services(file), Console(stderr=True)
+    rejected = (out or Path(".import-dump")) / "rejected-users.jsonl"
+    if by not in ("day", "month"):
+        raise BadInput(f"--by {by}: write day or month")
+    with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[rate]}"), console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def tell(step: DumpStep) -> None:
+            if step.step not in tasks:
+                tasks[step.step] = bars.add_task(step.step, rate="")
+            rate = f"{step.rate / 1e6:.0f} MB/s"
+            bars.update(tasks[step.step], completed=step.done, total=step.total, rate=rate)
+
+        target = out or services.posts_container
+        reports = [import_dump(source, target, by=by, workers=workers, progress=tell)]  # type: ignore[arg-type]
+        if users:
+            with closing(services.postgres()) as connection:
+                reports.append(import_users(source, connection, rejected=rejected, progress=tell))
+    for report in reports:
+        console.print(dump_line(report), soft_wrap=True)
 
 
 @models_app.callback()

@@ -61,6 +61,7 @@ def demo_command(
     ] = None,
     today: Annotated[bool, typer.Option("--today", help="Give every post today's date.")] = False,
     users: Annotated[Path | None, typer.Option(help="A Users table as Parquet. Default: sample users.")] = None,
+    dump: Annotated[Path | None, typer.Option(help="A Stack Exchange data dump, in place of posts and users.")] = None,
     state: State = DEFAULT_STATE,
 ) -> None:
     """Run the main job and end: copy the tables, drop the files, show the topics of the day."""
@@ -68,7 +69,7 @@ def demo_command(
     from rich.console import Console
 
     from localcloud import samples
-    from localcloud.demo import demo, posts_file, sample_day
+    from localcloud.demo import demo, demo_dump, posts_file, sample_day
     from shared.errors import StackTopicsError
 
     console = Console()
@@ -77,7 +78,10 @@ def demo_command(
         table = pq.read_table(users) if users else samples.sample_users()
         console.print("starting the local cloud: Azurite, lake gateway, Postgres, Databricks stand-in, functions host")
         with LocalCloud(state, tell=console.print) as cloud:
-            demo(cloud, files, table, console)
+            if dump:
+                demo_dump(cloud, dump, console)
+            else:
+                demo(cloud, files, table, console)
     except (LocalCloudError, StackTopicsError, OSError) as error:
         _fail(error)
 

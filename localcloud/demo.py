@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,10 +17,11 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from ingest.dump import import_dump, import_users
 from localcloud import samples, tables
 from localcloud.cloud import LocalCloud, invoke
 from localcloud.processes import LocalCloudError
-from serve.show import days_table, files_table, topics_table
+from serve.show import days_table, dump_line, files_table, topics_table
 from serve.topics import topics_of_day
 from shared import paths
 from shared.catalog import day_pointer
@@ -44,19 +46,43 @@ def demo(cloud: LocalCloud, files: Sequence[PostsFile], users: pa.Table, console
     services = Services(cloud.settings_file)
     with closing(services.postgres()) as connection:
         tables.fill(connection, users)
+    _copy_reference(cloud, services, console)
+    started = time.monotonic()
+    versions = [upload(services, file) for file in files]
+    _follow(cloud, services, versions, started, console)
+
+
+def demo_dump(cloud: LocalCloud, dump: Path, console: Console) -> None:
+    """The same from a Stack Exchange data dump: users into Postgres, posts by month into the container."""
+    services = Services(cloud.settings_file)
+    with TemporaryDirectory() as folder:
+        out = Path(folder)
+        with closing(services.postgres()) as connection:
+            users = import_users(dump, connection, rejected=out / "rejected-users.jsonl")
+        posts = import_dump(dump, out, by="month")
+        for report in (users, posts):
+            console.print(dump_line(report), soft_wrap=True)
+        _copy_reference(cloud, services, console)
+        started = time.monotonic()
+        versions = [upload(services, posts_file(out / name, today=False)) for name in posts.files]
+    _follow(cloud, services, versions, started, console)
+
+
+def _copy_reference(cloud: LocalCloud, services: Services, console: Console) -> None:
     outcome = invoke(cloud.state_dir, "copy_reference")
     if not outcome["succeeded"]:
         raise LocalCloudError(f"copy_reference failed: {outcome}")
-    copied = {table: services.lake.stat(paths.reference(table)) for table in services.settings.reference_tables}
-    for table, info in copied.items():
-        console.print(
-            f"copied [b]{table}[/b] from Postgres to {paths.reference(table)} ({info.size if info else 0:,} bytes)"
-        )
+    for table in services.settings.reference_tables:
+        info = services.lake.stat(paths.reference(table))
+        size = info.size if info else 0
+        console.print(f"copied [b]{table}[/b] from Postgres to {paths.reference(table)} ({size:,} bytes)")
 
-    uploaded = time.monotonic()
-    versions = [upload(services, file) for file in files]
+
+def _follow(
+    cloud: LocalCloud, services: Services, versions: Sequence[tuple[str, str]], started: float, console: Console
+) -> None:
     records = _wait(cloud, services, versions, console)
-    seconds = time.monotonic() - uploaded
+    seconds = time.monotonic() - started
     console.print(files_table(records))
     _show_days(services, sorted({day for record in records for day in record.days}), seconds, console)
     failed = [record for record in records if record.state is not State.PUBLISHED]

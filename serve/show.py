@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.progress_bar import ProgressBar
@@ -84,6 +85,17 @@ def days_table(days: int, last: Sequence[DayPointer]) -> Table:
             str(pointer.day), *(f"{number:,}" for number in numbers), f"{pointer.published_at:%Y-%m-%d %H:%M:%S}"
         )
     return table
+
+
+def dump_line(report: Any) -> str:
+    """What became of a file of a data dump; takes an `ingest.dump.DumpReport`."""
+    line = f"{report.source}: {report.rows_in:,} rows in, {report.rows_out:,} out, {report.rejected:,} set aside"
+    line += f", {len(report.files):,} files, {report.rate / 1e6:.0f} MB/s"
+    if report.rejected:
+        line += f"; what was set aside is in {report.rejected_file}"
+    if report.not_imported:
+        line += "; attributes without a column: " + ", ".join(f"{k} {n:,}" for k, n in report.not_imported.items())
+    return line + ("; the file is cut off" if report.truncated else "")
 
 
 def _durations(record: FileRecord) -> str:

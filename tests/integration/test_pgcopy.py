@@ -85,7 +85,7 @@ TORTURE = [
         {
             "0001-01-01": datetime.min,  # noqa: DTZ901
             "9999-12-31 23:59:59.999999": datetime.max,  # noqa: DTZ901
-            "1969-12-31 23:59:59.999999": datetime(1969, 12, 31, 23, 59, 59, 999999),  # noqa: DTZ001
+            "1969-12-31 23:59:59.999999": datetime(1969, 12, 31, 23, 59, 59, 999999),
         },
     ),
     (
@@ -183,7 +183,7 @@ def test_irregular_values_become_null_where_the_settings_say_so(database: Databa
             "paid": datetime(2026, 1, 1, tzinfo=ZoneInfo("UTC")),
             "price": Decimal("1.50"),
         },
-        {"id": 3, "born": None, "seen": datetime(2026, 1, 1), "paid": None, "price": None},  # noqa: DTZ001
+        {"id": 3, "born": None, "seen": datetime(2026, 1, 1), "paid": None, "price": None},
         {"id": 4, "born": date.max, "seen": None, "paid": None, "price": None},
     ]
     assert copy.nulled["born: infinity"] == 2

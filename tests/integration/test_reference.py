@@ -12,14 +12,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from azure.storage.blob import ContainerClient
+from azure.storage.filedatalake import FileSystemClient
 from tenacity import wait_none
 
 from ingest import reference
 from ingest.reference import ReferenceRecord, copy_reference, read_snapshot
+from localcloud import azurite
+from localcloud.cloud import LocalCloud
 from shared import paths
 from shared.errors import AccessDenied, BadInput, NotFound, SettingsError, StackTopicsError, TransientError
-from shared.lake import FolderLake
+from shared.lake import AdlsLake, FolderLake
 from shared.services import Services
+from tests.localcloud_fixtures import CREDENTIAL
 from tests.postgres_fixtures import Database
 from tests.world import settings
 
@@ -357,3 +362,25 @@ def test_a_snapshot_tells_its_week_rows_and_columns(company: Company) -> None:
     snapshot = read_snapshot(company.lake, "users")
     assert snapshot is not None
     assert (snapshot.week, snapshot.rows, snapshot.schema.names) == (WEEK, 1000, ["id", "name", "about", "born"])
+
+
+def test_the_copy_through_a_real_lake(company: Company, local_cloud: LocalCloud, file_system: FileSystemClient) -> None:
+    """ADLS calls through the gateway: the same rows, the snapshot before kept, nothing left over."""
+    url = azurite.endpoint(local_cloud.ports["blob"])
+    with ContainerClient(url, file_system.file_system_name, credential=CREDENTIAL) as blobs:
+        company.lake = AdlsLake(file_system, blobs)
+        company.database.run(
+            "INSERT INTO raw.users SELECT i, md5(i::text), repeat(md5(i::text), 9) FROM generate_series(1, 90000) i"
+        )
+        company.copy()
+        company.copy(weeks_later=1)
+        snapshots = {
+            info.path: pq.read_metadata(company.lake.open(info.path)).num_rows
+            for info in company.lake.list("reference")
+        }
+    assert snapshots == {
+        paths.reference("post_types"): 2,
+        paths.reference("users"): 91000,
+        paths.reference_previous("post_types", WEEK): 2,
+        paths.reference_previous("users", WEEK): 91000,
+    }

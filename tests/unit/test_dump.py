@@ -180,6 +180,7 @@ MALFORMED: list[tuple[bytes, str]] = [
     (row(2).replace(b"CreationDate", b"Creation"), "CreationDate is missing or no date"),
     (row(2, CreationDate="yesterday"), "CreationDate is missing or no date"),
     (row(2, CreationDate="2012-02-30T00:00:00"), "CreationDate is missing or no date"),
+    (row(2, CreationDate="0099-12-31T00:00:00"), "CreationDate is missing or no date"),
     (row(2, CreationDate="2012-06-12T25:00:00"), "CreationDate: Failed to parse"),
     (row(2, CreationDate="2012-06-12T23:00:00+05:00"), "zone"),
     (row(2, ClosedDate="soon"), "soon"),
@@ -334,7 +335,7 @@ def test_an_interrupted_import_goes_on_where_it_was(
 def test_a_finished_import_is_not_done_again(tmp_path: Path, ten_days: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = import_dump(ten_days, tmp_path / "out")
     with monkeypatch.context() as without:
-        without.setattr(posts, "_index", None)
+        without.setattr(posts._Passes, "index", None)
         again = import_dump(ten_days, tmp_path / "out")
     assert (again.rows_out, again.files, again.resumed) == (first.rows_out, first.files, len(first.files))
     before = read(tmp_path / "out")
@@ -353,14 +354,14 @@ def test_the_work_folder_of_another_import_is_refused(tmp_path: Path, ten_days: 
 
 
 def test_a_dump_that_changes_while_it_is_read(tmp_path: Path, ten_days: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = posts._index
+    index = posts._Passes.index
 
-    def then_changed(xml: Path, *rest: Any) -> posts.Index:
-        found = index(xml, *rest)
-        xml.write_bytes(xml.read_bytes()[:2000])
+    def then_changed(passes: posts._Passes) -> posts.Index:
+        found = index(passes)
+        passes.xml.write_bytes(passes.xml.read_bytes()[:2000])
         return found
 
-    monkeypatch.setattr(posts, "_index", then_changed)
+    monkeypatch.setattr(posts._Passes, "index", then_changed)
     with pytest.raises(Conflict, match="changed while it was read"):
         import_dump(ten_days, tmp_path / "out")
 

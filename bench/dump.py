@@ -1,0 +1,366 @@
+"""`python -m bench dump`: Posts.xml to Parquet, this project against other ways and against what its parts allow.
+
+The dump is a real one, grown by repetition with new Ids and dates: 10,000 posts a day, about what Stack Overflow
+had, and one post in 1,000 dated back to any earlier day, as migrated posts are. Every contender reads the same file in
+a process of its own; rounds are interleaved and the medians count. CPU seconds (imports not counted) are steadier than
+wall time on a shared machine. This import writes a file a day and checks all rows; the others write one file and check
+nothing.
+
+"On free cores" is what the CPU seconds of two processes allow when no one else wants the cores.
+
+The limits: the XML parser over blocks of the file, its answers thrown away, and writing Parquet from memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import random
+import re
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from xml.parsers import expat
+
+import pyarrow as pa
+
+from ingest.dump import import_dump
+from ingest.dump.posts import GROUP_BYTES, PARSE_BYTES, POSTS, open_writer, write_group
+from ingest.dump.rows import RowParser, Rows
+from ingest.dump.scan import row_ranges, scan_range
+
+SEED_DUMP = Path(__file__).parents[2] / "shared" / "data" / "raspberrypi.meta" / "Posts.xml"
+POSTS_A_DAY = 10_000
+MIGRATED = 1_000
+ROWS_A_GROUP = 20_000
+FIRST_DAY = datetime(2012, 1, 1)  # noqa: DTZ001 - a dump's moments are naive
+
+Work = Callable[[], Any]
+"""What is measured; a contender returns it after its imports."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a contender is told: the XML file, and a folder to write to."""
+
+    xml: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run: seconds of wall time and CPU (children included), peak memory of the largest process, output in MB."""
+
+    seconds: float
+    cpu: float
+    memory: float
+    output: float
+
+
+def grow(seed: Path, target: Path, megabytes: int) -> int:
+    """Write a dump of about that size; returns the number of rows."""
+    rows = [line.strip() for line in seed.read_bytes().splitlines() if line.lstrip().startswith(b"<row ")]
+    numbers = [int(number) for row in rows for number in re.findall(rb' (?:Id|ParentId|AcceptedAnswerId)="(\d+)"', row)]
+    templates = [_template(row) for row in rows]
+    chance = random.Random(0)
+    written = copy = 0
+    with target.open("wb") as out:
+        out.write(b'\xef\xbb\xbf<?xml version="1.0" encoding="utf-8"?>\r\n<posts>\r\n')
+        while out.tell() < megabytes * 1_000_000:
+            for form, ids in templates:
+                place = written if chance.randrange(MIGRATED) else chance.randrange(written + 1)
+                created = FIRST_DAY + place * timedelta(days=1) / POSTS_A_DAY
+                moment = created.isoformat(timespec="milliseconds").encode()
+                out.write(form % (*(number + copy for number in ids), moment))
+                written += 1
+            copy += max(numbers)
+        out.write(b"</posts>")
+    return written
+
+
+def _template(row: bytes) -> tuple[bytes, list[int]]:
+    """A row with places for the numbers of posts, which stand before its date, and the date."""
+    head, created, tail = re.split(rb'( CreationDate=")[^"]*', row.replace(b"%", b"%%"), maxsplit=1)
+    ids = [int(number) for number in re.findall(rb'(?:Id|ParentId|AcceptedAnswerId)="(\d+)"', head)][:1]
+    rest = [int(number) for number in re.findall(rb'(?:ParentId|AcceptedAnswerId)="(\d+)"', head)]
+    form = re.sub(rb'((?:\bId|ParentId|AcceptedAnswerId)=")\d+', rb"\1%d", head)
+    return b"  " + form + created + b"%s" + tail + b"\r\n", ids + rest
+
+
+# ---- contenders ---------------------------------------------------------------------------------------------------
+
+
+def this_import(workers: int) -> Callable[[Job], Work]:
+    def contender(job: Job) -> Work:
+        return lambda: import_dump(Path(job.xml).parent, Path(job.folder), workers=workers)
+
+    return contender
+
+
+def lxml_iterparse(job: Job) -> Work:
+    from lxml import etree  # type: ignore[import-untyped]
+
+    def rows() -> Iterator[dict[str, str]]:
+        for _, element in etree.iterparse(job.xml, tag="row"):
+            yield dict(element.attrib)
+            element.clear()
+            del element.getparent()[0]
+
+    return lambda: write_rows(rows(), job)
+
+
+def lxml_target(job: Job) -> Work:
+    from lxml import etree
+
+    def work() -> None:
+        with _Writer(job) as writer:
+
+            class Events:
+                def start(self, tag: str, found: dict[str, str]) -> None:
+                    if tag == "row":
+                        writer.add(dict(found))
+
+                def close(self) -> None:
+                    pass
+
+            etree.parse(job.xml, etree.XMLParser(target=Events()))
+
+    return work
+
+
+def expat_parser(job: Job) -> Work:
+    def work() -> None:
+        with _Writer(job) as writer, open(job.xml, "rb") as file:  # noqa: PTH123 - expat's own way
+            parser = expat.ParserCreate()
+            parser.buffer_text = True
+
+            def start(tag: str, found: dict[str, str]) -> None:
+                if tag == "row":
+                    writer.add(found)
+
+            parser.StartElementHandler = start
+            parser.ParseFile(file)
+
+    return work
+
+
+def regex_lines(job: Job) -> Work:
+    from html import unescape
+
+    attribute = re.compile(r' (\w+)="([^"]*)"')
+
+    def rows() -> Iterator[dict[str, str]]:
+        with Path(job.xml).open(encoding="utf-8-sig", newline="\n") as file:
+            for line in file:
+                if line.startswith("  <row "):
+                    yield {name: unescape(value) if "&" in value else value for name, value in attribute.findall(line)}
+
+    return lambda: write_rows(rows(), job)
+
+
+class _Writer:
+    """Rows as dictionaries to one Parquet file, as a plain program would."""
+
+    def __init__(self, job: Job) -> None:
+        self._writer = open_writer(Path(job.folder) / "posts.parquet")
+        self._rows: list[dict[str, str]] = []
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def add(self, row: dict[str, str]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == ROWS_A_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = [pa.array([row.get(field.name) for row in self._rows], pa.string()) for field in POSTS.schema]
+        typed = [column.cast(field.type) for column, field in zip(columns, POSTS.schema, strict=True)]
+        write_group(self._writer, [pa.RecordBatch.from_arrays(typed, schema=POSTS.schema)])
+        self._rows = []
+
+
+def write_rows(rows: Iterable[dict[str, str]], job: Job) -> None:
+    with _Writer(job) as writer:
+        for row in rows:
+            writer.add(row)
+
+
+def parser_alone(job: Job) -> Work:
+    """xml2arrow over the file in blocks, without a check or a cast."""
+    from ingest.dump.rows import _parser
+
+    def work() -> None:
+        carried = b""
+        with Path(job.xml).open("rb", buffering=0) as file:
+            file.seek(file.read(4096).index(b"<row "))
+            while block := file.read(PARSE_BYTES):
+                data = carried + block
+                cut = data.rfind(b"/>") + 2
+                _parser(POSTS).parse(b"<posts>" + data[:cut] + b"</posts>")
+                carried = data[cut:].removesuffix(b"</posts>")
+
+    return work
+
+
+def parquet_alone(job: Job) -> Work:
+    """The row groups of the first GROUP_BYTES of the file, written until the file's size is reached."""
+    xml = Path(job.xml)
+    lo, hi = row_ranges(xml, POSTS.root, GROUP_BYTES)[0]
+    with xml.open("rb") as file:
+        rows = scan_range(xml, lo, hi, POSTS.root, None).rows
+        file.seek(lo)
+        batches = RowParser(POSTS).parse([Rows(lo, file.read(hi - lo).removesuffix(b"</posts>"), rows)], lambda _: None)
+
+    def work() -> None:
+        with open_writer(Path(job.folder) / "posts.parquet") as writer:
+            for _ in range(round(xml.stat().st_size / (hi - lo))):
+                write_group(writer, batches)
+
+    return work
+
+
+OURS, TWO, ITERPARSE = "this import", "this import, 2 processes", "lxml iterparse"
+CONTENDERS: dict[str, Callable[[Job], Work]] = {
+    OURS: this_import(1),
+    TWO: this_import(2),
+    ITERPARSE: lxml_iterparse,
+    "lxml parser target": lxml_target,
+    "expat": expat_parser,
+    "regex per line": regex_lines,
+    "xml2arrow alone": parser_alone,
+    "Parquet alone": parquet_alone,
+}
+NEEDS = {ITERPARSE: "lxml", "lxml parser target": "lxml"}
+
+
+# ---- measuring ----------------------------------------------------------------------------------------------------
+
+
+def measure(name: str, xml: Path) -> Measured:
+    """Run a contender in a process of its own."""
+    folder = tempfile.mkdtemp(prefix="stacktopics-bench-")
+    try:
+        command = [sys.executable, "-m", "bench.dump", "--one", name, json.dumps(asdict(Job(str(xml), folder)))]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{name} failed:\n{done.stdout}\n{done.stderr}")
+        output = sum(file.stat().st_size for file in Path(folder).rglob("*.parquet")) / 1e6
+        return Measured(output=output, **json.loads(done.stdout.splitlines()[-1]))
+    finally:
+        shutil.rmtree(folder)
+
+
+def run_one(name: str, job: Job) -> dict[str, float]:
+    """Do a contender's work in this process."""
+    work = CONTENDERS[name](job)
+    wall, cpu = time.monotonic(), _cpu_seconds()
+    work()
+    usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {
+        "seconds": time.monotonic() - wall,
+        "cpu": _cpu_seconds() - cpu,
+        "memory": max(usage) * 1024 / 1e6,
+    }
+
+
+def _cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+# ---- the command --------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; `--json` prints one JSON object in place of the table."""
+    parser = argparse.ArgumentParser(prog="python -m bench dump", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", help="contenders, separated by semicolons")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "JOB"), help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.one:
+        print(json.dumps(run_one(given.one[0], Job(**json.loads(given.one[1])))))
+        return 0
+    if not SEED_DUMP.is_file():
+        print(f"skipped: the dump that is grown, {SEED_DUMP}, is not there")
+        return 0
+    wanted = given.only.split(";") if given.only else list(CONTENDERS)
+    missing = [name for name in wanted if name in NEEDS and not importlib.util.find_spec(NEEDS[name])]
+    runs: dict[str, list[Measured]] = {name: [] for name in wanted if name not in missing}
+    with tempfile.TemporaryDirectory(prefix="stacktopics-bench-") as folder:
+        xml = Path(folder) / "Posts.xml"
+        rows = grow(SEED_DUMP, xml, given.megabytes)
+        megabytes = xml.stat().st_size / 1e6
+        for _ in range(given.rounds):
+            for name, so_far in runs.items():
+                so_far.append(measure(name, xml))
+    result = {
+        "megabytes": round(megabytes),
+        "rows": rows,
+        "rounds": given.rounds,
+        "contenders": {name: _summary(found, megabytes) for name, found in runs.items()},
+        "skipped": {name: NEEDS[name] for name in missing},
+    }
+    result |= _ratios(result["contenders"])
+    print(json.dumps(result, indent=2) if given.json else _table(result))
+    return 0
+
+
+def _summary(runs: Sequence[Measured], megabytes: float) -> dict[str, float]:
+    seconds = statistics.median(run.seconds for run in runs)
+    cpu = statistics.median(run.cpu for run in runs)
+    return {
+        "megabytes_a_second": round(megabytes / seconds, 1),
+        "megabytes_a_cpu_second": round(megabytes / cpu, 1),
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu, 2),
+        "peak_mb": round(max(run.memory for run in runs)),
+        "output_mb": round(runs[0].output, 1),
+    }
+
+
+def _ratios(contenders: dict[str, dict[str, float]]) -> dict[str, float]:
+    ratios = {}
+    if contenders.keys() >= {OURS, ITERPARSE}:
+        ratios["times_iterparse_in_cpu"] = contenders[ITERPARSE]["cpu_seconds"] / contenders[OURS]["cpu_seconds"]
+        ratios["times_iterparse_in_wall"] = contenders[ITERPARSE]["seconds"] / contenders[OURS]["seconds"]
+    if contenders.keys() >= {OURS, TWO}:
+        ratios["two_processes_in_wall"] = contenders[OURS]["seconds"] / contenders[TWO]["seconds"]
+        ratios["two_processes_on_free_cores"] = 2 * contenders[OURS]["cpu_seconds"] / contenders[TWO]["cpu_seconds"]
+    return {name: round(ratio, 2) for name, ratio in ratios.items()}
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['rows']:,} rows in {result['megabytes']:,} MB of XML, {result['rounds']} interleaved rounds, medians",
+        f"{'':26}{'MB/s':>8}{'MB/CPU s':>10}{'seconds':>9}{'CPU s':>8}{'peak MB':>9}{'out MB':>9}",
+    ]
+    lines += [
+        f"{name:26}{row['megabytes_a_second']:>8}{row['megabytes_a_cpu_second']:>10}{row['seconds']:>9.2f}"
+        f"{row['cpu_seconds']:>8.2f}{row['peak_mb']:>9}{row['output_mb']:>9}"
+        for name, row in result["contenders"].items()
+    ]
+    lines += [f"{name:26}skipped: {needs} is not installed" for name, needs in result["skipped"].items()]
+    lines += [f"{name.replace('_', ' ')}: {ratio}" for name, ratio in result.items() if isinstance(ratio, float)]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
