@@ -30,7 +30,7 @@ from typing import Any
 import psycopg2
 import pyarrow as pa
 
-from ingest.pgcopy import TableCopy, WireRows, _RowSink, begin_snapshot, decode, plan_table
+from ingest.pgcopy import RowSink, TableCopy, WireRows, begin_snapshot, decode, plan_table
 from ingest.reference import copy_reference, write_parquet
 from localcloud import postgres
 from localcloud.processes import free_ports
@@ -138,7 +138,7 @@ def server_alone(job: Job) -> Work:
 def decode_alone(job: Job) -> Work:
     received: list[WireRows] = []
     with job.copy() as (connection, copy), connection.cursor() as cursor:
-        sink = _RowSink(received.append, TABLE)
+        sink = RowSink(received.append, TABLE)
         some = f' WHERE "Id" <= {min(MADE_IN_MEMORY, job.rows)}) TO'
         cursor.copy_expert(copy.plan.copy_statement.as_string(cursor).replace(") TO", some), sink)
         sink.finish()

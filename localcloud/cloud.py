@@ -65,7 +65,7 @@ class LocalCloud:
         *,
         settings_file: Path | None = None,
         jobs: Mapping[int, str] = JOBS,
-        runs_at_once: int = 1,
+        runs_at_once: int = 2,
         time_limit: float = 1800,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:

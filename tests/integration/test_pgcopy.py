@@ -5,11 +5,10 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from math import inf, nan
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pytest
@@ -92,8 +91,8 @@ TORTURE = [
         "timestamptz",
         US_UTC,
         {
-            "2026-03-29 02:30:00+02": datetime(2026, 3, 29, 0, 30, tzinfo=ZoneInfo("UTC")),
-            "0001-01-01 00:00:00+00": datetime(1, 1, 1, tzinfo=ZoneInfo("UTC")),
+            "2026-03-29 02:30:00+02": datetime(2026, 3, 29, 0, 30, tzinfo=UTC),
+            "0001-01-01 00:00:00+00": datetime(1, 1, 1, tzinfo=UTC),
         },
     ),
     ("time", pa.string(), {"24:00:00": "24:00:00", "12:34:56.789": "12:34:56.789"}),
@@ -114,6 +113,11 @@ TORTURE = [
     ("raw.email", pa.string(), {"a@b": "a@b"}),
     ("raw.pair", pa.string(), {'(1,"a b")': '(1,"a b")'}),
 ]
+
+
+def in_utc(value: Any) -> Any:
+    """pyarrow names UTC by whichever time zone library is installed; the instant is what counts here."""
+    return value.astimezone(UTC) if isinstance(value, datetime) and value.tzinfo else value
 
 
 def test_every_type_arrives_value_by_value(database: Database, connection: Any) -> None:
@@ -139,7 +143,7 @@ def test_every_type_arrives_value_by_value(database: Database, connection: Any) 
         f"c{i}": kind for i, (_, kind, _) in enumerate(TORTURE)
     }
     for i, (kind, _, _) in enumerate(TORTURE):
-        arrived = table.column(i).to_pylist()
+        arrived = [in_utc(value) for value in table.column(i).to_pylist()]
         assert list(map(repr, arrived)) == [repr(row[i]) for row in expected], kind  # repr: NaN and -0.0 too
 
 
@@ -180,7 +184,7 @@ def test_irregular_values_become_null_where_the_settings_say_so(database: Databa
             "id": 2,
             "born": None,
             "seen": None,
-            "paid": datetime(2026, 1, 1, tzinfo=ZoneInfo("UTC")),
+            "paid": datetime(2026, 1, 1, tzinfo=UTC),
             "price": Decimal("1.50"),
         },
         {"id": 3, "born": None, "seen": datetime(2026, 1, 1), "paid": None, "price": None},

@@ -102,7 +102,7 @@ HEADER = pgcopy.SIGNATURE + struct.pack("!iI", 0, 0)
 
 def collected(messages: list[bytes]) -> list[WireRows]:
     found: list[WireRows] = []
-    sink = pgcopy._RowSink(found.append, "raw.t")
+    sink = pgcopy.RowSink(found.append, "raw.t")
     for message in messages:
         sink.write(message)
     sink.finish()
