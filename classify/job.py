@@ -38,11 +38,13 @@ from classify.summary import COUNTS, SUMMARY, Summary
 from classify.tally import Tally
 from classify.text import parse_tags
 from shared import paths
-from shared.errors import StackTopicsError
+from shared.errors import StackTopicsError, TerminalError
 from shared.lake import FolderLake
 from shared.services import Services
 
 if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
     from classify.model import TopicModel
     from shared.lake import Lake
 
@@ -51,6 +53,8 @@ log = logging.getLogger("stacktopics.classify.job")
 Ids = npt.NDArray[np.int64]
 TopicNumbers = npt.NDArray[np.int32]
 
+SPARK_FROM_BYTES = 2 << 30
+"""Files larger than this are classified by Spark, where it can be had and nobody chose the engine."""
 BATCH_ROWS = 4_096
 GROUP_ROWS = 65_536
 
@@ -74,6 +78,7 @@ class JobParameters(BaseModel):
     file_day: date
     model: str
     topic_source: Literal["tags", "model"] = "tags"
+    engine: Literal["auto", "arrow", "spark"] = "auto"
 
     @property
     def output(self) -> str:
@@ -90,20 +95,55 @@ class JobParameters(BaseModel):
 
 
 def run(lake: Lake, job: JobParameters) -> Summary:
-    """Classify one landed file.
+    """Classify one landed file, by the engine that `job` asks for.
+
+    `auto` is spark for files of more than 2 GiB where Spark can be had, else arrow. The outputs are the same.
+    Raises ModelError, NotFound when the file is not in landing, TransientError, and TerminalError when Spark is asked
+    for and cannot be had.
+    """
+    spark = _spark(lake, job)
+    if spark is None:
+        return run_arrow(lake, job)
+    from classify.spark import run_spark
+
+    return run_spark(spark, lake, job)
+
+
+def _spark(lake: Lake, job: JobParameters) -> SparkSession | None:
+    """The session to classify with, or None when the arrow engine is to do it."""
+    if job.engine == "arrow":
+        return None
+    if job.engine == "auto":
+        landed = lake.stat(paths.landing(job.source_id, job.version))
+        if landed is None or landed.size <= SPARK_FROM_BYTES:
+            return None
+    try:
+        from classify.spark import session
+
+        return session()
+    except (ImportError, TerminalError) as error:
+        if job.engine == "spark":
+            raise TerminalError(f"engine=spark cannot be had: {error}") from error
+        log.warning("%s/%s is large and goes through one machine: %s", job.source_id, job.version, error)
+        return None
+
+
+def run_arrow(lake: Lake, job: JobParameters) -> Summary:
+    """Classify one landed file on this machine.
 
     Texts are held 4,096 rows at a time; what stays for the whole file is some 40 bytes a post.
     Raises ModelError, NotFound when the file is not in landing, and TransientError.
     """
-    clock = _Clock()
+    clock = Clock()
     with clock("model"):
         model = load_model(lake, job.model)
     with clock("census"):
         file = pq.ParquetFile(lake.open(paths.landing(job.source_id, job.version)), pre_buffer=True)
         census = _Census(file)
         parents = _Parents(census, _earlier_topics(lake, census.parents_elsewhere), model.topics)
-    with clock("posts"), lake.create(f"{job.output}/part-00000.parquet") as out, _Output(out, model.topics) as output:
+    with clock("posts"), lake.create(part(job, 0)) as out, _Output(out, model.topics) as output:
         skipped = _classify(file, census, parents, model, job, output)
+    remove_parts_from(lake, job, 1)
     with clock("counts"):
         lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, output.tally).to_parquet())
         _remember(lake, job, parents.of_this_file())
@@ -137,6 +177,7 @@ def score_file(posts: Path, model: Path, out: Path, topic_source: str) -> Summar
                 "file_day": paths.file_day(posts.name, datetime.fromtimestamp(posts.stat().st_mtime, UTC)),
                 "model": version,
                 "topic_source": topic_source,
+                "engine": "arrow",
             }
         )
         for link, target in ((paths.landing("file", "1"), posts), (paths.model(version), model)):
@@ -145,6 +186,19 @@ def score_file(posts: Path, model: Path, out: Path, topic_source: str) -> Summar
         summary = run(lake, job)
         (lake.root / job.output / "part-00000.parquet").replace(out)
     return summary
+
+
+def part(job: JobParameters, number: int) -> str:
+    """The path of one of the files with rows of POST_TOPICS."""
+    return f"{job.output}/part-{number:05}.parquet"
+
+
+def remove_parts_from(lake: Lake, job: JobParameters, number: int) -> None:
+    """Delete the part files that an earlier run by another engine wrote beyond the first `number`."""
+    written = {part(job, kept) for kept in range(number)}
+    for info in list(lake.list(job.output)):
+        if info.path.startswith(f"{job.output}/part-") and info.path not in written:
+            lake.delete(info.path)
 
 
 @dataclass(frozen=True)
@@ -350,7 +404,7 @@ def _parquet(table: pa.Table) -> bytes:
     return out.getvalue()
 
 
-class _Clock:
+class Clock:
     """Wall seconds of each named part."""
 
     def __init__(self) -> None:

@@ -1,13 +1,13 @@
 """How many posts of a day are about each topic, when the topic of a single post is uncertain.
 
-Counting the model's answers is biased: topics it finds easily are counted too often. The mean posterior is right as long
-as the topics of the day are as frequent as in training; when they are not, it follows the day only half-way. Here the
-day's true histogram is inferred from the mean posterior as in a Kalman filter (a linear model with normal errors):
+Counting the model's answers is biased: topics it finds easily are counted too often. The mean posterior is right as
+long as topics are as frequent as in training; when they are not, it follows the day only half-way. Here the day's
+true histogram is inferred from the mean posterior as in a Kalman filter (a linear model with normal errors):
 
-    mean posterior = response' histogram + noise        histogram = training shares + shift + sampling of n posts
+    mean posterior = response' histogram + noise     histogram = training shares + shift + sampling of n posts
 
-The size of the shift is not known; estimates for several sizes are averaged, each weighed by how likely it makes what was
-seen (empirical Bayes). All that is needed of a day are sums over its posts, so days may be added up from many files.
+The size of the shift is not known; estimates for several sizes are averaged, each weighed by how likely it makes what
+was seen (empirical Bayes). All that is needed of a day are sums over its posts, so it may be added up from many files.
 Only numpy is used, and of a model only its manifest and its calibration.
 """
 
@@ -40,8 +40,8 @@ DRIFTED = 3.0  # exceeded by 1 in 200 days of the training distribution; half of
 class Reference:
     """How a model's posteriors behaved on posts with known topics: C = K + 1 topics, `other` last.
 
-    `prior` [C]: shares of the primary topics. `response` [C, C]: mean posterior (columns) of posts about each topic
-    (rows). `within` [C, C]: covariance of posteriors around the mean of their topic. `posts`: on how many it was measured.
+    `prior` [C]: shares of the primary topics. `response` [C, C]: mean posterior (columns) of the posts of each topic
+    (rows). `within` [C, C]: covariance of posteriors around the mean of their topic. `posts`: how many were measured.
     """
 
     topics: tuple[str, ...]

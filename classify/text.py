@@ -2,7 +2,7 @@
 
 Everything works on the bytes of Arrow arrays with numpy: no Python object is made for a post, let alone for a word.
 A feature is a 64-bit key: a hash of a word, of a joined form (`asp.net-mvc`) or of two neighbours, and in its lowest
-three bits the field it was seen in. The same key means the same feature in every process and on every machine.
+four bits the field it was seen in. The same key means the same feature in every process and on every machine.
 """
 
 import html
@@ -10,6 +10,7 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -33,41 +34,53 @@ class Field(IntEnum):
     TEXT_PAIR = 4  # two neighbouring words of running text
     SYMBOL = 5  # runs of punctuation in code, such as `->` or `};`: they tell languages apart
     SYMBOL_PAIR = 6  # two neighbouring runs of punctuation in code
+    TITLE_GRAM = 7  # three to five bytes of a word of the title, a blank before or after it included
 
 
 FIELDS = len(Field)
-FIELD_MASK = np.uint64(7)
+FIELD_MASK = np.uint64(15)
 
 MAX_BATCH_POSTS = 2048
 BATCH_BYTES = 512 * 1024  # of bodies; a batch and what is derived from it stay in the second-level cache
 MAX_TITLE_BYTES = 1024
 MAX_BODY_BYTES = 64 * 1024  # Stack Exchange allows 30,000 characters; what follows adds nothing to a topic
 MAX_TOKEN_BYTES = 40
+GRAM_SIZES = (3, 4, 5)  # without a gap
 _PADDING = 8  # so that eight bytes can be loaded at any position
 
 
-def _table(*accepted: bytes) -> bytes:
-    """A table for bytes.translate: 1 for the bytes accepted, 0 for the others."""
-    return bytes(byte in b"".join(accepted) for byte in range(256))
+def _table(accepted: bytes) -> bytes:
+    """A table of 1 for the bytes accepted and 0 for the others."""
+    return bytes(byte in accepted for byte in range(256))
 
 
-_LETTERS = string.ascii_letters.encode()
-_LOWER = bytes(range(256)).lower()
 _FILLER = b"\0"  # stands in for what a decoded entity no longer needs, so that nothing has to move
-_IN_WORD = _table(_LETTERS, string.digits.encode(), b"#", bytes(range(128, 256)))
-_IN_SYMBOL = _table(bytes(set(string.punctuation.encode()) - {ord("#")}), _FILLER)
-_IS_SPECIAL = _table(b"<>&+\xc2\xe2")
-_CASE = bytes(1 if byte in _LETTERS[:26] else 2 if byte in _LETTERS[26:] else 8 for byte in range(256))
-_CAMEL_STEP = 1  # from lower (1) to upper (2); no other two classes differ by that
+
+# What a byte is; letters of either case are told apart by bits that make `byte | class & _UPPER` lower case.
+_WORD, _SYMBOL, _SPECIAL, _LOWER, _UPPER = (np.uint8(bit) for bit in (1, 2, 4, 0x10, 0x20))
+
+
+def _class_of(byte: int) -> np.uint8:
+    character = bytes([byte])
+    if character.isalpha():
+        return _WORD | (_UPPER if character.isupper() else _LOWER)
+    special = _SPECIAL if character in b"<>&+\xc2\xe2" else np.uint8(0)
+    if character.isdigit() or character == b"#" or byte >= 0x80:
+        return _WORD | special
+    return special | (_SYMBOL if character == _FILLER or character in string.punctuation.encode() else np.uint8(0))
+
+
+_CLASSES = bytes(map(_class_of, range(256)))
+_NO_CASE = np.uint64(0x2020202020202020)
 _IS_JOINER = np.frombuffer(_table(b".-_"), np.bool_)
-_STARTS_TAG = np.frombuffer(_table(_LETTERS, b"/!?"), np.bool_)
+_STARTS_TAG = np.frombuffer(_table(string.ascii_letters.encode() + b"/!?"), np.bool_)
 _ENDS_NAME = np.frombuffer(_table(b"> \t\r\n/"), np.bool_)
 
 _MULTIPLY_HEAD = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_TAIL = np.uint64(0xC2B2AE3D27D4EB4F)
 _MULTIPLY_END = np.uint64(0xD6E8FEB86659FD93)
 _HALF = np.uint64(32)
-_FIELD_SALTS = [np.uint64((0xA24BAED4963EE407 * (field + 1) & (2**64 - 8)) | field) for field in Field]
+_FIELD_SALTS = [np.uint64((0xA24BAED4963EE407 * (field + 1) & (2**64 - 16)) | field) for field in Field]
 
 _MARKUP, _CODE, _PRE = np.uint8(1), np.uint8(2), np.uint8(4)
 
@@ -192,19 +205,45 @@ def _terminated(array: pa.Array | pa.ChunkedArray, limit: int) -> tuple[Bytes, I
 
 
 class _Text:
-    """The bytes of some consecutive posts: as they came, in lower case, and as eight-byte words from each position."""
+    """The bytes of some consecutive posts, the class of each, and where each post starts.
+
+    Entities are decoded in place, before `lower` and `in_word` are asked for.
+    """
 
     def __init__(self, raw: bytes, starts: Indices) -> None:
-        self.raw = raw
+        self.bytes: Bytes = np.frombuffer(bytearray(raw), np.uint8)
+        self.classes: Bytes = np.frombuffer(bytearray(raw.translate(_CLASSES)), np.uint8)
         self.starts = starts
-        self.bytes: Bytes = np.frombuffer(raw, np.uint8)
-        lower = raw.translate(_LOWER)
-        self.lower: Bytes = np.frombuffer(lower, np.uint8)
-        self.words: Hashes = np.ndarray((len(raw) - _PADDING + 1,), "<u8", lower, 0, (1,))
 
     @classmethod
     def cut(cls, data: Bytes, starts: Indices) -> "_Text":
         return cls(data[starts[0] : starts[-1]].tobytes() + b"\n" * _PADDING, starts - starts[0])
+
+    @cached_property
+    def lower(self) -> Hashes:
+        """Eight bytes from each position, in lower case."""
+        return _loads(self.bytes | (self.classes & _UPPER))
+
+    @cached_property
+    def in_word(self) -> Flags:
+        """Which bytes are part of words: letters, digits, `#`, non-ASCII letters, and `+` beside another one."""
+        data = self.bytes
+        mask: Flags = (self.classes & _WORD).view(np.bool_)
+        special = self.specials()
+        kind = data[special]
+        plus = special[kind == ord("+")]
+        mask[plus[(data[plus - 1] == ord("+")) | (data[plus + 1] == ord("+"))]] = True  # before byte 0 is padding
+        latin = special[kind == 0xC2]  # U+0080 to U+00BF: no-break space, guillemets and other signs
+        general = special[kind == 0xE2]
+        general = general[data[general + 1] == 0x80]  # U+2000 to U+203F: typographic quotes, dashes, spaces
+        mask[latin] = mask[latin + 1] = False
+        mask[general] = mask[general + 1] = mask[general + 2] = False
+        mask[-_PADDING:] = False  # where text is cut off inside one of these signs
+        return mask
+
+    def specials(self) -> Indices:
+        """Positions of the bytes that need a second look, in one pass over the text."""
+        return np.flatnonzero((self.classes[:-_PADDING] & _SPECIAL) != 0)
 
     def posts_of(self, positions: Indices) -> Posts:
         """The posts that rising positions lie in."""
@@ -214,13 +253,18 @@ class _Text:
     def hashes(self, start: Indices, end: Indices) -> Hashes:
         """Hashes of the byte ranges, from their first eight bytes, last eight bytes and length."""
         length = end - start
-        hashes = self.words[start]
+        hashes = self.lower[start]
         hashes <<= (64 - 8 * np.minimum(length, 8)).astype(np.uint64)
         hashes *= _MULTIPLY_HEAD
         long = np.flatnonzero(length > 8)
         if len(long):
-            hashes[long] ^= self.words[end[long] - 8] * _MULTIPLY_TAIL + length[long].astype(np.uint64)
+            hashes[long] ^= self.lower[end[long] - 8] * _MULTIPLY_TAIL + length[long].astype(np.uint64)
         return _finish(hashes)
+
+
+def _loads(data: Bytes) -> Hashes:
+    """Eight bytes from each position as one number, the first byte lowest."""
+    return np.ndarray((len(data) - _PADDING + 1,), "<u8", data, 0, (1,))
 
 
 def _finish(hashes: Hashes) -> Hashes:
@@ -236,16 +280,24 @@ def _keys(hashes: Hashes, field: Field) -> Hashes:
 
 
 def _title_features(text: _Text) -> list[_Features]:
-    text, no_tags, special = _decode_entities(text, _no_tags(text), _specials(text))
-    words, joined, pieces, _ = _tokens(text, no_tags, special)
-    everything = [tokens.single(Field.ALL) for tokens in (words, words, words, joined, joined, joined, pieces, pieces)]
-    return [*everything, words.single(Field.TITLE), joined.single(Field.TITLE), words.pairs(Field.TITLE_PAIR)]
+    text, no_tags = _decode_entities(text, _no_tags(text), text.specials())
+    words, joined, pieces, _ = _tokens(text, no_tags)
+    everything = [tokens.single(Field.ALL) for tokens in (words, joined, pieces)]
+    twice = [*everything, *everything]
+    return [
+        *twice,
+        *everything[:2],
+        words.single(Field.TITLE),
+        joined.single(Field.TITLE),
+        words.pairs(Field.TITLE_PAIR),
+        *_grams(text),
+    ]
 
 
 def _body_features(text: _Text) -> list[_Features]:
-    special = _specials(text)
-    text, tags, special = _decode_entities(text, _tags(text, special), special)
-    words, joined, pieces, symbols = _tokens(text, tags, special)
+    special = text.specials()
+    text, tags = _decode_entities(text, _tags(text, special), special)
+    words, joined, pieces, symbols = _tokens(text, tags)
     visible = words.place & _MARKUP == 0
     in_block = words.place & _PRE != 0
     symbols = symbols.where((symbols.place & _MARKUP == 0) & (symbols.place & (_CODE | _PRE) != 0))
@@ -260,11 +312,11 @@ def _body_features(text: _Text) -> list[_Features]:
     ]
 
 
-def _tokens(text: _Text, tags: _Tags, special: Indices) -> tuple[_Tokens, _Tokens, _Tokens, _Tokens]:
+def _tokens(text: _Text, tags: _Tags) -> tuple[_Tokens, _Tokens, _Tokens, _Tokens]:
     """Words, joined forms, camelCase pieces and symbols of the texts."""
-    mask = _word_mask(text, special)
-    start, end = _runs(mask)
-    post, place = text.posts_of(start), _places(tags, start, text.posts_of(start))
+    start, end = _runs(text.in_word)
+    post = text.posts_of(start)
+    place = _places(tags, start, post)
 
     def tokens(first_word: Indices, start: Indices, end: Indices) -> _Tokens:
         fits = np.flatnonzero(end - start <= MAX_TOKEN_BYTES)
@@ -274,12 +326,7 @@ def _tokens(text: _Text, tags: _Tags, special: Indices) -> tuple[_Tokens, _Token
     words = tokens(np.arange(len(start)), start, end)
     joined = tokens(*_joined_spans(text, start, end))
     pieces = tokens(*_camel_spans(text, start, end))
-    return words, joined, pieces, _symbols(text, tags, mask)
-
-
-def _specials(text: _Text) -> Indices:
-    """Positions of the bytes that need a second look, in one pass over the text."""
-    return np.flatnonzero(np.frombuffer(text.raw[:-_PADDING].translate(_IS_SPECIAL), np.bool_))
+    return words, joined, pieces, _symbols(text, tags)
 
 
 def _runs(mask: Flags) -> tuple[Indices, Indices]:
@@ -290,46 +337,45 @@ def _runs(mask: Flags) -> tuple[Indices, Indices]:
     return edges[0::2], edges[1::2]
 
 
-def _word_mask(text: _Text, special: Indices) -> Flags:
-    """Which bytes are part of words: letters, digits, `#`, non-ASCII letters, and `+` beside another one."""
-    data = text.bytes
-    mask: Flags = np.frombuffer(bytearray(text.raw.translate(_IN_WORD)), np.bool_)
-    kind = data[special]
-    plus = special[kind == ord("+")]
-    mask[plus[(data[plus - 1] == ord("+")) | (data[plus + 1] == ord("+"))]] = True  # before the first byte is padding
-    latin = special[kind == 0xC2]  # U+0080 to U+00BF: no-break space, guillemets and other signs
-    general = special[kind == 0xE2]
-    general = general[data[general + 1] == 0x80]  # U+2000 to U+203F: typographic quotes, dashes, spaces
-    mask[latin] = mask[latin + 1] = False
-    mask[general] = mask[general + 1] = mask[general + 2] = False
-    return mask
-
-
 def _joined_spans(text: _Text, start: Indices, end: Indices) -> tuple[Indices, Indices, Indices]:
     """Words held together by single `.`, `-` or `_`, and words led by a dot: first word, start, end."""
-    if not len(start):
-        return start, start, end
     data = text.bytes
-    linked = (start[1:] - end[:-1] == 1) & _IS_JOINER[data[end[:-1]]]
-    after = np.concatenate([[False], linked])
-    before = np.concatenate([linked, [False]])
-    led = (data[start - 1] == ord(".")) & ~after
-    head = np.flatnonzero((before & ~after) | led)
-    tails = np.flatnonzero(~before)
-    tail = tails[np.searchsorted(tails, head)]
-    return head, start[head] - led[head], end[tail]
+    linked = np.flatnonzero(start[1:] - end[:-1] == 1)  # to the word that follows
+    linked = linked[_IS_JOINER[data[end[linked]]]]
+    is_first = np.diff(linked, prepend=-2) != 1
+    head, tail = linked[is_first], linked[np.append(is_first[1:], True)[: len(linked)]] + 1
+    led = np.flatnonzero(data[start - 1] == ord("."))
+    in_chain = np.zeros(len(start), np.bool_)
+    in_chain[linked] = in_chain[linked + 1] = True
+    alone = led[~in_chain[led]]
+    head_led = data[start[head] - 1] == ord(".")
+    return (
+        np.concatenate([head, alone]),
+        np.concatenate([start[head] - head_led, start[alone] - 1]),
+        np.concatenate([end[tail], end[alone]]),
+    )
+
+
+def _grams(text: _Text) -> Iterator[_Features]:
+    """Every three to five consecutive bytes of which all but the outermost belong to a word."""
+    in_word = text.in_word
+    blank = np.uint8(ord(" "))
+    loads = _loads(np.append(blank, np.where(in_word, text.bytes | (text.classes & _UPPER), blank)))  # from one before
+    inside = np.ones(len(loads), np.bool_)
+    for size in GRAM_SIZES:
+        inside &= in_word[size - 3 : size - 3 + len(loads)]
+        at = np.flatnonzero(inside)
+        hashes = _finish((loads[at] << np.uint64(64 - 8 * size)) * _MULTIPLY_HEAD + np.uint64(size))
+        yield text.posts_of(at), _keys(hashes, Field.TITLE_GRAM)
 
 
 def _camel_spans(text: _Text, start: Indices, end: Indices) -> tuple[Indices, Indices, Indices]:
     """The pieces of two bytes and more of camelCase words: word, start, end."""
-    case = np.frombuffer(text.raw.translate(_CASE), np.uint8)
-    cut = np.flatnonzero(case[1:] - case[:-1] == _CAMEL_STEP) + 1
+    cut = np.flatnonzero((text.classes[1:] & (text.classes[:-1] << 1) & _UPPER) != 0) + 1  # upper after lower case
     owner = np.searchsorted(start, cut, "right") - 1  # a cut follows a letter, so it lies in a word
-    if not len(cut):
-        return owner, cut, cut
-    is_first = np.concatenate([[True], owner[1:] != owner[:-1]])
-    is_last = np.concatenate([is_first[1:], [True]])
-    following = np.where(is_last, end[owner], np.concatenate([cut[1:], [0]]))
+    is_first = np.diff(owner, prepend=-1) != 0
+    is_last = np.append(is_first[1:], True)[: len(owner)]
+    following = np.where(is_last, end[owner], np.append(cut[1:], 0)[: len(cut)])
     heads = owner[is_first]
     piece_start = np.concatenate([cut, start[heads]])
     piece_end = np.concatenate([following, cut[is_first]])
@@ -337,12 +383,12 @@ def _camel_spans(text: _Text, start: Indices, end: Indices) -> tuple[Indices, In
     return np.concatenate([owner, heads])[long], piece_start[long], piece_end[long]
 
 
-def _symbols(text: _Text, tags: _Tags, word_mask: Flags) -> _Tokens:
+def _symbols(text: _Text, tags: _Tags) -> _Tokens:
     """Runs of punctuation; the brackets of tags end a run and belong to none."""
     if not len(tags.opening):
         return _Tokens(np.zeros(0, np.uint32), np.zeros(0, np.uint8), np.zeros(0, np.uint64))
-    mask: Flags = np.frombuffer(bytearray(text.raw.translate(_IN_SYMBOL)), np.bool_)
-    mask &= ~word_mask
+    mask: Flags = (text.classes & _SYMBOL) != 0
+    mask &= ~text.in_word
     mask[tags.opening] = mask[tags.closing] = False
     start, end = _runs(mask)
     fits = np.flatnonzero(end - start <= MAX_TOKEN_BYTES)
@@ -376,11 +422,12 @@ def _tags(text: _Text, special: Indices) -> _Tags:
     is_end = data[opening + 1] == ord("/")
     step = np.where(is_end, -1, 1)
     name = opening + 1 + is_end
+    names = _loads(data)[name] | _NO_CASE
     flags = np.zeros(len(opening), np.uint8)
     for element, flag in ((b"code", _CODE), (b"pre", _PRE)):
         bits = np.uint64(64 - 8 * len(element))
         wanted = np.uint64(int.from_bytes(element, "little"))
-        named = (text.words[name] << bits == wanted << bits) & _ENDS_NAME[data[name + len(element)]]
+        named = (names << bits == wanted << bits) & _ENDS_NAME[data[name + len(element)]]
         depth = np.concatenate([[0], np.cumsum(step * named)])
         flags |= flag * (depth[1:] > np.repeat(depth[first[:-1]], tags_of_post))
     return _Tags(opening, closing, flags, first)
@@ -403,8 +450,8 @@ def _places(tags: _Tags, start: Indices, post: Posts) -> Bytes:
     return place
 
 
-def _decode_entities(text: _Text, tags: _Tags, special: Indices) -> tuple[_Text, _Tags, Indices]:
-    """The text with its entities decoded, with the tags and the special bytes where they are then.
+def _decode_entities(text: _Text, tags: _Tags, special: Indices) -> tuple[_Text, _Tags]:
+    """The text with its entities decoded (changed in place unless something moves), and the tags where they are then.
 
     Punctuation (`&lt;`) is followed by fillers and white space (`&nbsp;`) by blanks, so that nothing moves;
     only what may be part of a word (`&eacute;`) closes up.
@@ -416,38 +463,39 @@ def _decode_entities(text: _Text, tags: _Tags, special: Indices) -> tuple[_Text,
         width[data[np.minimum(at + length + 1, len(data) - 1)] == ord(";")] = length
     at, width = at[width > 0], width[width > 0]
     if not len(at):
-        return text, tags, special
-    names = np.ndarray((len(text.words),), "<u8", text.raw, 0, (1,))[at + 1]
+        return text, tags
+    names = _loads(data)[at + 1]
     names <<= (64 - 8 * width).astype(np.uint64)
-    changed = data.copy()
-    dropped = np.zeros(len(data), np.bool_)
-    for name in np.unique(names):
-        entity = b"&" + int(name).to_bytes(8, "little").lstrip(b"\0") + b";"
-        positions = at[names == name]
-        written, rest = _decoded(entity)
-        for offset, byte in enumerate(written + rest):
-            changed[positions + offset] = byte
-        for offset in range(len(written) + len(rest), len(entity)):
-            dropped[positions + offset] = True
-    if not dropped.any():
-        decoded = _Text(changed.tobytes(), text.starts)
-        return decoded, tags, special
-    before = np.concatenate([[0], np.cumsum(dropped)])
-    decoded = _Text(changed[~dropped].tobytes(), text.starts - before[text.starts])
+    by_name = np.argsort(names, kind="stable")
+    distinct, first = np.unique(names[by_name], return_index=True)
+    dropped: list[Indices] = []
+    for name, positions in zip(distinct.tolist(), np.split(at[by_name], first[1:]), strict=True):
+        entity = b"&" + name.to_bytes(8, "little").lstrip(b"\0") + b";"
+        written = _decoded(entity)
+        for offset, byte in enumerate(written):
+            data[positions + offset] = byte
+            text.classes[positions + offset] = _CLASSES[byte]
+        dropped += [positions + offset for offset in range(len(written), len(entity))]
+    if not dropped:
+        return text, tags
+    keep = np.ones(len(data), np.bool_)
+    keep[np.concatenate(dropped)] = False
+    before = np.concatenate([[0], np.cumsum(~keep)])
     opening, closing = tags.opening - before[tags.opening], tags.closing - before[tags.closing]
-    return decoded, _Tags(opening, closing, tags.flags, tags.first), _specials(decoded)
+    moved = _Text(data[keep].tobytes(), text.starts - before[text.starts])
+    return moved, _Tags(opening, closing, tags.flags, tags.first)
 
 
-def _decoded(entity: bytes) -> tuple[bytes, bytes]:
-    """What to write in place of an entity, and what to fill the rest of its room with (nothing: close up)."""
+@lru_cache(4096)
+def _decoded(entity: bytes) -> bytes:
+    """What to write in place of an entity; shorter than that when it closes up."""
     name = entity.decode("latin-1")
     character = html.unescape(name)
     written = character.encode("utf-8", "replace")
     if character == name or len(written) > len(entity):
-        return entity, b""
-    room = len(entity) - len(written)
+        return entity
     if character.isspace() or written[:1] == b"\xc2" or written[:2] == b"\xe2\x80":
-        return b" ", b" " * (len(entity) - 1)
-    if len(written) == 1 and _IN_SYMBOL[written[0]] and written not in (b"+", b".", b"-", b"_"):
-        return written, _FILLER * room
-    return written, b""
+        return b" " * len(entity)
+    if len(written) == 1 and _CLASSES[written[0]] & _SYMBOL and written not in (b"+", b".", b"-", b"_"):
+        return written + _FILLER * (len(entity) - 1)
+    return written

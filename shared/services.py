@@ -145,6 +145,9 @@ class Services:
                 sslmode=settings.postgres_sslmode,
                 sslrootcert=settings.postgres_sslrootcert,
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                keepalives_idle=30,
+                keepalives_interval=10,
+                keepalives_count=3,
                 application_name="stacktopics",
             )
         except psycopg2.OperationalError as error:
@@ -159,7 +162,7 @@ class Services:
             raise TransientError(f"{where} cannot be reached: {said}") from error
 
     def lake_at(self, root: str) -> Lake:
-        """The lake a job was told of: a folder, or the address of a file system (`https://…/file-system`).
+        """The lake a job was told of: a folder, `abfss://file-system@host`, or `https://host/file-system`.
 
         The file system's credentials are LAKE_STORAGE's where it is set, else this machine's identity.
         """
@@ -170,7 +173,11 @@ class Services:
 
         if "://" not in root:
             return FolderLake(Path(root))
-        address, _, file_system = root.rstrip("/").rpartition("/")
+        if root.startswith("abfss://"):
+            file_system, _, host = root.removeprefix("abfss://").rstrip("/").partition("@")
+            address = f"https://{host}"
+        else:
+            address, _, file_system = root.rstrip("/").rpartition("/")
         given = os.environ.get("LAKE_STORAGE") or {"dfsserviceuri": address}
         try:
             return self._adls(Connection.model_validate(given), file_system)

@@ -9,7 +9,9 @@ import pytest
 from pydantic import SecretStr
 
 from shared.errors import NotFound, SettingsError
+from shared.lake import AdlsLake, FolderLake
 from shared.secrets import Secrets
+from shared.services import Services
 from shared.settings import Connection, Settings, read_local_settings
 
 ACCOUNT = "DefaultEndpointsProtocol=https;AccountName=acc;AccountKey=c2VjcmV0;EndpointSuffix=core.windows.net"
@@ -125,3 +127,16 @@ def test_without_a_vault_secrets_are_environment_variables() -> None:
     assert "hidden" not in repr(secrets.get("postgres-password"))
     with pytest.raises(NotFound, match="set DATABRICKS_TOKEN, or KEY_VAULT_URL to a vault that holds databricks-token"):
         secrets.get("databricks-token")
+
+
+@pytest.mark.parametrize("root", ["abfss://fs@lake.dfs.core.windows.net", "https://lake.dfs.core.windows.net/fs/"])
+def test_a_job_finds_the_lake_it_was_told_of(root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LAKE_STORAGE", ACCOUNT)
+    services = Services()
+    lake = services.lake_at(root)
+    assert isinstance(lake, AdlsLake)
+    assert lake._blobs.container_name == "fs"
+    services.close()
+    local = services.lake_at(str(tmp_path))
+    assert isinstance(local, FolderLake)
+    assert local.root == tmp_path

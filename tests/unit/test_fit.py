@@ -1,0 +1,166 @@
+"""Training: what is learnt from, that the solver solves, that probabilities are ones, and what a report says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy import sparse
+from scipy.optimize import minimize
+
+from classify import fit as fitting
+from classify.fit import (
+    COST,
+    chance_curve,
+    cross_validate,
+    evaluate,
+    fit,
+    folds_of,
+    learn_vocabulary,
+    main,
+    minimise_hinge,
+    most_frequent_tags,
+    own_topics,
+    primary_of,
+    tagged_questions,
+)
+from classify.model import Calibration, TopicModel
+from classify.text import Field, key_of, occurrences
+from shared.errors import BadInput
+from tests.unit.topic_posts import questions
+
+
+def test_only_tagged_questions_are_learnt_from() -> None:
+    table = pa.table(
+        {
+            "Id": pa.array([1, 2, 3, 4], pa.int32()),
+            "PostTypeId": [1, 2, 1, 1],
+            "Title": ["a", None, "c", "d"],
+            "Body": ["<p>a</p>", "<p>b</p>", None, "<p>d</p>"],
+            "Tags": ["<x><y>", None, "|x|", None],
+        }
+    )
+    found = tagged_questions(table)
+    assert found.ids.tolist() == [1, 3]
+    assert found.tags.to_pylist() == [["x", "y"], ["x"]]
+    in_batches = tagged_questions(iter(table.to_batches(max_chunksize=1)))
+    assert in_batches.ids.tolist() == [1, 3]
+    with pytest.raises(BadInput, match="no tagged question"):
+        tagged_questions(table.slice(1, 1))
+    with pytest.raises(BadInput, match="no tagged question"):
+        fit(iter([]))
+
+
+def test_folds_are_even_and_never_change() -> None:
+    folds = folds_of(np.arange(10_000), 5)
+    assert folds[:12].tolist() == [0, 4, 0, 1, 2, 2, 2, 4, 0, 3, 2, 2]
+    assert np.bincount(folds).min() > 1_900
+
+
+def test_topics_are_the_most_frequent_tags() -> None:
+    tags = pa.array([["b", "a"], ["b"], ["c"], ["a"], ["d", "c"]])
+    names = most_frequent_tags(tags, 3)
+    assert names == ("a", "b", "c")
+    labels = own_topics(tags, names)
+    assert labels.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1]]
+    assert primary_of(labels).tolist() == [0, 1, 2, 0, 2]
+    assert primary_of(own_topics(pa.array([["d"]]), names)).tolist() == [3]
+
+
+def test_rare_features_are_not_learnt_and_frequent_ones_come_first() -> None:
+    posts = tagged_questions(questions(300))
+    vocabulary = learn_vocabulary(posts, 50)
+    assert len(vocabulary) == 50
+    assert key_of("p", Field.ALL) in vocabulary.keys.tolist()[:20]
+    everything = learn_vocabulary(posts, 10**6)
+    assert everything.keys.tolist()[:50] == vocabulary.keys.tolist()
+    rarest = [everything.counts(batch)[0] for batch in occurrences(posts.titles, posts.bodies)]
+    assert np.bincount(np.concatenate(rarest)).min() >= 2
+
+
+def test_features_are_let_go_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    posts = tagged_questions(questions(300))
+    exact = learn_vocabulary(posts, 200)
+    monkeypatch.setattr(fitting, "MAX_COUNTED", 800)
+    bounded = learn_vocabulary(posts, 200)
+    assert len(set(exact.keys.tolist()) & set(bounded.keys.tolist())) > 190
+
+
+def test_the_solver_finds_the_minimum() -> None:
+    random = np.random.default_rng(0)
+    vectors = sparse.random(200, 30, 0.2, format="csr", dtype=np.float32, rng=random)
+    labels = random.random((200, 3)) < 0.2
+    scale = (0.5 + random.random((30, 3))).astype(np.float32)
+    weights, biases = minimise_hinge(vectors.T.tocsr(), labels, scale)
+
+    def objective(flat: np.ndarray, topic: int) -> float:
+        sign = np.where(labels[:, topic], 1, -1)
+        slack = np.maximum(0, 1 - sign * (vectors @ (scale[:, topic] * flat[:-1]) + flat[-1]))
+        return float(flat @ flat / 2 + float(COST) * slack @ slack)
+
+    for topic in range(3):
+        found = objective(np.append(weights[:, topic] / scale[:, topic], biases[topic]), topic)
+        assert found == pytest.approx(minimize(objective, np.zeros(31), args=(topic,)).fun, rel=1e-3)
+
+
+def test_the_curve_of_chances_follows_what_happened() -> None:
+    random = np.random.default_rng(0)
+    margins = random.normal(-0.8, 0.5, 60_000).astype(np.float32)
+    chances = 1 / (1 + np.exp(-np.where(margins < -0.4, 9 * margins + 2.4, 3 * margins)))
+    happened = random.random(60_000) < chances
+    curve = Calibration(chance_curve(margins, happened), np.zeros((2, 2), np.float32))
+    grid = np.linspace(-1.2, 0.5, 18, dtype=np.float32)[:, None]
+    truth = 1 / (1 + np.exp(-np.where(grid < -0.4, 9 * grid + 2.4, 3 * grid)))
+    assert np.abs(curve.chances(grid) - truth).max() < 0.05
+
+
+def test_a_model_learns_what_there_is_to_learn() -> None:
+    steps: list[tuple[str, float]] = []
+    model, report = fit(questions(800), topics=4, progress=lambda step, share: steps.append((step, share)))
+    assert model.topics == ("python", "c#", "sql", "css", "other")
+    assert report.posts == model.trained_on["questions"] == 800
+    assert [share for _, share in steps] == sorted(share for _, share in steps)
+    unseen = evaluate(model, questions(400, seed=1))
+    assert unseen.hit_at_1 > 0.95
+    assert unseen.primary_accuracy > 0.9
+    assert unseen.topic_accuracy > 0.9
+    assert unseen.macro_f1 > 0.9
+    assert unseen.days.histogram_error < 0.05
+    assert [row["topic"] for row in unseen.by_topic] == list(model.topics)
+    assert json.loads(json.dumps(unseen.to_json()))["shifted_days"]["coverage"] >= 0
+
+
+def test_the_same_posts_make_the_same_model_in_whatever_batches_they_come() -> None:
+    table = questions(300)
+    one, _ = fit(table, topics=4)
+    other, _ = fit(iter(table.to_batches(max_chunksize=37)), topics=4)
+    assert one.version == other.version
+    assert fit(questions(300, seed=1), topics=4)[0].version != one.version
+
+
+def test_cross_validation_measures_each_post_once() -> None:
+    reports = cross_validate(questions(300), topics=4, folds=3)
+    assert sum(report.posts for report in reports) == 300
+    assert all(report.hit_at_1 > 0.8 for report in reports)
+
+
+def test_the_command_writes_a_model_and_its_card(tmp_path: Path) -> None:
+    pq.write_table(questions(300), tmp_path / "posts.parquet")
+    arguments = ["--posts", str(tmp_path / "posts.parquet"), "--out", str(tmp_path / "model"), "--topics", "4"]
+    assert main(arguments) == 0
+    card = (tmp_path / "model" / "card.md").read_text(encoding="utf-8")
+    assert TopicModel.load(tmp_path / "model").version in card
+    assert "CC BY-SA" in card
+    assert "300 tagged questions" in card
+
+
+def test_real_questions(shared_data: Path) -> None:
+    """A bound well below what five folds of all posts reach, on a fifth of the posts to stay quick."""
+    posts = tagged_questions(pq.read_table(shared_data / "posts.parquet"))
+    part = folds_of(posts.ids, 10)
+    model, _ = fit(posts.take(part < 3), topics=20)
+    report = evaluate(model, posts.take(part == 9))
+    assert report.hit_at_1 > 0.8
+    assert report.primary_accuracy > 0.66

@@ -1,0 +1,179 @@
+"""The topic model: what it says, how it is stored, and that nothing else is taken for one."""
+
+import hashlib
+import io
+import json
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from classify.fit import fit
+from classify.model import ARRAYS, CALIBRATION, MANIFEST, TopicModel
+from classify.text import Field, key_of, occurrences
+from shared.errors import ModelError
+from tests.unit.topic_posts import questions
+
+STARTER = Path(__file__).parents[2] / "classify" / "starter"
+
+
+@cache
+def small_model() -> TopicModel:
+    return fit(questions(600), topics=4)[0]
+
+
+def with_manifest(files: dict[str, bytes], **changes: object) -> dict[str, bytes]:
+    return {**files, MANIFEST: json.dumps({**json.loads(files[MANIFEST]), **changes}).encode()}
+
+
+def with_arrays(files: dict[str, bytes], name: str, content: bytes) -> dict[str, bytes]:
+    """A changed file whose checksum is right."""
+    sums = json.loads(files[MANIFEST])["sha256"]
+    return with_manifest({**files, name: content}, sha256={**sums, name: hashlib.sha256(content).hexdigest()})
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    model = small_model()
+    model.save(tmp_path / "model")
+    loaded = TopicModel.load(tmp_path / "model")
+    posts = questions(100, seed=1)
+    assert loaded.topics == (*("python", "c#", "sql", "css"), "other")
+    assert (loaded.version, loaded.trained_on) == (model.version, model.trained_on)
+    assert loaded.to_files() == model.to_files()
+    assert (loaded.score(posts["Title"], posts["Body"]) == model.score(posts["Title"], posts["Body"])).all()
+
+
+@pytest.mark.parametrize("name", [MANIFEST, ARRAYS, CALIBRATION])
+def test_a_missing_file_is_named(name: str) -> None:
+    files = small_model().to_files()
+    del files[name]
+    with pytest.raises(ModelError, match=name):
+        TopicModel.from_files(files)
+
+
+@pytest.mark.parametrize("name", [ARRAYS, CALIBRATION])
+def test_a_damaged_file_is_named(name: str) -> None:
+    files = small_model().to_files()
+    middle = len(files[name]) // 2
+    flipped = files[name][:middle] + bytes([files[name][middle] ^ 1]) + files[name][middle + 1 :]
+    with pytest.raises(ModelError, match=f"{name} does not match"):
+        TopicModel.from_files({**files, name: flipped})
+
+
+def test_another_format_or_no_manifest_is_refused() -> None:
+    files = small_model().to_files()
+    with pytest.raises(ModelError, match="format 2"):
+        TopicModel.from_files(with_manifest(files, format=2))
+    for manifest in (b"", b"[]", b"{}", b"\xff", b"null"):
+        with pytest.raises(ModelError, match="manifest"):
+            TopicModel.from_files({**files, MANIFEST: manifest})
+
+
+def test_arrays_that_would_run_code_are_not_opened() -> None:
+    pickled = io.BytesIO()
+    np.savez(pickled, keys=np.array([print], dtype=object))
+    with pytest.raises(ModelError, match="plain arrays"):
+        TopicModel.from_files(with_arrays(small_model().to_files(), ARRAYS, pickled.getvalue()))
+    with pytest.raises(ModelError, match="plain arrays"):
+        TopicModel.from_files(with_arrays(small_model().to_files(), ARRAYS, b"no zip at all"))
+
+
+def test_arrays_that_do_not_belong_together_are_refused() -> None:
+    files = small_model().to_files()
+    for changed in ({"weights": np.zeros((3, 4), np.float16)}, {"biases": None}, {"keys": np.zeros(2, np.uint64)}):
+        with np.load(io.BytesIO(files[ARRAYS])) as stored:
+            arrays = {name: stored[name] for name in stored.files} | changed
+        buffer = io.BytesIO()
+        np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
+        with pytest.raises(ModelError):
+            TopicModel.from_files(with_arrays(files, ARRAYS, buffer.getvalue()))
+    with pytest.raises(ModelError):
+        TopicModel.from_files(with_manifest(files, topics=["python", "other"]))
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        TopicModel.load(tmp_path / "nowhere")
+
+
+def test_what_it_says_hangs_together() -> None:
+    posts = questions(300, seed=2)
+    said = small_model().classify(posts["Title"], posts["Body"])
+    assert np.allclose(said.posteriors.sum(axis=1), 1, atol=1e-5)
+    assert (said.topic == said.posteriors.argmax(axis=1)).all()
+    assert (said.best == said.top[:, 0]).all()
+    assert (np.diff(said.top_scores, axis=1) <= 1e-6).all()
+    assert ((said.top_scores >= 0) & (said.top_scores <= 1)).all()
+    assert (said.margin == small_model().score(posts["Title"], posts["Body"]).max(axis=1)).all()
+    assert [array.dtype for array in (said.topic, said.best, said.top)] == [np.int32] * 3
+    assert [array.dtype for array in (said.posteriors, said.top_scores, said.margin)] == [np.float32] * 3
+
+
+def test_it_says_the_same_of_a_post_in_any_company() -> None:
+    posts = questions(40, seed=3)
+    model = small_model()
+    together = model.classify(posts["Title"], posts["Body"])
+    for number in range(40):
+        alone = model.classify(posts["Title"].slice(number, 1), posts["Body"].slice(number, 1))
+        assert alone.topic[0] == together.topic[number]
+        assert (alone.top[0] == together.top[number]).all()
+        assert alone.margin[0] == together.margin[number]
+        assert np.allclose(alone.posteriors[0], together.posteriors[number], atol=1e-6)
+
+
+def test_posts_without_a_known_word_get_an_answer_with_little_confidence() -> None:
+    nothing = small_model().classify(pa.nulls(2), pa.array([None, "\xff"]))
+    assert np.isfinite(nothing.posteriors).all()
+    assert (nothing.top_scores[:, 0] < 0.7).all()
+    empty = small_model().classify(pa.nulls(0), pa.nulls(0))
+    assert (len(empty.topic), empty.posteriors.shape, empty.top.shape) == (0, (0, 5), (0, 3))
+
+
+def test_vectors_are_bm25_of_length_one() -> None:
+    vocabulary = small_model().vocabulary
+    (batch,) = occurrences(pa.array(["", "python"]), pa.array(["<p>select select join zzz</p>", None]))
+    vectors = vocabulary.vectors(batch).toarray()
+    assert np.allclose(np.square(vectors).sum(axis=1), 1)
+    column = {int(key): number for number, key in enumerate(vocabulary.keys)}
+    twice, once = column[key_of("select", Field.ALL)], column[key_of("join", Field.ALL)]
+    known = sum(
+        float(count)
+        for feature, post, count in zip(*vocabulary.counts(batch), strict=True)
+        if post == 0 and vocabulary.keys[feature] & np.uint64(15) == Field.ALL
+    )
+    damping = 1.2 * (0.5 + 0.5 * known / vocabulary.mean_lengths[Field.ALL])
+    expected = (vocabulary.weights[twice] * 2 / (2 + damping)) / (vocabulary.weights[once] * 1 / (1 + damping))
+    assert vectors[0, twice] / vectors[0, once] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_primary_topic_of_tags_is_the_most_frequent_one() -> None:
+    tags = pa.array([["sql", "python"], ["css", "unknown"], ["unknown"], [], None, ["c#", "sql"]])
+    assert small_model().primary_of_tags(tags).tolist() == [0, 3, 4, 4, -1, 1]
+    assert small_model().primary_of_tags(tags.slice(4, 2)).tolist() == [-1, 1]
+    assert small_model().primary_of_tags(tags.slice(0, 0)).tolist() == []
+
+
+def test_the_starter_model_loads_at_once_and_knows_its_trade() -> None:
+    TopicModel.load(STARTER)
+    start = time.process_time()
+    starter = TopicModel.load(STARTER)
+    assert time.process_time() - start < 0.3
+    assert sum(file.stat().st_size for file in STARTER.iterdir()) <= 6_000_000
+    assert starter.version in (STARTER / "card.md").read_text(encoding="utf-8")
+    said = starter.classify(
+        pa.array(["How do I merge two pandas data frames?", "Center a div", "NullPointerException in a servlet", ""]),
+        pa.array(
+            [
+                "<p>I have two dataframes</p><pre><code>import pandas as pd\npd.merge(a, b)</code></pre>",
+                "<p>margin: auto does not center the div in Firefox</p>",
+                "<pre><code>public static void main(String[] args) { List&lt;String&gt; x; }</code></pre>",
+                "<p>SELECT * FROM t LEFT JOIN u in MySQL</p>",
+            ]
+        ),
+    )
+    names = [{starter.topics[topic] for topic in top} for top in said.top]
+    for topic, found in zip(("pandas", "css", "java", "mysql"), names, strict=True):
+        assert topic in found

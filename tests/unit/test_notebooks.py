@@ -1,0 +1,108 @@
+"""The notebooks, run as Databricks runs them (widgets, `dbutils`) and as plain Python (arguments)."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import classify.train
+from classify.job import JobParameters
+from classify.models import current_version
+from classify.summary import SUMMARY, Summary
+from classify.train import Training, TrainParameters
+from shared import paths
+from shared.lake import FolderLake
+from tests.world import parquet, posts
+
+NOTEBOOKS = Path(__file__).parents[2] / "classify" / "notebooks"
+
+
+class Notebook:
+    """A stand-in for `dbutils`: widgets keep the value a job gave them, `exit` keeps its own."""
+
+    def __init__(self, **given: str) -> None:
+        self.values = given
+        self.result = ""
+        self.widgets = SimpleNamespace(text=self.values.setdefault, get=self.values.__getitem__)
+        self.notebook = SimpleNamespace(exit=lambda result: setattr(self, "result", result))
+
+
+def run_on_databricks(monkeypatch: pytest.MonkeyPatch, name: str, **given: str) -> str:
+    """Run a notebook in its own folder with these parameters; returns what it exits with."""
+    monkeypatch.chdir(NOTEBOOKS)
+    dbutils = Notebook(**given)
+    runpy.run_path(str(NOTEBOOKS / name), init_globals={"dbutils": dbutils})
+    return dbutils.result
+
+
+@pytest.fixture
+def landed(tmp_path: Path) -> tuple[FolderLake, dict[str, str]]:
+    """A lake with one landed question, and the parameters of its classification."""
+    lake = FolderLake(tmp_path)
+    lake.put(paths.landing("s", "v"), parquet(posts({"Tags": "<python>"})))
+    given = {"source_id": "s", "version": "v", "file_day": "2026-11-22", "model": current_version(lake)}
+    return lake, {"lake_root": str(tmp_path), **given}
+
+
+def test_the_classification_takes_the_jobs_parameters_from_widgets(
+    landed: tuple[FolderLake, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, given = landed
+    result = run_on_databricks(monkeypatch, "classify_posts.py", **given, topic_source="model")
+    summary = Summary.model_validate_json(result)
+    assert (summary.questions, summary.decided_by, summary.engine) == (1, {"model": 1}, "arrow")
+    output = JobParameters.model_validate(given | {"topic_source": "model"}).output
+    assert Summary.model_validate_json(lake.read(f"{output}/{SUMMARY}")) == summary
+
+
+def test_the_classification_is_plain_python_too(landed: tuple[FolderLake, dict[str, str]], tmp_path: Path) -> None:
+    lake, given = landed
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    subprocess.run([sys.executable, NOTEBOOKS / "classify_posts.py", *arguments], cwd=tmp_path, check=True)
+    output = JobParameters.model_validate(given).output
+    assert Summary.model_validate_json(lake.read(f"{output}/{SUMMARY}")).decided_by == {"tags": 1}
+
+
+def test_a_missing_parameter_stops_the_notebook(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_on_databricks(monkeypatch, "classify_posts.py", lake_root="r")
+    assert "--source-id, --version, --file-day, --model" in capsys.readouterr().err
+
+
+def test_the_training_takes_the_jobs_parameters_from_widgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[TrainParameters] = []
+    result = Training(
+        candidate="c",
+        current="b",
+        questions=10,
+        held_out=2,
+        candidate_found=0.5,
+        current_found=0.4,
+        promoted=True,
+        reason="better",
+    )
+
+    def train(lake: Any, parameters: TrainParameters) -> Training:
+        asked.append(parameters)
+        return result
+
+    monkeypatch.setattr(classify.train, "train", train)
+    given = {"lake_root": str(tmp_path), "until": "2026-11-22", "topics": "20"}
+    assert run_on_databricks(monkeypatch, "train_topics.py", **given) == result.model_dump_json()
+    assert asked == [TrainParameters(lake_root=str(tmp_path), until=date(2026, 11, 22), topics=20)]
+
+
+@pytest.mark.parametrize("name", ["classify_posts.py", "train_topics.py"])
+def test_databricks_knows_them_as_notebooks(name: str) -> None:
+    lines = (NOTEBOOKS / name).read_text().splitlines()
+    assert lines[0] == "# Databricks notebook source"
+    assert lines.count("# COMMAND ----------") >= 3

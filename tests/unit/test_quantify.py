@@ -1,0 +1,137 @@
+"""Counting with an uncertain classifier: shares, their intervals, and the warning when a day is like no other."""
+
+import json
+
+import numpy as np
+import pytest
+
+from classify.fit import fit
+from classify.model import CALIBRATION, MANIFEST
+from classify.quantify import DayStatistics, Reference, estimate
+from shared.errors import ModelError
+from tests.unit.topic_posts import questions
+
+PRIOR = np.array([0.45, 0.25, 0.15, 0.05, 0.1])
+TOPICS = ("a", "b", "c", "d", "other")
+
+
+class World:
+    """Posts whose posteriors are exact as long as topics are as frequent as PRIOR says."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+
+    def posts(self, shares: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        topics = self.random.choice(len(shares), count, p=shares / shares.sum()).astype(np.int32)
+        signals = 1.6 * np.eye(len(shares))[topics] + self.random.standard_normal((count, len(shares)))
+        chances = PRIOR * np.exp(1.6 * signals)
+        return (chances / chances.sum(axis=1, keepdims=True)).astype(np.float32), topics
+
+    def reference(self) -> Reference:
+        posteriors, topics = self.posts(PRIOR, 8000)
+        return Reference.measure(TOPICS, posteriors, topics)
+
+
+def statistics(posteriors: np.ndarray) -> DayStatistics:
+    margins = np.zeros(len(posteriors), np.float32)
+    return DayStatistics.of_classified(posteriors.argmax(axis=1).astype(np.int32), posteriors, margins)
+
+
+def simulate(shift: np.ndarray, days: int = 60) -> tuple[float, float, float, float, float]:
+    """Mean total variation of estimate, mean posterior and counts; coverage; share of drifted days."""
+    world = World()
+    reference = world.reference()
+    rows = []
+    for _ in range(days):
+        posteriors, topics = world.posts(PRIOR * shift, 400)
+        truth = np.bincount(topics, minlength=5) / 400
+        day = statistics(posteriors)
+        found = estimate(day, reference)
+        covered = ((found.low <= truth) & (truth <= found.high))[truth >= 0.02].mean()
+        errors = [np.abs(shares - truth).sum() / 2 for shares in (found.share, day.posteriors / 400, day.said / 400)]
+        rows.append((*errors, covered, found.drifted))
+    return tuple(np.mean(rows, axis=0))
+
+
+def test_a_day_like_training_is_counted_as_well_as_by_the_mean_posterior() -> None:
+    estimated, mean_posterior, counted, coverage, drifted = simulate(np.ones(5))
+    assert estimated < mean_posterior * 1.1
+    assert estimated < counted
+    assert coverage >= 0.93
+    assert drifted < 0.05
+
+
+def test_a_day_unlike_training_is_followed_and_marked() -> None:
+    estimated, mean_posterior, counted, coverage, drifted = simulate(np.array([0.4, 2.0, 0.6, 1.0, 1.8]))
+    assert estimated < 0.5 * mean_posterior
+    assert estimated < 0.8 * counted
+    assert coverage >= 0.9
+    assert drifted > 0.95
+
+
+def test_days_add_up_over_batches_and_files() -> None:
+    world = World()
+    reference = world.reference()
+    posteriors, topics = world.posts(PRIOR, 900)
+    whole = statistics(posteriors) + DayStatistics.of_known(topics, 5)
+    parts = DayStatistics.empty(5)
+    for rows in np.array_split(np.arange(900), 7):
+        stored = json.dumps((statistics(posteriors[rows]) + DayStatistics.of_known(topics[rows], 5)).to_json())
+        parts = parts + DayStatistics.from_json(json.loads(stored))
+    assert (parts.posts, parts.guessed) == (whole.posts, whole.guessed) == (1800, 900)
+    assert np.allclose(estimate(parts, reference).share, estimate(whole, reference).share, atol=1e-6)
+
+
+def test_known_posts_count_as_they_are() -> None:
+    reference = World().reference()
+    known = np.array([0, 0, 1, 4], np.int32)
+    found = estimate(DayStatistics.of_known(known, 5), reference)
+    assert found.share.tolist() == found.low.tolist() == found.high.tolist() == [0.5, 0.25, 0, 0, 0.25]
+    assert (found.posts, found.drifted, found.other_share) == (4, False, 0.0)
+
+
+def test_intervals_stay_within_what_is_possible() -> None:
+    world = World()
+    posteriors, _ = world.posts(PRIOR, 3)
+    found = estimate(statistics(posteriors) + DayStatistics.of_known(np.zeros(7, np.int32), 5), world.reference())
+    assert found.share.sum() == pytest.approx(1)
+    assert (found.low <= found.share).all()
+    assert (found.share <= found.high).all()
+    assert found.low[0] >= 0.7
+    assert (found.high[1:] <= 0.3 + 1e-12).all()
+
+
+def test_more_posts_make_narrower_intervals() -> None:
+    world = World()
+    reference = world.reference()
+    widths = [estimate(statistics(world.posts(PRIOR, count)[0]), reference).deviation.max() for count in (50, 800)]
+    assert widths[1] < 0.5 * widths[0]
+
+
+def test_a_topic_that_never_was_primary_gets_nothing() -> None:
+    world = World()
+    posteriors, topics = world.posts(np.array([0.5, 0.3, 0.1, 0.0, 0.1]), 4000)
+    reference = Reference.measure(TOPICS, posteriors, topics)
+    assert estimate(statistics(posteriors[:500]), reference).share[3] < 0.01
+
+
+def test_days_that_cannot_be_estimated_are_refused() -> None:
+    reference = World().reference()
+    with pytest.raises(ValueError, match="without posts"):
+        estimate(DayStatistics.empty(5), reference)
+    with pytest.raises(ValueError, match="a day of 3 topics, a model of 5"):
+        estimate(DayStatistics.empty(3), reference)
+
+
+def test_the_reference_is_read_from_a_models_small_files_alone() -> None:
+    model, _ = fit(questions(400), topics=4)
+    files = model.to_files()
+    reference = Reference.from_files(files[MANIFEST], files[CALIBRATION])
+    assert reference.topics == model.topics
+    assert np.allclose(reference.response, model.reference.response, atol=1e-6)
+    assert reference.prior.sum() == pytest.approx(1)
+    for manifest, calibration in ((b"{}", files[CALIBRATION]), (files[MANIFEST], b"damaged"), (b"", b"")):
+        with pytest.raises(ModelError):
+            Reference.from_files(manifest, calibration)
+    with pytest.raises(ModelError, match="calibration of 5 topics in a model of 2"):
+        Reference.from_files(json.dumps({"topics": ["a", "other"]}).encode(), files[CALIBRATION])

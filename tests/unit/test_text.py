@@ -1,0 +1,222 @@
+"""Posts to features: what counts as a word, where it stands, and what broken or hostile input does."""
+
+import time
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from classify.text import MAX_BODY_BYTES, MAX_TITLE_BYTES, Field, key_of, occurrences, parse_tags
+
+
+def keys_of(title: bytes | str | None, body: bytes | str | None) -> set[int]:
+    (batch,) = occurrences(pa.array([title]), pa.array([body]))
+    return set(batch.key.tolist())
+
+
+def finds(keys: set[int], token: str, field: Field = Field.ALL) -> bool:
+    return key_of(token, field) in keys
+
+
+@pytest.mark.parametrize(
+    ("tags", "lists"),
+    [
+        (["<c#><.net>", "<c++>"], [["c#", ".net"], ["c++"]]),
+        (["|a|b-c|", "|node.js|"], [["a", "b-c"], ["node.js"]]),
+        ([None, "", "<x>"], [None, None, ["x"]]),
+    ],
+)
+def test_both_notations_of_tags(tags: list[str | None], lists: list[list[str] | None]) -> None:
+    assert parse_tags(pa.array(tags)).to_pylist() == lists
+    assert parse_tags(pa.array(tags).dictionary_encode()).to_pylist() == lists
+    assert parse_tags(pa.array(tags, pa.large_string())).to_pylist() == lists
+    assert parse_tags(pa.array([tag and tag.encode() for tag in tags], pa.binary())).to_pylist() == lists
+
+
+def test_tags_of_nothing() -> None:
+    assert parse_tags(pa.nulls(2)).to_pylist() == [None, None]
+    assert parse_tags(pa.chunked_array([], pa.string())).to_pylist() == []
+
+
+@pytest.mark.parametrize("token", ["c#", "c++", ".net", "node.js", "asp.net-mvc", "objective-c", "a_b"])
+def test_names_of_topics_stay_whole(token: str) -> None:
+    assert finds(keys_of(None, f"<p>I use {token.upper()}, every day</p>"), token)
+    assert finds(keys_of(f"How to {token}?", None), token, Field.TITLE)
+
+
+def test_parts_of_joined_and_camel_case_words_are_found() -> None:
+    keys = keys_of(None, "<p>asp.net DataGridView</p>")
+    for token in ("asp", "net", "asp.net", "datagridview", "data", "grid", "view"):
+        assert finds(keys, token)
+
+
+def test_a_tag_is_a_space_and_an_entity_no_word() -> None:
+    keys = keys_of(None, "<p>one<br/>two</p><p>&lt;div&gt; a&nbsp;&quot;b&quot; &amp;amp</p>")
+    for token in ("one", "two", "div", "a", "b", "amp"):
+        assert finds(keys, token)
+    for token in ("onetwo", "lt", "gt", "nbsp", "quot", "twop"):
+        assert not finds(keys, token)
+
+
+@pytest.mark.parametrize("spelled", ["caf&eacute;s", "caf&#233;s", "caf&#xE9;s", "cafés"])
+def test_entities_within_words_are_decoded(spelled: str) -> None:
+    keys = keys_of(None, f"<p>two {spelled} c&#43;&#43; <code>x</code></p>")
+    for token in ("cafés", "two", "c++", "x"):
+        assert finds(keys, token)
+
+
+def test_entities_move_no_place() -> None:
+    keys = keys_of(None, "<p>&eacute;&eacute; out</p><pre><code>within</code></pre> after")
+    assert finds(keys, "within", Field.CODE)
+    assert not finds(keys, "out", Field.CODE)
+    assert not finds(keys, "after", Field.CODE)
+
+
+def test_typographic_signs_end_a_word() -> None:
+    keys = keys_of(None, "<p>“quoted” one—two\u00a0three naïve</p>")
+    for token in ("quoted", "one", "two", "three", "naïve"):
+        assert finds(keys, token)
+
+
+def test_title_code_and_text_have_fields_of_their_own() -> None:
+    keys = keys_of("title word", '<p>text <code>inline</code></p><pre class="lang-sql"><code>block</code></pre>')
+    assert finds(keys, "title", Field.TITLE)
+    assert not finds(keys, "text", Field.TITLE)
+    assert finds(keys, "block", Field.CODE)
+    assert not finds(keys, "inline", Field.CODE)
+    assert finds(keys, "lang-sql")
+    assert not finds(keys, "lang", Field.CODE)
+
+
+def test_symbols_are_those_of_code() -> None:
+    code = keys_of(None, "<p>a</p><pre><code>p-&gt;next = (x);</code></pre>")
+    prose = keys_of(None, "<p>p-&gt;next = (x);</p>")
+    symbols = {key for key in code if key & 15 == Field.SYMBOL}
+    assert len(symbols) == 4
+    assert not {key for key in prose if key & 15 == Field.SYMBOL}
+
+
+def test_features_of_a_post_do_not_depend_on_its_neighbours() -> None:
+    """Also when the neighbours end inside code, inside a tag, or inside an entity."""
+    titles = ["One", None, "Two words", "", "Three"] * 50
+    bodies = ["<p>x <pre><code>open", None, "<p>plain text</p>", "<p unclosed", "end &eacute"] * 50
+    bodies[7] = "é" * 300_000  # starts a batch of its own
+    together: dict[int, list[int]] = {}
+    first = 0
+    for batch in occurrences(pa.array(titles), pa.array(bodies)):
+        for post in range(batch.count):
+            together[first + post] = sorted(batch.key[batch.post == post].tolist())
+        first += batch.count
+    assert first == len(titles)
+    for number, (title, body) in enumerate(zip(titles, bodies, strict=True)):
+        (alone,) = occurrences(pa.array([title], pa.string()), pa.array([body], pa.string()))
+        assert sorted(alone.key.tolist()) == together[number]
+
+
+@pytest.mark.parametrize(
+    "kind", ["string", "large_string", "binary", "large_binary", "dictionary", "chunked", "sliced"]
+)
+def test_any_arrow_kind_gives_the_same_features(kind: str) -> None:
+    texts = ["<p>first &amp; C#</p>", None, "", "<p>last</p>"]
+    array = pa.array(texts)
+    shaped = {
+        "string": lambda: array,
+        "large_string": lambda: array.cast(pa.large_string()),
+        "binary": lambda: array.cast(pa.binary()),
+        "large_binary": lambda: array.cast(pa.large_binary()),
+        "dictionary": lambda: array.dictionary_encode(),
+        "chunked": lambda: pa.chunked_array([array.slice(0, 2), array.slice(2)]),
+        "sliced": lambda: pa.array(["other", *texts, "more"]).slice(1, 4),
+    }[kind]()
+    (expected,) = occurrences(array, array)
+    (batch,) = occurrences(shaped, shaped)
+    assert batch.count == 4
+    assert sorted(zip(batch.post.tolist(), batch.key.tolist(), strict=True)) == sorted(
+        zip(expected.post.tolist(), expected.key.tolist(), strict=True)
+    )
+
+
+def test_no_posts_no_batches() -> None:
+    assert list(occurrences(pa.array([], pa.string()), pa.array([], pa.string()))) == []
+    (batch,) = occurrences(pa.nulls(3), pa.nulls(3))
+    assert (batch.count, len(batch.key)) == (3, 0)
+
+
+def test_arrays_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 titles but 2 bodies"):
+        list(occurrences(pa.nulls(1), pa.nulls(2)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xff\xfe<p>broken \xc3( utf-8 \xe2\x80",
+        b"<<<<>>>><p>a < b</p></p></code></pre><code",
+        b"&&&;;&#;&#x;&#99999999;&#0;&nosuch;" * 3,
+        b"<p>" + b"x" * 500 + b" c++++ ++ # . .. .- -.",
+        bytes(range(256)) * 4,
+        b"\xc2",
+        b"+",
+        b"<",
+        b"&",
+    ],
+)
+def test_broken_input_is_read_as_far_as_it_makes_sense(body: bytes) -> None:
+    batches = list(occurrences(pa.array([body, b"fine"]), pa.array([body, b"<p>fine</p>"])))
+    keys = np.concatenate([batch.key[batch.post == batch.count - 1] for batch in batches])
+    assert finds(set(keys.tolist()), "fine")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"<",
+        b">",
+        b"<p",
+        b"&",
+        b"&#",
+        b"a.",
+        b"+",
+        b"aB",
+        b"<code>",
+        b"</pre>",
+        b"\xe2\x80\x9c",
+        b";",
+        b"&lt;",
+        b"&eacute;",
+    ],
+)
+def test_hostile_megabytes_cost_no_more_than_plain_ones(piece: bytes) -> None:
+    def seconds(body: bytes) -> float:
+        start = time.process_time()
+        list(occurrences(pa.array([body] * 4), pa.array([body] * 4)))
+        return time.process_time() - start
+
+    size = 1 << 20
+    assert seconds(piece * (size // len(piece))) < 10 * seconds(b"plain words " * (size // 12)) + 0.1
+
+
+def test_many_kinds_of_entities_take_linear_time() -> None:
+    def seconds(count: int) -> float:
+        body = b"".join(b"&#%d;" % (1000 + number) for number in range(count))
+        start = time.process_time()
+        list(occurrences(pa.nulls(1), pa.array([body])))
+        return time.process_time() - start
+
+    seconds(500)
+    assert seconds(8000) < 40 * seconds(1000) + 0.1
+
+
+def test_only_the_beginning_of_endless_texts_is_read() -> None:
+    filler = "x " * MAX_BODY_BYTES
+    keys = keys_of("first " + "y " * MAX_TITLE_BYTES + "hidden", "seen " + filler + "beyond")
+    assert finds(keys, "first", Field.TITLE)
+    assert finds(keys, "seen")
+    assert not finds(keys, "hidden", Field.TITLE)
+    assert not finds(keys, "beyond")
+
+
+def test_keys_are_the_same_in_every_process() -> None:
+    """Stored models depend on it."""
+    assert key_of("python", Field.ALL) == 0xA473277082ACEDE0
+    assert key_of("internationalization", Field.TITLE) == 0xE876543229FA9181
