@@ -91,7 +91,7 @@ def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, floa
         f"{verdict} than {current} on {len(tested)} held-out questions: {candidate_found:.4f} against"
         f" {current_found:.4f}, {parameters.margin} more is asked for"
     )
-    version = store_model(lake, candidate, report, card(candidate, report, parameters, reason))
+    version = store_model(lake, candidate, report, card(candidate, int((~held_out).sum()), report, parameters, reason))
     if better:
         promote(lake, version, reason)
     result = Training(
@@ -134,13 +134,13 @@ def found(model: TopicModel, posts: Posts) -> float:
     return float(fit.own_topics(posts.tags, model.topics[:-1])[np.arange(len(posts)), best].mean())
 
 
-def card(model: TopicModel, report: dict[str, Any], parameters: TrainParameters, reason: str) -> str:
+def card(model: TopicModel, questions: int, report: dict[str, Any], parameters: TrainParameters, reason: str) -> str:
     """The model card: what it was trained on, and what was measured on posts it had not seen."""
     shown = {name: value for name, value in report.items() if isinstance(value, int | float)}
     figures = "\n".join(f"| {name} | {value:.4g} |" for name, value in shown.items())
     return (
         f"# {model.version}\n\n"
-        f"Trained on {model.trained_on['posts']:,} tagged questions of the {parameters.days} days to"
+        f"Trained on {questions:,} tagged questions of the {parameters.days} days to"
         f" {parameters.until}, for {len(model.topics) - 1} topics and `other`.\n\n{reason.capitalize()}.\n\n"
         f"| on held-out questions | |\n|---|---|\n{figures}\n"
     )
