@@ -31,19 +31,13 @@ def topics_table(found: TopicsOfDay) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )
-    for name in ("", "topic", "posts", "questions", "answers", "share", "95 %"):
+    for name in ("#", "topic", "posts", "share", "95 %"):
         table.add_column(name, justify="left" if name == "topic" else "right", no_wrap=True)
     table.add_column("", width=24)
     longest = max((topic.share for topic in found.topics), default=1)
     for topic in found.topics:
         bar = ProgressBar(total=longest, completed=topic.share, width=24)
-        numbers = (
-            f"{topic.posts:,}",
-            f"{topic.questions:,}",
-            f"{topic.answers:,}",
-            f"{topic.estimated_share:.1%}",
-            _interval(topic),
-        )
+        numbers = (f"{topic.posts:,}", f"{topic.estimated_share:.1%}", _interval(topic))
         table.add_row(str(topic.rank), topic.topic, *numbers, bar)
     return table
 
