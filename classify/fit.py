@@ -239,9 +239,10 @@ def cross_validate(
 
 
 def most_frequent_tags(tags: pa.ListArray, topics: int) -> tuple[str, ...]:
-    """The names of the most frequent tags, most frequent first, ties by name."""
+    """The names of the most frequent tags but `other`, most frequent first, ties by name."""
     counted = pc.value_counts(tags.flatten())
     table = pa.table({"name": counted.field("values"), "posts": counted.field("counts")})
+    table = table.filter(pc.not_equal(table["name"], OTHER))
     table = table.sort_by([("posts", "descending"), ("name", "ascending")])
     return tuple(table["name"].slice(0, topics).to_pylist())
 

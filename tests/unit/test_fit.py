@@ -63,6 +63,7 @@ def test_topics_are_the_most_frequent_tags() -> None:
     tags = pa.array([["b", "a"], ["b"], ["c"], ["a"], ["d", "c"]])
     names = most_frequent_tags(tags, 3)
     assert names == ("a", "b", "c")
+    assert most_frequent_tags(pa.array([["other"], ["other", "a"]]), 3) == ("a",)
     labels = own_topics(tags, names)
     assert labels.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1]]
     assert primary_of(labels).tolist() == [0, 1, 2, 0, 2]
