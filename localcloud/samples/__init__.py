@@ -57,18 +57,6 @@ _NAMES_AND_WEIGHTS = {
 TOPICS: tuple[str, ...] = tuple(_NAMES_AND_WEIGHTS)
 """The tags that the sample questions are about, the most frequent first; each is its questions' first tag."""
 
-POST_TYPES: tuple[tuple[int, str], ...] = (
-    (1, "Question"),
-    (2, "Answer"),
-    (3, "Wiki"),
-    (4, "TagWikiExcerpt"),
-    (5, "TagWiki"),
-    (6, "ModeratorNomination"),
-    (7, "WikiPlaceholder"),
-    (8, "PrivilegeWiki"),
-)
-"""The rows (Id, Name) of Stack Exchange's PostTypes table."""
-
 OWNERS = 2_000
 """Sample posts are owned by the users 1 to OWNERS, or by nobody where the account was deleted."""
 

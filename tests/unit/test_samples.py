@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from localcloud.samples import OWNERS, POST_TYPES, TOPICS, sample_posts, sample_questions, sample_users
+from ingest.dump.users import POST_TYPES
+from localcloud.samples import OWNERS, TOPICS, sample_posts, sample_questions, sample_users
 
 DAY = date(2026, 3, 14)
 REAL_POSTS = Path(__file__).parents[2].parent / "shared" / "data" / "posts.parquet"
