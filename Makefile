@@ -36,7 +36,7 @@ $(VENV)/bin/uv:
 	@$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q --disable-pip-version-check 'uv>=0.9,<1'
 
 $(VENV)/.local: requirements-local.txt requirements.txt | $(VENV)/bin/uv
-	@echo "setting up (once) ..." && $(BIN)/uv pip install -q --python $(BIN)/python -r $< && touch $@
+	@echo "setting up (once) ..." && $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -r $< && touch $@
 
 $(VENV)/.dev: requirements-dev.txt requirements-local.txt requirements.txt | $(VENV)/bin/uv
-	@echo "setting up (once) ..." && $(BIN)/uv pip install -q --python $(BIN)/python -r $< && touch $@ $(VENV)/.local
+	@echo "setting up (once) ..." && $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -r $< && touch $@ $(VENV)/.local

@@ -8,14 +8,12 @@ margins into probabilities is fitted on margins of posts that the model which sc
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +24,7 @@ from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from classify.hinge import PARTS, Labels, train_left_out
 from classify.model import (
     KNOTS,
     OTHER,
@@ -35,15 +34,13 @@ from classify.model import (
     Integers,
     TopicModel,
     Vocabulary,
-    slots,
     softmax,
 )
 from classify.quantify import DayStatistics, Reference, estimate
-from classify.text import FIELD_MASK, FIELDS, Field, Hashes, Occurrences, occurrences, parse_tags
+from classify.text import FIELD_MASK, FIELDS, Field, Hashes, occurrences, parse_tags
 from shared.errors import BadInput
 
 Progress = Callable[[str, float], None]
-Labels = npt.NDArray[np.bool_]
 
 QUESTION = 1
 COLUMNS = ("Id", "PostTypeId", "Title", "Body", "Tags")
@@ -69,17 +66,9 @@ MIN_POSTS = {  # a feature in fewer training posts than this is not learnt
     Field.SYMBOL_PAIR: 10,
     Field.TITLE_GRAM: 3,
 }
-COST = np.float32(0.15)  # of a squared hinge loss, against half the squared length of the weights
-SCALING = np.float32(0.5)  # how far each feature is scaled by what it says about a topic (0: not at all)
-SMOOTHING = np.float32(0.3)  # posts added to each count before its logarithm is taken
-
 MAX_COUNTED = 16_000_000  # features counted at a time; half a gigabyte
 FEATURES = 27_000  # at 100 topics a model of 5.9 MB; 47,000 gain .001 of hit@1 and nothing in counting
 
-NEWTON_STEPS, GRADIENT_STEPS, ACCURACY = 5, 6, 0.1
-TOPICS_AT_ONCE = 32  # a thread's working memory is about seven times posts * topics at once * 4 bytes
-
-CALIBRATION_FOLDS = 3
 CALIBRATION_POSTS = 50_000
 INTERACTION_PENALTY = 6.0  # on half the squared length of Calibration.interactions, against summed log-losses
 
@@ -194,15 +183,14 @@ def fit(
     vocabulary = learn_vocabulary(training, features)
     vectors = vectorise(training, vocabulary)
     tell("training", 0.1)
-    weights, biases = train(vectors, labels)
-    tell("calibration", 0.4)
-    margins, unseen = unseen_margins(vectors, labels, folds_of(training.ids, CALIBRATION_FOLDS))
+    linear, margins, unseen = train_left_out(vectors, labels, folds_of(training.ids, PARTS), CALIBRATION_POSTS)
+    tell("calibration", 0.7)
     calibration = calibrate(margins, labels[unseen])
     model = TopicModel(
         topics=(*names, OTHER),
         vocabulary=vocabulary,
-        weights=weights.astype(np.float16).astype(np.float32),
-        biases=biases,
+        weights=linear.weights.astype(np.float16).astype(np.float32),
+        biases=linear.biases,
         calibration=calibration,
         reference=Reference.measure((*names, OTHER), calibration.posteriors(margins), primary_of(labels[unseen])),
         trained_on={"date": datetime.now(UTC).date().isoformat(), "questions": len(training)},
@@ -262,17 +250,15 @@ def learn_vocabulary(posts: Posts, features: int) -> Vocabulary:
     fewest = np.array([MIN_POSTS[field] for field in Field])[(keys & FIELD_MASK).astype(np.int64)]
     keys, frequency = keys[frequency >= fewest], frequency[frequency >= fewest]
     order = np.argsort(-frequency, kind="stable")
-    order = order[np.unique(slots(keys[order]), return_index=True)[1]]
-    order = order[np.argsort(-frequency[order], kind="stable")][:features]
-    keys, frequency = keys[order], frequency[order]
+    keys, frequency = keys[order[:features]], frequency[order[:features]]
     field = (keys & FIELD_MASK).astype(np.int64)
     field_weights = np.array([FIELD_WEIGHTS[field] for field in Field], np.float32)
     rarity = np.log((len(posts) + 1) / (frequency + 1)) + 1
     vocabulary = Vocabulary(keys, (rarity * field_weights[field]).astype(np.float32), np.ones(FIELDS, np.float32))
     lengths = np.zeros(FIELDS)
     for batch in occurrences(posts.titles, posts.bodies):
-        feature, _, times = vocabulary.counts(batch)
-        lengths += np.bincount(field[feature], weights=times, minlength=FIELDS)
+        known, _, times = vocabulary.counts(batch)
+        lengths += np.bincount(field[known], weights=times, minlength=FIELDS)
     return Vocabulary(keys, vocabulary.weights, np.maximum(lengths / len(posts), 1e-3).astype(np.float32))
 
 
@@ -281,20 +267,11 @@ def _document_frequencies(posts: Posts) -> tuple[Hashes, npt.NDArray[np.int64]]:
     keys, counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
     pending: list[Hashes] = []
     for batch in occurrences(posts.titles, posts.bodies):
-        pending.append(_once_a_post(batch))
+        pending.append(batch.once_a_post())
         if sum(map(len, pending)) > MAX_COUNTED // 2:
             keys, counts = _add_up(keys, counts, pending)
             pending = []
     return _add_up(keys, counts, pending)
-
-
-def _once_a_post(batch: Occurrences) -> Hashes:
-    """The keys of a batch, each as often as there are posts it is in."""
-    order = np.lexsort((batch.post, batch.key))
-    key: Hashes = batch.key[order]
-    post = batch.post[order]
-    is_new: Labels = np.concatenate([[True], (key[1:] != key[:-1]) | (post[1:] != post[:-1])])[: len(key)]
-    return key[is_new]
 
 
 def _add_up(keys: Hashes, counts: npt.NDArray[np.int64], pending: list[Hashes]) -> tuple[Hashes, npt.NDArray[np.int64]]:
@@ -307,159 +284,26 @@ def _add_up(keys: Hashes, counts: npt.NDArray[np.int64], pending: list[Hashes]) 
 
 
 def vectorise(posts: Posts, vocabulary: Vocabulary) -> sparse.csr_matrix:
-    return sparse.vstack(
-        [vocabulary.vectors(batch).tocsr() for batch in occurrences(posts.titles, posts.bodies)], format="csr"
-    )
-
-
-def unseen_margins(
-    vectors: sparse.csr_matrix, labels: Labels, fold: npt.NDArray[np.int64]
-) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Margins of posts by models trained on the other folds, and which posts: all, or CALIBRATION_POSTS at least."""
-    margins: list[Floats] = []
-    posts: list[npt.NDArray[np.int64]] = []
-    for number in range(CALIBRATION_FOLDS):
-        left_out = np.flatnonzero(fold == number)[:CALIBRATION_POSTS]
-        seen = np.flatnonzero(fold != number)
-        weights, biases = train(vectors[seen], labels[seen])
-        margins.append(vectors[left_out] @ weights + biases)
-        posts.append(left_out)
-        if sum(map(len, posts)) >= CALIBRATION_POSTS:
-            break
-    return np.concatenate(margins), np.concatenate(posts)
-
-
-def train(vectors: sparse.csr_matrix, labels: Labels) -> tuple[Floats, Floats]:
-    """One linear function a topic: weights float32 [F, K], biases float32 [K]."""
-    transposed = vectors.T.tocsr()
-    blocks = [slice(first, first + TOPICS_AT_ONCE) for first in range(0, labels.shape[1], TOPICS_AT_ONCE)]
-
-    def block(topics: slice) -> tuple[Floats, Floats]:
-        chosen = labels[:, topics]
-        return minimise_hinge(transposed, chosen, discriminance(transposed, chosen))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # scipy's sparse products run outside the interpreter's lock
-        fitted = list(pool.map(block, blocks))
-    return np.concatenate([weights for weights, _ in fitted], axis=1), np.concatenate([bias for _, bias in fitted])
-
-
-def minimise_hinge(transposed: sparse.csr_matrix, labels: Labels, scale: Floats) -> tuple[Floats, Floats]:
-    """Weights scale * v and biases b that minimise, for each topic by itself,
-
-        (|v|^2 + b^2) / 2 + COST * sum over posts of max(0, 1 - y * (x . (scale * v) + b))^2    with y = 1 or -1.
-
-    A truncated Newton method (Keerthi and DeCoste 2005) for all topics at once: the systems are solved by conjugate
-    gradients preconditioned by the diagonal, the step is the minimum along the direction. Five steps of at most six
-    gradients agree with liblinear's solution to a correlation of 0.999 of the margins on unseen posts.
-    """
-    sign = np.where(labels, np.float32(1), np.float32(-1))
-    squares = transposed.multiply(transposed).tocsr()
-    weights, bias = np.zeros_like(scale), np.zeros(scale.shape[1], np.float32)
-    margins = np.zeros(labels.shape, np.float32)
-    for _ in range(NEWTON_STEPS):
-        slack = np.maximum(1 - sign * margins, 0)
-        pull = 2 * COST * sign * slack
-        curvature = np.where(slack > 0, 2 * COST, np.float32(0))
-        step, bias_step, margin_step = _conjugate_gradients(
-            transposed,
-            scale,
-            curvature,
-            (scale * (transposed @ pull) - weights, pull.sum(axis=0) - bias),
-            (1 + scale * scale * (squares @ curvature), 1 + curvature.sum(axis=0)),
-        )
-        length = _line_minimum(
-            sign,
-            margins,
-            margin_step,
-            _dots((weights, bias), (step, bias_step)),
-            _dots((step, bias_step), (step, bias_step)),
-        )
-        weights += length * step
-        bias += length * bias_step
-        margins += length * margin_step
-    return scale * weights, bias
-
-
-def _conjugate_gradients(
-    transposed: sparse.csr_matrix,
-    scale: Floats,
-    curvature: Floats,
-    residual: tuple[Floats, Floats],
-    diagonal: tuple[Floats, Floats],
-) -> tuple[Floats, Floats, Floats]:
-    """About the solution of (1 + scale X' curvature X scale) step = residual: for weights, biases, and as margins."""
-    vectors = transposed.T  # the same memory, by columns
-    rest, bias_rest = residual
-    step, bias_step = np.zeros_like(rest), np.zeros_like(bias_rest)
-    margin_step = np.zeros_like(curvature)
-    towards, bias_towards = rest / diagonal[0], bias_rest / diagonal[1]
-    energy = _dots((rest, bias_rest), (towards, bias_towards))
-    enough = energy * np.float32(ACCURACY**2)
-    for _ in range(GRADIENT_STEPS):
-        margins = vectors @ (scale * towards) + bias_towards
-        bent = curvature * margins
-        image, bias_image = towards + scale * (transposed @ bent), bias_towards + bent.sum(axis=0)
-        slope = _dots((towards, bias_towards), (image, bias_image))
-        length = np.where(energy > enough, energy / np.maximum(slope, np.float32(1e-30)), np.float32(0))
-        step += length * towards
-        bias_step += length * bias_towards
-        margin_step += length * margins
-        rest = rest - length * image
-        bias_rest = bias_rest - length * bias_image
-        solved, bias_solved = rest / diagonal[0], bias_rest / diagonal[1]
-        left = _dots((rest, bias_rest), (solved, bias_solved))
-        if not (left > enough).any():
-            break
-        turn = np.where(length > 0, left / np.maximum(energy, np.float32(1e-30)), np.float32(0))
-        towards, bias_towards, energy = solved + turn * towards, bias_solved + turn * bias_towards, left
-    return step, bias_step, margin_step
-
-
-def _line_minimum(sign: Floats, margins: Floats, margin_step: Floats, slope: Floats, bend: Floats) -> Floats:
-    """How far to go along the step for each topic; `slope` and `bend` are those of the weights' squared length."""
-    length = np.ones(margins.shape[1], np.float32)
-    for _ in range(4):
-        slack = np.maximum(1 - sign * (margins + length * margin_step), 0)
-        first = slope + length * bend - 2 * COST * (sign * slack * margin_step).sum(axis=0)
-        second = bend + 2 * COST * np.square(np.where(slack > 0, margin_step, np.float32(0))).sum(axis=0)
-        length = np.clip(length - first / np.maximum(second, np.float32(1e-30)), np.float32(0.05), np.float32(2))
-    return length
-
-
-def _dots(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> Floats:
-    """Per topic, the inner product of two points (weights, bias)."""
-    return cast("Floats", np.einsum("fk,fk->k", one[0], other[0]) + one[1] * other[1])
-
-
-def discriminance(transposed: sparse.csr_matrix, labels: Labels) -> Floats:
-    """How much each feature says about each topic, one on average: float32 [F, K].
-
-    The absolute log-odds of naive Bayes over the presence of features (NB-SVM, Wang and Manning 2012).
-    """
-    present = sparse.csr_matrix(
-        (np.ones_like(transposed.data), transposed.indices, transposed.indptr), transposed.shape
-    )
-    inside = present @ labels.astype(np.float32)
-    outside = np.diff(transposed.indptr).astype(np.float32)[:, None] - inside
-    inside += SMOOTHING
-    outside += SMOOTHING
-    ratio = np.abs(np.log(inside / inside.sum(axis=0)) - np.log(outside / outside.sum(axis=0)))
-    return cast("Floats", 1 - SCALING + SCALING * ratio / np.maximum(ratio.mean(axis=0), np.float32(1e-6)))
+    rows = []
+    for batch in occurrences(posts.titles, posts.bodies):
+        features, bounds, values = vocabulary.vectors(batch)
+        rows.append(sparse.csr_matrix((values, features, bounds), shape=(batch.posts, len(vocabulary))))
+    return sparse.vstack(rows, format="csr")
 
 
 def calibrate(margins: Floats, labels: Labels) -> Calibration:
     """Probabilities from margins of posts that were not trained on."""
     size = labels.shape[1] + 1
     plain = Calibration(chance_curve(margins.ravel(), labels.ravel()), np.zeros((size, size), np.float32))
-    base, inputs = plain.chain(margins).astype(np.float64), plain.inputs(margins).astype(np.float64)
+    base, inputs = plain.chain(margins), plain.inputs(margins)
     primary, rows = primary_of(labels), np.arange(len(labels))
     penalty = INTERACTION_PENALTY / len(rows)
 
     def loss(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        chances = softmax(base + inputs @ flat.reshape(size, size))
-        value = -np.log(np.maximum(chances[rows, primary], 1e-12)).mean() + penalty / 2 * (flat @ flat)
+        chances = softmax(base + inputs @ flat.reshape(size, size).astype(np.float32))
+        value = -np.log(np.maximum(chances[rows, primary], 1e-12)).mean(dtype=float) + penalty / 2 * (flat @ flat)
         chances[rows, primary] -= 1
-        return float(value), (inputs.T @ chances / len(rows)).ravel() + penalty * flat
+        return float(value), (inputs.T @ chances / np.float32(len(rows))).ravel() + penalty * flat
 
     solved = minimize(loss, np.zeros(size * size), jac=True, method="L-BFGS-B", options={"maxiter": 60}).x
     return replace(plain, interactions=solved.reshape(size, size).astype(np.float32))

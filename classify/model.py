@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy import sparse
 
+from classify.compiled import compiled
 from classify.quantify import Reference
-from classify.text import FIELD_MASK, FIELDS, MAX_BATCH_POSTS, Hashes, Occurrences, occurrences
+from classify.text import FIELD_MASK, FIELDS, Bytes, Hashes, Indices, Occurrences, occurrences
 from shared.errors import ModelError
 
 Floats = npt.NDArray[np.float32]
@@ -34,14 +34,13 @@ FORMAT = 1
 MANIFEST, ARRAYS, CALIBRATION = "model.json", "arrays.npz", "calibration.npz"
 OTHER = "other"
 TOP = 3
+MAX_FEATURES = (1 << 20) - 1
+_NUMBER = np.uint64(MAX_FEATURES)  # the bits of an entry of the look-up table that number a feature
 
-SATURATION = 1.2  # BM25's k1
-LENGTH_SHARE = 0.5  # BM25's b
+SATURATION = np.float32(1.2)  # BM25's k1
+LENGTH_SHARE = np.float32(0.5)  # BM25's b
+_ONE = np.float32(1)
 KNOTS = (-0.75, -0.5, -0.25, 0.0, 0.5)  # margins at which the curve of chances may bend
-_SLOT_BITS = 20
-_POST_BITS = MAX_BATCH_POSTS.bit_length() - 1
-MAX_FEATURES = (1 << (31 - _POST_BITS)) - 1  # a feature and a post fit into 31 bits
-_NO_KEY = FIELD_MASK  # no field has this number, so no feature has this key
 
 
 class Vocabulary:
@@ -49,55 +48,135 @@ class Vocabulary:
 
     `keys`: uint64 [F]; `weights`: float32 [F], inverse document frequency times the weight of the field;
     `mean_lengths`: float32 [fields], known features of a field in a post, on average over the training posts.
-    Where two features fall into one slot of the look-up table the one that comes first in `keys` is known.
     """
 
     def __init__(self, keys: Hashes, weights: Floats, mean_lengths: Floats) -> None:
-        if len(keys) > MAX_FEATURES:
-            raise ModelError(f"{len(keys)} features, at most {MAX_FEATURES} can be told apart")
         self.keys = keys
         self.weights = weights
         self.mean_lengths = mean_lengths
-        self._keys = np.append(keys, _NO_KEY)
-        self._fields = (keys & FIELD_MASK).astype(np.int32)
-        self._table = np.full(1 << _SLOT_BITS, len(keys), np.uint32)
-        self._table[slots(keys[::-1])] = np.arange(len(keys), dtype=np.uint32)[::-1]
+        if len(keys) > MAX_FEATURES:
+            raise ModelError(f"{len(keys)} features, at most {MAX_FEATURES} can be told apart")
+        self._fields = (keys & FIELD_MASK).astype(np.uint8)
+        self._table = np.full(1 << max(4 * len(keys), 2).bit_length(), len(keys), np.uint64)
+        _fill(self._table, keys)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def counts(self, batch: Occurrences) -> tuple[Integers, Integers, Floats]:
-        """Feature, post and number of occurrences, ordered by feature, of what is known in a batch."""
-        feature = self._table[slots(batch.key)]
-        known = np.flatnonzero(self._keys[feature] == batch.key)
-        packed = (feature[known] << np.uint32(_POST_BITS)) | batch.post[known]
-        packed.sort()
-        first = np.flatnonzero(np.concatenate([[True], packed[1:] != packed[:-1]])[: len(packed)])
-        times = np.diff(first, append=len(packed)).astype(np.float32)
-        packed = packed[first].view(np.int32)
-        return packed >> _POST_BITS, packed & (MAX_BATCH_POSTS - 1), times
+        """What is known of a batch of n posts, as the rows of a sparse matrix: features, bounds [n + 1] and how often.
 
-    def vectors(self, batch: Occurrences) -> sparse.csc_matrix:
-        """The posts of a batch as rows of length one (or zero, when nothing in a post is known).
-
-        By columns: so a feature's weights are read once a batch, which makes scoring 2.4 times as fast as by rows.
+        The features of post i are those from bounds[i] to bounds[i + 1], in order of appearance.
         """
-        feature, post, times = self.counts(batch)
-        cell = post * np.int32(FIELDS) + self._fields[feature]
-        lengths = np.bincount(cell, weights=times, minlength=batch.count * FIELDS).astype(np.float32)
-        relative = (lengths.reshape(-1, FIELDS) / self.mean_lengths).ravel()
-        damping = np.float32(SATURATION) * (1 - np.float32(LENGTH_SHARE) + np.float32(LENGTH_SHARE) * relative)
-        values = self.weights[feature] * times / (times + damping[cell])
-        squares = np.bincount(post, weights=values * values, minlength=batch.count)
-        values /= np.sqrt(np.maximum(squares, 1e-12)).astype(np.float32)[post]
-        bounds = np.zeros(len(self) + 1, np.int32)
-        np.cumsum(np.bincount(feature, minlength=len(self)), out=bounds[1:])
-        return sparse.csc_matrix((values, post, bounds), shape=(batch.count, len(self)))
+        features, times = np.empty(len(batch.keys) + 1, np.int32), np.empty(len(batch.keys), np.float32)
+        bounds = np.zeros(batch.posts + 1, np.int32)
+        _count(batch.keys, batch.bounds, self._table, len(self), features, bounds, times)
+        return features[: bounds[-1]], bounds, times[: bounds[-1]]
+
+    def vectors(self, batch: Occurrences) -> tuple[Integers, Integers, Floats]:
+        """The same with values instead of how often: rows of length one (or zero, when nothing in a post is known)."""
+        features, bounds, values = self.counts(batch)
+        _weigh(features, bounds, values, self._fields, self.weights, self.mean_lengths)
+        return features, bounds, values
 
 
-def slots(keys: Hashes) -> npt.NDArray[np.int64]:
-    """Where each key lies in the look-up table."""
-    return (keys >> np.uint64(64 - _SLOT_BITS)).astype(np.int64)
+@compiled
+def _shift(table: Hashes) -> np.uint64:
+    """How far a key is shifted to its first slot in a table of two to the n slots."""
+    bits = 0
+    while 1 << bits < len(table):
+        bits += 1
+    return np.uint64(64 - bits)
+
+
+@compiled
+def _fill(table: Hashes, keys: Hashes) -> None:
+    """A hash table by linear probing: an entry has the top bits of a key and the number of the feature below them.
+
+    An empty slot holds the number of no feature. One load a look-up, where keys in an array of their own need two.
+    """
+    shift, one, empty = _shift(table), np.uint64(1), np.uint64(len(keys))
+    for feature in range(len(keys)):
+        slot = keys[feature] >> shift
+        while table[slot] != empty:
+            slot = (slot + one) & np.uint64(len(table) - 1)
+        table[slot] = (keys[feature] & ~_NUMBER) | np.uint64(feature)
+
+
+@compiled
+def _count(
+    keys: Hashes, posts: Indices, table: Hashes, known: int, features: Integers, bounds: Integers, times: Floats
+) -> None:
+    """Write the known features of each post, the number of the first one of each, and how often each is there.
+
+    What is unknown is counted as one feature more; so no branch depends on what is known or new, as nobody can guess.
+    """
+    shift, one, empty, last_slot = _shift(table), np.uint64(1), np.uint64(known), np.uint64(len(table) - 1)
+    seen = np.zeros(known + 1, np.float32)  # how often in this post
+    seen[known] = 1
+    count = 0
+    for post in range(len(posts) - 1):
+        first = count
+        for at in range(posts[post], posts[post + 1]):
+            slot = keys[at] >> shift
+            entry = table[slot]
+            while entry != empty and (entry ^ keys[at]) > _NUMBER:
+                slot = (slot + one) & last_slot
+                entry = table[slot]
+            feature = entry & _NUMBER
+            features[count] = np.int32(feature)
+            count += seen[feature] == 0
+            seen[feature] += 1
+        for at in range(first, count):
+            times[at] = seen[features[at]]
+            seen[features[at]] = 0
+        bounds[post + 1] = count
+
+
+@compiled
+def _weigh(
+    features: Integers, bounds: Integers, values: Floats, fields: Bytes, weights: Floats, mean_lengths: Floats
+) -> None:
+    """Turn how often into BM25 times the weight of the feature, each post brought to length one."""
+    lengths = np.empty(FIELDS, np.float32)
+    for post in range(len(bounds) - 1):
+        first, last = bounds[post], bounds[post + 1]
+        lengths[:] = 0
+        for at in range(first, last):
+            lengths[fields[features[at]]] += values[at]
+        for field in range(FIELDS):  # how much a feature is damped there
+            lengths[field] = SATURATION * (_ONE - LENGTH_SHARE + LENGTH_SHARE * lengths[field] / mean_lengths[field])
+        squares = np.float32(0)
+        for at in range(first, last):
+            feature = features[at]
+            value = values[at] * weights[feature] / (values[at] + lengths[fields[feature]])
+            values[at] = value
+            squares += value * value
+        scale = _ONE / np.sqrt(max(squares, np.float32(1e-12)))
+        for at in range(first, last):
+            values[at] *= scale
+
+
+@compiled
+def _add_products(features: Integers, bounds: Integers, values: Floats, weights: Floats, margins: Floats) -> None:
+    """Add to each row of margins the weights of its post's features. As fast as scipy by columns, without a copy."""
+    for post in range(len(margins)):
+        row = margins[post]
+        for at in range(bounds[post], bounds[post + 1]):
+            value, weight = values[at], weights[features[at]]
+            for topic in range(len(row)):
+                row[topic] += value * weight[topic]
+
+
+@compiled
+def _add_product(rows: Floats, matrix: Floats, sums: Floats) -> None:
+    """Add rows @ matrix to the sums, in this thread: BLAS would start threads that cost more than they save."""
+    for i in range(len(rows)):
+        row = sums[i]
+        for j in range(len(matrix)):
+            value, line = rows[i, j], matrix[j]
+            for k in range(len(row)):
+                row[k] += value * line[k]
 
 
 @dataclass(frozen=True)
@@ -123,7 +202,11 @@ class Calibration:
         Topics are ordered by frequency: k is primary when it is a tag and none before it is, `other` when none is.
         """
         log_odds = self._log_odds(margins)
-        none_so_far = np.cumsum(-np.logaddexp(0, log_odds), axis=1)
+        # log(1 + exp(x)); numpy's logaddexp takes three times as long.
+        none_so_far = np.log1p(np.exp(-np.abs(log_odds)))
+        none_so_far += np.maximum(log_odds, 0)
+        np.cumsum(none_so_far, axis=1, out=none_so_far)
+        np.negative(none_so_far, out=none_so_far)
         logits = np.empty((len(margins), margins.shape[1] + 1), np.float32)
         np.add(log_odds, none_so_far, out=logits[:, :-1])
         logits[:, -1] = none_so_far[:, -1]
@@ -138,7 +221,7 @@ class Calibration:
     def posteriors(self, margins: Floats) -> Floats:
         """The distribution of the primary topic, `other` last: float32 [n, K+1]."""
         logits = self.chain(margins)
-        logits += self.inputs(margins) @ self.interactions
+        _add_product(self.inputs(margins), self.interactions, logits)
         return softmax(logits)
 
     def _log_odds(self, margins: Floats) -> Floats:
@@ -226,7 +309,9 @@ class TopicModel:
 
     def _margins(self, titles: pa.Array, bodies: pa.Array) -> Iterator[Floats]:
         for batch in occurrences(titles, bodies):
-            yield self.vocabulary.vectors(batch) @ self.weights + self.biases
+            margins = np.tile(self.biases, (batch.posts, 1))
+            _add_products(*self.vocabulary.vectors(batch), self.weights, margins)
+            yield margins
 
     def read_out(self, margins: Floats) -> Classified:
         """The topics that margins of posts stand for."""

@@ -1,27 +1,26 @@
 """From the title and the HTML body of posts to features, many posts at a time.
 
-Everything works on the bytes of Arrow arrays with numpy: no Python object is made for a post, let alone for a word.
-A feature is a 64-bit key: a hash of a word, of a joined form (`asp.net-mvc`) or of two neighbours, and in its lowest
-four bits the field it was seen in. The same key means the same feature in every process and on every machine.
+Everything works on the bytes of Arrow arrays: no Python object is made for a post, let alone for a word. A feature is
+a 64-bit key: a hash of a word, of a joined form (`asp.net-mvc`) or of two neighbours, and in its lowest four bits the
+field it was seen in. The same key means the same feature in every process and on every machine.
 """
 
-import html
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property, lru_cache
+from html.entities import html5
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from classify.compiled import compiled
+
 Bytes = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
-Posts = npt.NDArray[np.uint32]
-Flags = npt.NDArray[np.bool_]
 
 
 class Field(IntEnum):
@@ -41,97 +40,80 @@ FIELDS = len(Field)
 FIELD_MASK = np.uint64(15)
 
 MAX_BATCH_POSTS = 2048
-BATCH_BYTES = 512 * 1024  # of bodies; a batch and what is derived from it stay in the second-level cache
+BATCH_BYTES = 1024 * 1024  # of bodies
 MAX_TITLE_BYTES = 1024
 MAX_BODY_BYTES = 64 * 1024  # Stack Exchange allows 30,000 characters; what follows adds nothing to a topic
 MAX_TOKEN_BYTES = 40
-GRAM_SIZES = (3, 4, 5)  # without a gap
-_PADDING = 8  # so that eight bytes can be loaded at any position
+GRAM_SIZES = (3, 4, 5)
+MAX_ENTITY_NAME = 8  # bytes between `&` and `;`
+
+# What a byte is. Joiners are symbols too; special bytes need a second look.
+_WORD, _SYMBOL, _JOINER, _LOWER, _UPPER, _SPECIAL, _STARTS_TAG, _ENDS_NAME = (1 << bit for bit in range(8))
+
+# What is kept of it, with the place where it stands: a cut is an upper-case letter after a lower-case one.
+_KEPT, _CUT, _MARKUP, _CODE, _PRE = _WORD | _SYMBOL | _JOINER, 16, 32, 64, 128
 
 
-def _table(accepted: bytes) -> bytes:
-    """A table of 1 for the bytes accepted and 0 for the others."""
-    return bytes(byte in accepted for byte in range(256))
-
-
-_FILLER = b"\0"  # stands in for what a decoded entity no longer needs, so that nothing has to move
-
-# What a byte is; letters of either case are told apart by bits that make `byte | class & _UPPER` lower case.
-_WORD, _SYMBOL, _SPECIAL, _LOWER, _UPPER = (np.uint8(bit) for bit in (1, 2, 4, 0x10, 0x20))
-
-
-def _class_of(byte: int) -> np.uint8:
+def _class_of(byte: int) -> int:
     character = bytes([byte])
-    if character.isalpha():
-        return _WORD | (_UPPER if character.isupper() else _LOWER)
-    special = _SPECIAL if character in b"<>&+\xc2\xe2" else np.uint8(0)
-    if character.isdigit() or character == b"#" or byte >= 0x80:
-        return _WORD | special
-    return special | (_SYMBOL if character == _FILLER or character in string.punctuation.encode() else np.uint8(0))
+    kind = _ENDS_NAME if character in b"> \t\r\n/" else 0
+    kind |= _STARTS_TAG if character.isalpha() or character in b"/!?" else 0
+    kind |= _JOINER if character in b".-_" else 0
+    kind |= _SPECIAL if character in b"<>&+" or byte >= 0x80 else 0
+    if character.isalnum() or character == b"#" or byte >= 0x80:
+        return kind | _WORD | (_UPPER if character.isupper() else _LOWER if character.islower() else 0)
+    return kind | (_SYMBOL if character in string.punctuation.encode() else 0)
 
 
-_CLASSES = bytes(map(_class_of, range(256)))
-_NO_CASE = np.uint64(0x2020202020202020)
-_IS_JOINER = np.frombuffer(_table(b".-_"), np.bool_)
-_STARTS_TAG = np.frombuffer(_table(string.ascii_letters.encode() + b"/!?"), np.bool_)
-_ENDS_NAME = np.frombuffer(_table(b"> \t\r\n/"), np.bool_)
+_CLASSES = np.array([_class_of(byte) for byte in range(256)], np.uint8)
+_LOWER_CASE = np.frombuffer(bytearray(bytes(range(256)).lower()), np.uint8)
+
+# HTML's named characters that are one code point, by their names read as little-endian numbers, ascending.
+_NAMED = sorted(
+    (int.from_bytes(name[:-1].encode(), "little"), ord(characters))
+    for name, characters in html5.items()
+    if name.endswith(";") and len(name) - 1 <= MAX_ENTITY_NAME and len(characters) == 1
+)
+_NAMES = np.array([name for name, _ in _NAMED], np.uint64)
+_CODE_POINTS = np.array([code_point for _, code_point in _NAMED], np.int64)
+# The bytes 0x80 to 0x9F of numeric references mean those of Windows-1252 (HTML standard, 13.2.5.80).
+_WINDOWS = np.array([ord(bytes([byte]).decode("cp1252", "replace")) for byte in range(0x80, 0xA0)], np.int64)
+_REPLACEMENT = 0xFFFD
 
 _MULTIPLY_HEAD = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_TAIL = np.uint64(0xC2B2AE3D27D4EB4F)
 _MULTIPLY_END = np.uint64(0xD6E8FEB86659FD93)
-_HALF = np.uint64(32)
-_FIELD_SALTS = [np.uint64((0xA24BAED4963EE407 * (field + 1) & (2**64 - 16)) | field) for field in Field]
+_HALF, _BYTE, _TOP_BYTE = np.uint64(32), np.uint64(8), np.uint64(56)
+_NO_HASH = np.uint64(0)
+_BLANK = np.uint64(ord(" ")) << _TOP_BYTE
 
-_MARKUP, _CODE, _PRE = np.uint8(1), np.uint8(2), np.uint8(4)
+# A hash becomes a key by exclusive or with the salt of its field, which has the field in its lowest four bits.
+_SALTS = [np.uint64((0xA24BAED4963EE407 * (field + 1) & (2**64 - 16)) | field) for field in Field]
+_ALL, _TITLE, _IN_CODE, _TITLE_PAIR, _TEXT_PAIR, _SYMBOLS, _SYMBOL_PAIR, _TITLE_GRAM = _SALTS
+
+_KEYS_PER_TITLE_BYTE, _KEYS_PER_BODY_BYTE = 8, 4
+"""More than can be: of a title of n bytes n/2 words, joined forms and pieces, each in up to four fields, and 3n grams;
+of a body n/2 words in two fields, joined forms and pieces of them, or n/2 symbols in two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Occurrences:
-    """The features of a batch of posts, one entry an occurrence, in no particular order.
+    """The features of a batch of n posts, one key an occurrence.
 
-    `count` is the number of posts; `post` the position of the post within the batch; `key` the feature.
+    Those of post i are `keys[bounds[i]:bounds[i + 1]]`, in no particular order; bounds int64 [n + 1].
     """
 
-    count: int
-    post: Posts
-    key: Hashes
+    keys: Hashes
+    bounds: Indices
 
+    @property
+    def posts(self) -> int:
+        return len(self.bounds) - 1
 
-@dataclass(frozen=True, slots=True)
-class _Tokens:
-    """Tokens of one kind in order of appearance: which post, where in it (flags), and the hash."""
-
-    post: Posts
-    place: Bytes
-    hash: Hashes
-
-    def where(self, chosen: Flags) -> "_Tokens":
-        rows = np.flatnonzero(chosen)
-        return _Tokens(self.post[rows], self.place[rows], self.hash[rows])
-
-    def single(self, field: Field) -> "_Features":
-        return self.post, _keys(self.hash, field)
-
-    def pairs(self, field: Field) -> "_Features":
-        """Each token with the next one of the same post."""
-        first = np.flatnonzero(self.post[1:] == self.post[:-1])
-        return self.post[first], _keys(_finish(self.hash[first] * _MULTIPLY_TAIL + self.hash[first + 1]), field)
-
-
-_Features = tuple[Posts, Hashes]
-
-
-@dataclass(frozen=True, slots=True)
-class _Tags:
-    """The HTML tags of some posts in order: positions of `<` and `>`, and the flags of what follows each tag.
-
-    `first` [posts + 1] is the number of the first tag of each post.
-    """
-
-    opening: Indices
-    closing: Indices
-    flags: Bytes
-    first: Indices
+    def once_a_post(self) -> Hashes:
+        """The keys, each as often as there are posts it is in."""
+        keys = np.empty_like(self.keys)
+        return keys[: _distinct(self.keys, self.bounds, keys)]
 
 
 def parse_tags(tags: pa.Array | pa.ChunkedArray) -> pa.ListArray:
@@ -153,31 +135,36 @@ def occurrences(titles: pa.Array | pa.ChunkedArray, bodies: pa.Array | pa.Chunke
     """
     if len(titles) != len(bodies):
         raise ValueError(f"{len(titles)} titles but {len(bodies)} bodies")
-    title_bytes, title_starts = _terminated(titles, MAX_TITLE_BYTES)
-    body_bytes, body_starts = _terminated(bodies, MAX_BODY_BYTES)
+    title_bytes, title_starts = _bytes_of(titles)
+    body_bytes, body_starts = _bytes_of(bodies)
+    title_sizes = np.minimum(np.diff(title_starts), MAX_TITLE_BYTES)
+    body_sizes = np.minimum(np.diff(body_starts), MAX_BODY_BYTES)
+    read = np.concatenate([[0], np.cumsum(body_sizes)])
     first, total = 0, len(titles)
     while first < total:
-        fitting = int(np.searchsorted(body_starts, body_starts[first] + BATCH_BYTES, "right")) - 1
+        fitting = int(np.searchsorted(read, read[first] + BATCH_BYTES, "right")) - 1
         last = min(max(fitting, first + 1), first + MAX_BATCH_POSTS, total)
-        title = _Text.cut(title_bytes, title_starts[first : last + 1])
-        body = _Text.cut(body_bytes, body_starts[first : last + 1])
-        features = _title_features(title) + _body_features(body)
-        yield Occurrences(
-            last - first, np.concatenate([f[0] for f in features]), np.concatenate([f[1] for f in features])
-        )
+        posts = slice(first, last)
+        room = _KEYS_PER_TITLE_BYTE * title_sizes[posts].sum() + _KEYS_PER_BODY_BYTE * body_sizes[posts].sum()
+        keys, bounds = np.empty(room, np.uint64), np.zeros(last - first + 1, np.int64)
+        _extract(
+            title_bytes, title_starts[posts], title_sizes[posts],
+            body_bytes, body_starts[posts], body_sizes[posts],
+            keys, bounds,
+        )  # fmt: skip
+        yield Occurrences(keys[: bounds[-1]], bounds)
         first = last
 
 
 def hash_of(token: str) -> int:
     """The 64-bit hash of a lower-case token, as it is found in keys (without the field)."""
-    data = token.encode()
-    text = _Text.cut(np.frombuffer(data, np.uint8), np.array([0, len(data)]))
-    return int(text.hashes(np.array([0]), np.array([len(data)]))[0])
+    text = np.frombuffer(bytearray(token.encode()), np.uint8)
+    return int(_hash(text, 0, len(text)))
 
 
 def key_of(token: str, field: Field) -> int:
     """The key of a word or joined form in a field that holds single tokens."""
-    return int(_keys(np.array([hash_of(token)], np.uint64), field)[0])
+    return int(np.uint64(hash_of(token)) ^ _SALTS[field])
 
 
 def _flat(array: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
@@ -192,310 +179,393 @@ def _flat(array: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
     return array if array.type == kind else pc.cast(array, options=options)
 
 
-def _terminated(array: pa.Array | pa.ChunkedArray, limit: int) -> tuple[Bytes, Indices]:
-    """All texts in one buffer, each cut to the limit and followed by a line feed, and where each starts."""
+def _bytes_of(array: pa.Array | pa.ChunkedArray) -> tuple[Bytes, Indices]:
+    """The bytes of all texts, and where in them each text starts and the last one ends: null is empty."""
     flat = pc.fill_null(_flat(array, pa.large_binary()), b"")
-    if len(flat) and pc.max(pc.binary_length(flat)).as_py() > limit:
-        flat = pc.binary_slice(flat, 0, limit)
-    nothing, line_feed = pa.scalar(b"", pa.large_binary()), pa.scalar(b"\n", pa.large_binary())
-    lines = pc.binary_join_element_wise(flat, nothing, line_feed)
-    _, offsets, data = lines.buffers()
-    starts = np.frombuffer(offsets, np.int64)[lines.offset : lines.offset + len(lines) + 1]
-    return np.frombuffer(data or b"", np.uint8), starts
+    _, offsets, data = flat.buffers()
+    starts = np.frombuffer(offsets or bytes(8), np.int64)[flat.offset : flat.offset + len(flat) + 1]
+    content = np.frombuffer(data or b"", np.uint8)
+    for part in (content, starts):
+        part.setflags(write=False)  # some are, some not, and for each kind the loops would be compiled
+    return content, starts
 
 
-class _Text:
-    """The bytes of some consecutive posts, the class of each, and where each post starts.
+@compiled
+def _extract(
+    titles: Bytes, title_starts: Indices, title_sizes: Indices,
+    bodies: Bytes, body_starts: Indices, body_sizes: Indices,
+    keys: Hashes, bounds: Indices,
+) -> None:  # fmt: skip
+    """Write the keys of all posts, one post after the other, and where those of each begin."""
+    room = max(MAX_TITLE_BYTES, MAX_BODY_BYTES) + 2
+    text, kind = np.empty(room, np.uint8), np.empty(room, np.uint8)
+    count = bounds[0]
+    for post in range(len(title_sizes)):
+        for is_body in range(2):
+            if is_body:
+                raw = bodies[body_starts[post] : body_starts[post] + body_sizes[post]]
+            else:
+                raw = titles[title_starts[post] : title_starts[post] + title_sizes[post]]
+            size = _decode(raw, is_body, text, kind)
+            count = _body_keys(text, kind, size, keys, count) if is_body else _title_keys(text, kind, size, keys, count)
+        bounds[post + 1] = count
 
-    Entities are decoded in place, before `lower` and `in_word` are asked for.
+
+@compiled
+def _decode(raw: Bytes, is_html: int, text: Bytes, kind: Bytes) -> int:
+    """The text in lower case with its entities decoded, what each of its bytes is and where it stands, and its size.
+
+    A tag is what stands between a `<` that may start one and the next `>`; broken or hostile HTML (`a < b`, a tag that
+    never ends) is text. A byte of no kind precedes the text and one follows it, so that neighbours can be looked at.
     """
-
-    def __init__(self, raw: bytes, starts: Indices) -> None:
-        self.bytes: Bytes = np.frombuffer(bytearray(raw), np.uint8)
-        self.classes: Bytes = np.frombuffer(bytearray(raw.translate(_CLASSES)), np.uint8)
-        self.starts = starts
-
-    @classmethod
-    def cut(cls, data: Bytes, starts: Indices) -> "_Text":
-        return cls(data[starts[0] : starts[-1]].tobytes() + b"\n" * _PADDING, starts - starts[0])
-
-    @cached_property
-    def lower(self) -> Hashes:
-        """Eight bytes from each position, in lower case."""
-        return _loads(self.bytes | (self.classes & _UPPER))
-
-    @cached_property
-    def in_word(self) -> Flags:
-        """Which bytes are part of words: letters, digits, `#`, non-ASCII letters, and `+` beside another one."""
-        data = self.bytes
-        mask: Flags = (self.classes & _WORD).view(np.bool_)
-        special = self.specials()
-        kind = data[special]
-        plus = special[kind == ord("+")]
-        mask[plus[(data[plus - 1] == ord("+")) | (data[plus + 1] == ord("+"))]] = True  # before byte 0 is padding
-        latin = special[kind == 0xC2]  # U+0080 to U+00BF: no-break space, guillemets and other signs
-        general = special[kind == 0xE2]
-        general = general[data[general + 1] == 0x80]  # U+2000 to U+203F: typographic quotes, dashes, spaces
-        mask[latin] = mask[latin + 1] = False
-        mask[general] = mask[general + 1] = mask[general + 2] = False
-        mask[-_PADDING:] = False  # where text is cut off inside one of these signs
-        return mask
-
-    def specials(self) -> Indices:
-        """Positions of the bytes that need a second look, in one pass over the text."""
-        return np.flatnonzero((self.classes[:-_PADDING] & _SPECIAL) != 0)
-
-    def posts_of(self, positions: Indices) -> Posts:
-        """The posts that rising positions lie in."""
-        bounds = np.searchsorted(positions, self.starts)
-        return np.repeat(np.arange(len(self.starts) - 1, dtype=np.uint32), np.diff(bounds))
-
-    def hashes(self, start: Indices, end: Indices) -> Hashes:
-        """Hashes of the byte ranges, from their first eight bytes, last eight bytes and length."""
-        length = end - start
-        hashes = self.lower[start]
-        hashes <<= (64 - 8 * np.minimum(length, 8)).astype(np.uint64)
-        hashes *= _MULTIPLY_HEAD
-        long = np.flatnonzero(length > 8)
-        if len(long):
-            hashes[long] ^= self.lower[end[long] - 8] * _MULTIPLY_TAIL + length[long].astype(np.uint64)
-        return _finish(hashes)
+    text[0] = kind[0] = 0
+    size = 1  # of what was written
+    opening = opened = -1  # the last `<` that no `>` followed: where it was read, where it was written
+    in_code = in_pre = 0
+    here = before = 0
+    at, end = 0, len(raw)
+    while at < end:
+        byte = raw[at]
+        found = _CLASSES[byte]
+        text[size] = _LOWER_CASE[byte]
+        kind[size] = found & _KEPT | (before << 1) & found & _CUT | here
+        before = found
+        at += 1
+        size += 1
+        if not found & _SPECIAL:
+            continue
+        if byte >= 0x80:
+            _leave_out_signs(text, kind, size)
+        elif byte == 43:  # +, which is part of a word beside another one
+            if text[size - 2] == 43:
+                kind[size - 2] = kind[size - 1] = _WORD | here
+        elif byte == 38:  # &
+            length, code_point = _entity(raw, at)
+            if length:
+                at += length
+                size = _write(code_point, here, text, kind, size - 1)
+                before = 0
+        elif not is_html:
+            continue
+        elif byte == 60:  # <
+            if at < end and _CLASSES[raw[at]] & _STARTS_TAG:
+                opening, opened = at, size - 1
+        elif opening >= 0:  # >
+            for written in range(opened, size):
+                kind[written] = kind[written] & (_KEPT | _CUT) | _MARKUP
+            kind[opened] = kind[size - 1] = 0
+            is_end = 1 if raw[opening] == 47 else 0  # /
+            step = 1 - 2 * is_end
+            if _is_named(raw, opening + is_end, _CODE_NAME):
+                in_code += step
+            elif _is_named(raw, opening + is_end, _PRE_NAME):
+                in_pre += step
+            here = (_CODE if in_code > 0 else 0) | (_PRE if in_pre > 0 else 0)
+            opening = -1
+    text[size] = kind[size] = 0
+    return size
 
 
-def _loads(data: Bytes) -> Hashes:
-    """Eight bytes from each position as one number, the first byte lowest."""
-    return np.ndarray((len(data) - _PADDING + 1,), "<u8", data, 0, (1,))
+_CODE_NAME, _PRE_NAME = (np.frombuffer(bytearray(name), np.uint8) for name in (b"code", b"pre"))
 
 
-def _finish(hashes: Hashes) -> Hashes:
-    """Spread what the bits hold over all of them, in place."""
-    hashes ^= hashes >> _HALF
-    hashes *= _MULTIPLY_END
-    hashes ^= hashes >> _HALF
-    return hashes
+@compiled
+def _is_named(raw: Bytes, at: int, name: Bytes) -> bool:
+    """Whether the name at this position is the lower-case one given."""
+    if at + len(name) >= len(raw) or not _CLASSES[raw[at + len(name)]] & _ENDS_NAME:
+        return False
+    for i in range(len(name)):  # noqa: SIM110
+        if raw[at + i] | 0x20 != name[i]:
+            return False
+    return True
 
 
-def _keys(hashes: Hashes, field: Field) -> Hashes:
-    return (hashes & ~FIELD_MASK) ^ _FIELD_SALTS[field]
+@compiled
+def _leave_out_signs(text: Bytes, kind: Bytes, size: int) -> None:
+    """Typographic quotes, dashes, spaces and other signs are of no word: of two bytes U+0080 to U+00BF, of three
+    U+2000 to U+203F. Called after each byte of 0x80 and more."""
+    last, before = text[size - 1], text[size - 2]
+    if last == 0xC2 or before == 0xC2:
+        kind[size - 1] = 0
+    elif last == 0x80 and before == 0xE2:
+        kind[size - 1] = kind[size - 2] = 0
+    elif before == 0x80 and text[size - 3] == 0xE2:
+        kind[size - 1] = 0
 
 
-def _title_features(text: _Text) -> list[_Features]:
-    text, no_tags = _decode_entities(text, _no_tags(text), text.specials())
-    words, joined, pieces, _ = _tokens(text, no_tags)
-    everything = [tokens.single(Field.ALL) for tokens in (words, joined, pieces)]
-    twice = [*everything, *everything]
-    return [
-        *twice,
-        *everything[:2],
-        words.single(Field.TITLE),
-        joined.single(Field.TITLE),
-        words.pairs(Field.TITLE_PAIR),
-        *_grams(text),
-    ]
+@compiled
+def _entity(raw: Bytes, at: int) -> tuple[int, int]:
+    """The bytes after this `&` that make it a character reference, and its code point; no bytes when it is none."""
+    name = np.uint64(0)
+    end = min(at + MAX_ENTITY_NAME + 1, len(raw))
+    behind = at
+    while behind < end and raw[behind] != 59:  # ;
+        if behind < at + MAX_ENTITY_NAME:
+            name |= np.uint64(raw[behind]) << np.uint64(8 * (behind - at))
+        behind += 1
+    if behind in (at, end):
+        return 0, 0
+    code_point = _number(raw, at + 1, behind) if raw[at] == 35 else _named(name)  # #
+    return (behind + 1 - at, code_point) if code_point >= 0 else (0, 0)
 
 
-def _body_features(text: _Text) -> list[_Features]:
-    special = text.specials()
-    text, tags = _decode_entities(text, _tags(text, special), special)
-    words, joined, pieces, symbols = _tokens(text, tags)
-    visible = words.place & _MARKUP == 0
-    in_block = words.place & _PRE != 0
-    symbols = symbols.where((symbols.place & _MARKUP == 0) & (symbols.place & (_CODE | _PRE) != 0))
-    return [
-        words.single(Field.ALL),
-        joined.single(Field.ALL),
-        pieces.where(pieces.place & _MARKUP == 0).single(Field.ALL),
-        words.where(visible & in_block).single(Field.CODE),
-        words.where(visible & ~in_block).pairs(Field.TEXT_PAIR),
-        symbols.single(Field.SYMBOL),
-        symbols.pairs(Field.SYMBOL_PAIR),
-    ]
+@compiled
+def _named(name: np.uint64) -> int:
+    """The code point of a named reference; -1 when there is none of that name."""
+    low, high = 0, len(_NAMES)
+    while low < high:
+        middle = (low + high) // 2
+        if _NAMES[middle] < name:
+            low = middle + 1
+        else:
+            high = middle
+    return int(_CODE_POINTS[low]) if low < len(_NAMES) and _NAMES[low] == name else -1
 
 
-def _tokens(text: _Text, tags: _Tags) -> tuple[_Tokens, _Tokens, _Tokens, _Tokens]:
-    """Words, joined forms, camelCase pieces and symbols of the texts."""
-    start, end = _runs(text.in_word)
-    post = text.posts_of(start)
-    place = _places(tags, start, post)
-
-    def tokens(first_word: Indices, start: Indices, end: Indices) -> _Tokens:
-        fits = np.flatnonzero(end - start <= MAX_TOKEN_BYTES)
-        first_word = first_word[fits]
-        return _Tokens(post[first_word], place[first_word], text.hashes(start[fits], end[fits]))
-
-    words = tokens(np.arange(len(start)), start, end)
-    joined = tokens(*_joined_spans(text, start, end))
-    pieces = tokens(*_camel_spans(text, start, end))
-    return words, joined, pieces, _symbols(text, tags)
-
-
-def _runs(mask: Flags) -> tuple[Indices, Indices]:
-    """Start and end of every run of True. The last entry of the mask must be False."""
-    edges = np.flatnonzero(mask[1:] != mask[:-1]) + 1
-    if mask[0]:
-        edges = np.concatenate([[0], edges])
-    return edges[0::2], edges[1::2]
-
-
-def _joined_spans(text: _Text, start: Indices, end: Indices) -> tuple[Indices, Indices, Indices]:
-    """Words held together by single `.`, `-` or `_`, and words led by a dot: first word, start, end."""
-    data = text.bytes
-    linked = np.flatnonzero(start[1:] - end[:-1] == 1)  # to the word that follows
-    linked = linked[_IS_JOINER[data[end[linked]]]]
-    is_first = np.diff(linked, prepend=-2) != 1
-    head, tail = linked[is_first], linked[np.append(is_first[1:], True)[: len(linked)]] + 1
-    led = np.flatnonzero(data[start - 1] == ord("."))
-    in_chain = np.zeros(len(start), np.bool_)
-    in_chain[linked] = in_chain[linked + 1] = True
-    alone = led[~in_chain[led]]
-    head_led = data[start[head] - 1] == ord(".")
-    return (
-        np.concatenate([head, alone]),
-        np.concatenate([start[head] - head_led, start[alone] - 1]),
-        np.concatenate([end[tail], end[alone]]),
-    )
+@compiled
+def _number(raw: Bytes, at: int, end: int) -> int:
+    """The code point that the digits of a numeric reference (`233`, `xE9`) stand for; -1 when they are none."""
+    base = 10
+    if at < end and raw[at] | 0x20 == 120:  # x
+        base = 16
+        at += 1
+    if at == end:
+        return -1
+    number = 0
+    for i in range(at, end):
+        byte = int(raw[i])
+        if 48 <= byte <= 57:
+            number = number * base + byte - 48
+        elif base == 16 and 97 <= byte | 0x20 <= 102:
+            number = number * base + (byte | 0x20) - 87
+        else:
+            return -1
+    if 0x80 <= number < 0xA0:
+        return int(_WINDOWS[number - 0x80])
+    if number == 0 or 0xD800 <= number < 0xE000 or number > 0x10FFFF:
+        return _REPLACEMENT
+    return number
 
 
-def _grams(text: _Text) -> Iterator[_Features]:
-    """Every three to five consecutive bytes of which all but the outermost belong to a word."""
-    in_word = text.in_word
-    blank = np.uint8(ord(" "))
-    loads = _loads(np.append(blank, np.where(in_word, text.bytes | (text.classes & _UPPER), blank)))  # from one before
-    inside = np.ones(len(loads), np.bool_)
-    for size in GRAM_SIZES:
-        inside &= in_word[size - 3 : size - 3 + len(loads)]
-        at = np.flatnonzero(inside)
-        hashes = _finish((loads[at] << np.uint64(64 - 8 * size)) * _MULTIPLY_HEAD + np.uint64(size))
-        yield text.posts_of(at), _keys(hashes, Field.TITLE_GRAM)
+@compiled
+def _write(code_point: int, here: int, text: Bytes, kind: Bytes, size: int) -> int:
+    """Write one character as UTF-8, as long as any reference to it or shorter; returns the size then."""
+    if code_point < 0x80:
+        length, lead = 1, code_point
+    elif code_point < 0x800:
+        length, lead = 2, 0xC0 | code_point >> 6
+    elif code_point < 0x10000:
+        length, lead = 3, 0xE0 | code_point >> 12
+    else:
+        length, lead = 4, 0xF0 | code_point >> 18
+    for i in range(length):
+        byte = lead if i == 0 else 0x80 | (code_point >> 6 * (length - 1 - i)) & 0x3F
+        text[size] = _LOWER_CASE[byte]
+        kind[size] = _CLASSES[byte] & _KEPT | here
+        size += 1
+        if byte >= 0x80:
+            _leave_out_signs(text, kind, size)
+        elif byte == 43 and text[size - 2] == 43:  # +
+            kind[size - 2] = kind[size - 1] = _WORD | here
+    return size
 
 
-def _camel_spans(text: _Text, start: Indices, end: Indices) -> tuple[Indices, Indices, Indices]:
-    """The pieces of two bytes and more of camelCase words: word, start, end."""
-    cut = np.flatnonzero((text.classes[1:] & (text.classes[:-1] << 1) & _UPPER) != 0) + 1  # upper after lower case
-    owner = np.searchsorted(start, cut, "right") - 1  # a cut follows a letter, so it lies in a word
-    is_first = np.diff(owner, prepend=-1) != 0
-    is_last = np.append(is_first[1:], True)[: len(owner)]
-    following = np.where(is_last, end[owner], np.append(cut[1:], 0)[: len(cut)])
-    heads = owner[is_first]
-    piece_start = np.concatenate([cut, start[heads]])
-    piece_end = np.concatenate([following, cut[is_first]])
-    long = np.flatnonzero(piece_end - piece_start > 1)
-    return np.concatenate([owner, heads])[long], piece_start[long], piece_end[long]
+@compiled
+def _hash(text: Bytes, start: int, end: int) -> np.uint64:
+    """The hash of a range of bytes, from its first eight bytes, its last eight and its length."""
+    first = last = np.uint64(0)
+    for at in range(start, end):
+        last = last >> _BYTE | np.uint64(text[at]) << _TOP_BYTE
+        if at - start < 8:
+            first = last
+    return _hash_of_ends(first, last, end - start)
 
 
-def _symbols(text: _Text, tags: _Tags) -> _Tokens:
-    """Runs of punctuation; the brackets of tags end a run and belong to none."""
-    if not len(tags.opening):
-        return _Tokens(np.zeros(0, np.uint32), np.zeros(0, np.uint8), np.zeros(0, np.uint64))
-    mask: Flags = (text.classes & _SYMBOL) != 0
-    mask &= ~text.in_word
-    mask[tags.opening] = mask[tags.closing] = False
-    start, end = _runs(mask)
-    fits = np.flatnonzero(end - start <= MAX_TOKEN_BYTES)
-    start, end = start[fits], end[fits]
-    post = text.posts_of(start)
-    return _Tokens(post, _places(tags, start, post), text.hashes(start, end))
+@compiled
+def _hash_of_ends(first: np.uint64, last: np.uint64, size: int) -> np.uint64:
+    mixed = first * _MULTIPLY_HEAD
+    if size > 8:
+        mixed ^= last * _MULTIPLY_TAIL + np.uint64(size)
+    return _finish(mixed)
 
 
-def _no_tags(text: _Text) -> _Tags:
-    nowhere = np.zeros(0, np.int64)
-    return _Tags(nowhere, nowhere, np.zeros(0, np.uint8), np.zeros(len(text.starts), np.int64))
+@compiled
+def _finish(mixed: np.uint64) -> np.uint64:
+    """Spread what the bits hold over all of them but the four of the field, which become 0."""
+    mixed ^= mixed >> _HALF
+    mixed *= _MULTIPLY_END
+    return (mixed ^ mixed >> _HALF) & ~FIELD_MASK
 
 
-def _tags(text: _Text, special: Indices) -> _Tags:
-    """The tags of HTML; what is none (`a < b`, one that never ends) is left out, also in broken or hostile HTML."""
-    data = text.bytes
-    kind = data[special]
-    opening = special[kind == ord("<")]
-    opening = opening[_STARTS_TAG[data[opening + 1]]]
-    closing = special[kind == ord(">")]
-    if not (len(opening) == len(closing) and (opening < closing).all() and (closing[:-1] < opening[1:]).all()):
-        nearest = np.searchsorted(closing, opening)
-        is_closed = nearest < len(closing)
-        opening, closing = opening[is_closed], closing[nearest[is_closed]]
-        is_innermost = np.append(closing[1:] != closing[:-1], True)[: len(closing)]
-        opening, closing = opening[is_innermost], closing[is_innermost]
-    inside = np.searchsorted(text.starts, opening, "right") == np.searchsorted(text.starts, closing, "right")
-    opening, closing = opening[inside], closing[inside]
-    first = np.searchsorted(opening, text.starts)
-    tags_of_post = np.diff(first)
-    is_end = data[opening + 1] == ord("/")
-    step = np.where(is_end, -1, 1)
-    name = opening + 1 + is_end
-    names = _loads(data)[name] | _NO_CASE
-    flags = np.zeros(len(opening), np.uint8)
-    for element, flag in ((b"code", _CODE), (b"pre", _PRE)):
-        bits = np.uint64(64 - 8 * len(element))
-        wanted = np.uint64(int.from_bytes(element, "little"))
-        named = (names << bits == wanted << bits) & _ENDS_NAME[data[name + len(element)]]
-        depth = np.concatenate([[0], np.cumsum(step * named)])
-        flags |= flag * (depth[1:] > np.repeat(depth[first[:-1]], tags_of_post))
-    return _Tags(opening, closing, flags, first)
+@compiled
+def _pair(one: np.uint64, following: np.uint64) -> np.uint64:
+    return _finish(one * _MULTIPLY_TAIL + following)
 
 
-def _places(tags: _Tags, start: Indices, post: Posts) -> Bytes:
-    """For every token whether it stands inside a tag, in <code> and in <pre>."""
-    count = len(tags.opening)
-    if not count:
-        return np.zeros(len(start), np.uint8)
-    bounds = np.empty(2 * count + 2, np.int64)
-    bounds[0], bounds[-1] = 0, len(start)
-    bounds[1:-1:2], bounds[2:-1:2] = np.searchsorted(start, tags.opening), np.searchsorted(start, tags.closing)
-    flags = np.zeros(2 * count + 1, np.uint8)
-    flags[1::2], flags[2::2] = _MARKUP, tags.flags
-    place = np.repeat(flags, np.diff(bounds))
-    if tags.flags[np.maximum(tags.first[1:] - 1, 0)].any():  # a post that ends inside code must not colour the next one
-        first_tagged = bounds[1::2][tags.first[:-1]]
-        place[np.arange(len(start)) < first_tagged[post]] = 0
-    return place
+@compiled
+def _title_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) -> int:
+    """Write the keys of a title from position `count` on; returns the position behind them."""
+    before = _NO_HASH  # the word before this one
+    is_joined = False
+    joined_from = joined_to = 0
+    at = 1
+    while at < size:
+        if not kind[at] & _WORD:
+            at += 1
+            continue
+        start = at
+        first = last = np.uint64(0)
+        cuts = 0
+        while kind[at] & _WORD:
+            last = last >> _BYTE | np.uint64(text[at]) << _TOP_BYTE
+            if at - start < 8:
+                first = last
+            cuts |= kind[at]
+            at += 1
+        if at - start <= MAX_TOKEN_BYTES:
+            hashed = _hash_of_ends(first, last, at - start)
+            count = _write_title_token(hashed, keys, count)
+            if before:
+                keys[count] = _pair(before, hashed) ^ _TITLE_PAIR
+                count += 1
+            before = hashed
+        if cuts & _CUT:
+            pieces = count
+            count = _write_pieces(text, kind, start, at, keys, count)
+            for piece in range(pieces, count):
+                keys[count] = keys[piece]
+                count += 1
+        count = _write_grams(text, start, at, keys, count)
+        if joined_to == start - 1 and kind[joined_to] & _JOINER:
+            is_joined = True
+        else:
+            if is_joined and joined_to - joined_from <= MAX_TOKEN_BYTES:
+                count = _write_title_token(_hash(text, joined_from, joined_to), keys, count)
+            is_joined = text[start - 1] == 46  # .
+            joined_from = start - is_joined
+        joined_to = at
+    if is_joined and joined_to - joined_from <= MAX_TOKEN_BYTES:
+        count = _write_title_token(_hash(text, joined_from, joined_to), keys, count)
+    return count
 
 
-def _decode_entities(text: _Text, tags: _Tags, special: Indices) -> tuple[_Text, _Tags]:
-    """The text with its entities decoded (changed in place unless something moves), and the tags where they are then.
-
-    Punctuation (`&lt;`) is followed by fillers and white space (`&nbsp;`) by blanks, so that nothing moves;
-    only what may be part of a word (`&eacute;`) closes up.
-    """
-    data = text.bytes
-    at = special[data[special] == ord("&")]
-    width = np.zeros(len(at), np.int64)
-    for length in range(_PADDING, 1, -1):  # of the name, which must fit into one load
-        width[data[np.minimum(at + length + 1, len(data) - 1)] == ord(";")] = length
-    at, width = at[width > 0], width[width > 0]
-    if not len(at):
-        return text, tags
-    names = _loads(data)[at + 1]
-    names <<= (64 - 8 * width).astype(np.uint64)
-    by_name = np.argsort(names, kind="stable")
-    distinct, first = np.unique(names[by_name], return_index=True)
-    dropped: list[Indices] = []
-    for name, positions in zip(distinct.tolist(), np.split(at[by_name], first[1:]), strict=True):
-        entity = b"&" + name.to_bytes(8, "little").lstrip(b"\0") + b";"
-        written = _decoded(entity)
-        for offset, byte in enumerate(written):
-            data[positions + offset] = byte
-            text.classes[positions + offset] = _CLASSES[byte]
-        dropped += [positions + offset for offset in range(len(written), len(entity))]
-    if not dropped:
-        return text, tags
-    keep = np.ones(len(data), np.bool_)
-    keep[np.concatenate(dropped)] = False
-    before = np.concatenate([[0], np.cumsum(~keep)])
-    opening, closing = tags.opening - before[tags.opening], tags.closing - before[tags.closing]
-    moved = _Text(data[keep].tobytes(), text.starts - before[text.starts])
-    return moved, _Tags(opening, closing, tags.flags, tags.first)
+@compiled
+def _write_title_token(hashed: np.uint64, keys: Hashes, count: int) -> int:
+    """A word or joined form of the title: three times among all words, once in the title."""
+    keys[count] = keys[count + 1] = keys[count + 2] = hashed ^ _ALL
+    keys[count + 3] = hashed ^ _TITLE
+    return count + 4
 
 
-@lru_cache(4096)
-def _decoded(entity: bytes) -> bytes:
-    """What to write in place of an entity; shorter than that when it closes up."""
-    name = entity.decode("latin-1")
-    character = html.unescape(name)
-    written = character.encode("utf-8", "replace")
-    if character == name or len(written) > len(entity):
-        return entity
-    if character.isspace() or written[:1] == b"\xc2" or written[:2] == b"\xe2\x80":
-        return b" " * len(entity)
-    if len(written) == 1 and _CLASSES[written[0]] & _SYMBOL and written not in (b"+", b".", b"-", b"_"):
-        return written + _FILLER * (len(entity) - 1)
-    return written
+@compiled
+def _write_grams(text: Bytes, start: int, end: int, keys: Hashes, count: int) -> int:
+    """Every three to five consecutive bytes of which all but the outermost belong to the word."""
+    last = _BLANK
+    for at in range(start, end + 1):
+        last = last >> _BYTE | (np.uint64(text[at]) << _TOP_BYTE if at < end else _BLANK)
+        for size in GRAM_SIZES:
+            if at - size + 1 >= start - 1:
+                gram = last >> np.uint64(64 - 8 * size) << np.uint64(64 - 8 * size)
+                keys[count] = _finish(gram * _MULTIPLY_HEAD + np.uint64(size)) ^ _TITLE_GRAM
+                count += 1
+    return count
+
+
+@compiled
+def _write_pieces(text: Bytes, kind: Bytes, start: int, end: int, keys: Hashes, count: int) -> int:
+    """The pieces of two bytes and more of a camelCase word."""
+    piece = start
+    for at in range(start + 1, end + 1):
+        if at == end or kind[at] & _CUT:
+            if 1 < at - piece <= MAX_TOKEN_BYTES:
+                keys[count] = _hash(text, piece, at) ^ _ALL
+                count += 1
+            piece = at
+    return count
+
+
+@compiled
+def _body_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) -> int:
+    """Write the keys of a body from position `count` on; returns the position behind them."""
+    before = symbol_before = _NO_HASH  # the word of running text and the symbol of code before this one
+    is_joined = False
+    joined_from = joined_to = 0
+    at = 1
+    while at < size:
+        start, here = at, kind[at]
+        first = last = np.uint64(0)
+        if kind[at] & _WORD:
+            cuts = 0
+            while kind[at] & _WORD:
+                last = last >> _BYTE | np.uint64(text[at]) << _TOP_BYTE
+                if at - start < 8:
+                    first = last
+                cuts |= kind[at]
+                at += 1
+            if at - start <= MAX_TOKEN_BYTES:
+                hashed = _hash_of_ends(first, last, at - start)
+                keys[count] = hashed ^ _ALL
+                count += 1
+                if here & _PRE:
+                    keys[count] = hashed ^ _IN_CODE
+                    count += 1
+                elif not here & _MARKUP:
+                    if before:
+                        keys[count] = _pair(before, hashed) ^ _TEXT_PAIR
+                        count += 1
+                    before = hashed
+            if cuts & _CUT and not here & _MARKUP:
+                count = _write_pieces(text, kind, start, at, keys, count)
+            if joined_to == start - 1 and kind[joined_to] & _JOINER:
+                is_joined = True
+            else:
+                if is_joined and joined_to - joined_from <= MAX_TOKEN_BYTES:
+                    keys[count] = _hash(text, joined_from, joined_to) ^ _ALL
+                    count += 1
+                is_joined = text[start - 1] == 46  # .
+                joined_from = start - is_joined
+            joined_to = at
+        elif kind[at] & _SYMBOL:
+            while kind[at] & _SYMBOL:
+                last = last >> _BYTE | np.uint64(text[at]) << _TOP_BYTE
+                if at - start < 8:
+                    first = last
+                at += 1
+            if at - start <= MAX_TOKEN_BYTES and here & (_CODE | _PRE):
+                hashed = _hash_of_ends(first, last, at - start)
+                keys[count] = hashed ^ _SYMBOLS
+                count += 1
+                if symbol_before:
+                    keys[count] = _pair(symbol_before, hashed) ^ _SYMBOL_PAIR
+                    count += 1
+                symbol_before = hashed
+        else:
+            at += 1
+    if is_joined and joined_to - joined_from <= MAX_TOKEN_BYTES:
+        keys[count] = _hash(text, joined_from, joined_to) ^ _ALL
+        count += 1
+    return count
+
+
+@compiled
+def _distinct(keys: Hashes, bounds: Indices, found: Hashes) -> int:
+    """Write the distinct keys of each post, post after post; returns how many."""
+    longest = 1
+    for post in range(len(bounds) - 1):
+        longest = max(longest, bounds[post + 1] - bounds[post])
+    bits = 1
+    while 1 << bits < 2 * longest:
+        bits += 1
+    table = np.empty(1 << bits, np.int64)  # positions in `found`
+    count = 0
+    for post in range(len(bounds) - 1):
+        table[:] = -1
+        for at in range(bounds[post], bounds[post + 1]):
+            slot = np.int64(keys[at] >> np.uint64(64 - bits))
+            while table[slot] >= 0 and found[table[slot]] != keys[at]:
+                slot = (slot + 1) & (len(table) - 1)
+            if table[slot] < 0:
+                table[slot] = count
+                found[count] = keys[at]
+                count += 1
+    return count

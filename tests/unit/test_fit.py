@@ -12,7 +12,6 @@ from scipy.optimize import minimize
 
 from classify import fit as fitting
 from classify.fit import (
-    COST,
     chance_curve,
     cross_validate,
     evaluate,
@@ -20,12 +19,12 @@ from classify.fit import (
     folds_of,
     learn_vocabulary,
     main,
-    minimise_hinge,
     most_frequent_tags,
     own_topics,
     primary_of,
     tagged_questions,
 )
+from classify.hinge import COST, discriminance, train, train_left_out
 from classify.model import Calibration, TopicModel
 from classify.text import Field, key_of, occurrences
 from shared.errors import BadInput
@@ -93,8 +92,8 @@ def test_the_solver_finds_the_minimum() -> None:
     random = np.random.default_rng(0)
     vectors = sparse.random(200, 30, 0.2, format="csr", dtype=np.float32, rng=random)
     labels = random.random((200, 3)) < 0.2
-    scale = (0.5 + random.random((30, 3))).astype(np.float32)
-    weights, biases = minimise_hinge(vectors.T.tocsr(), labels, scale)
+    scale = discriminance(vectors.T.tocsr(), labels)
+    linear = train(vectors, labels)
 
     def objective(flat: np.ndarray, topic: int) -> float:
         sign = np.where(labels[:, topic], 1, -1)
@@ -102,8 +101,24 @@ def test_the_solver_finds_the_minimum() -> None:
         return float(flat @ flat / 2 + float(COST) * slack @ slack)
 
     for topic in range(3):
-        found = objective(np.append(weights[:, topic] / scale[:, topic], biases[topic]), topic)
+        found = objective(np.append(linear.weights[:, topic] / scale[:, topic], linear.biases[topic]), topic)
         assert found == pytest.approx(minimize(objective, np.zeros(31), args=(topic,)).fun, rel=1e-3)
+
+
+def test_margins_are_those_of_models_that_had_not_seen_the_posts() -> None:
+    random = np.random.default_rng(0)
+    vectors = sparse.random(300, 400, 0.05, format="csr", dtype=np.float32, rng=random)
+    labels, part = random.random((300, 2)) < 0.3, np.arange(300) % 3  # nothing to learn, only to remember
+    linear, margins, posts = train_left_out(vectors, labels, part, 300)
+    assert sorted(posts.tolist()) == list(range(300))
+
+    def remembered(margins: np.ndarray, labels: np.ndarray) -> float:
+        return float(margins[labels].mean() - margins[~labels].mean())
+
+    assert remembered(vectors @ linear.weights + linear.biases, labels) > 0.5
+    assert abs(remembered(margins, labels[posts])) < 0.1
+    fewer = train_left_out(vectors, labels, part, 90)[2]
+    assert fewer.tolist() == list(range(0, 270, 3))
 
 
 def test_the_curve_of_chances_follows_what_happened() -> None:
