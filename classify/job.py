@@ -33,6 +33,7 @@ from pydantic import BaseModel
 from classify import clean
 from classify.clean import ANSWER, QUESTION, Posts
 from classify.day import Contribution
+from classify.model import TopicModel
 from classify.models import load_model
 from classify.summary import COUNTS, SUMMARY, Summary
 from classify.tally import Tally
@@ -45,7 +46,6 @@ from shared.services import Services
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from classify.model import TopicModel
     from shared.lake import Lake
 
 log = logging.getLogger("stacktopics.classify.job")
@@ -162,6 +162,11 @@ def run_arrow(lake: Lake, job: JobParameters) -> Summary:
     )
     lake.put(f"{job.output}/{SUMMARY}", summary.model_dump_json(indent=1).encode())
     return summary
+
+
+def warm_up() -> None:
+    """Load, or compile when it is the first time, what scoring runs: a second and more that a run need not wait for."""
+    TopicModel.load(Path(__file__).with_name("starter")).classify(pa.nulls(1, pa.string()), pa.nulls(1, pa.string()))
 
 
 def score_file(posts: Path, model: Path, out: Path, topic_source: str) -> Summary:

@@ -171,6 +171,7 @@ class LocalCloud:
         jobs = JobsSettings(
             jobs=self._jobs,
             token=self.settings["DATABRICKS_TOKEN"],
+            preload=("classify.job", "azure.storage.filedatalake"),
             environment={name: self.settings[name] for name in ("LAKE_STORAGE", "LAKE_FILE_SYSTEM")},
             runs_at_once=self._runs_at_once,
             time_limit=self._time_limit,

@@ -1,7 +1,8 @@
 """The Databricks stand-in: the calls of the Jobs 2.2 REST service that databricks-sdk makes, over local processes.
 
 A job is a Python module. A run of it is `python -m MODULE --name value …`, one option a job parameter (underscores of
-the name become dashes, the value is passed as it is), in a process group of its own with a time limit.
+the name become dashes, the value is passed as it is), in a process group of its own with a time limit. As on a cluster
+that is up, a run does not wait for imports: a spare interpreter has done them.
 Every run is a JSON file, so run ids and idempotency tokens outlive a restart; a run that a restart cut off has failed.
 Protocol: https://docs.databricks.com/api/workspace/jobs
 """
@@ -64,7 +65,8 @@ class Run:
 class JobsSettings:
     """What the stand-in runs and how.
 
-    `jobs` maps job ids to modules, `environment` is added to this process's own, `time_limit` is seconds a run.
+    `jobs` maps job ids to modules, `preload` names the modules that a spare interpreter imports before a run comes
+    (none: there is no spare), `environment` is added to this process's own, `time_limit` is seconds a run.
     """
 
     jobs: Mapping[int, str]
@@ -72,6 +74,7 @@ class JobsSettings:
     environment: Mapping[str, str] = field(default_factory=dict)
     runs_at_once: int = 1
     time_limit: float = 1800
+    preload: tuple[str, ...] = ()
 
 
 class ApiError(Exception):
@@ -96,6 +99,8 @@ class JobsService:
         self._cancelled: set[int] = set()
         self._executions: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(settings.runs_at_once)
+        self._spare: tuple[Process, Path] | None = None
+        self._spares = 0
 
     def application(self) -> web.Application:
         """A new aiohttp application; runs of an earlier one are read when it starts and ended when it stops."""
@@ -118,10 +123,13 @@ class JobsService:
             self._runs[run.run_id] = run
             if not run.is_over:
                 self._end(run, "FAILED", "INTERNAL_ERROR", "The stand-in was stopped during the run.", "INTERNAL_ERROR")
+        self._start_spare()
         yield
         for task in self._executions:
             task.cancel()
         await asyncio.gather(*self._executions, return_exceptions=True)
+        if self._spare:
+            await asyncio.to_thread(self._spare[0].stop)
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -190,23 +198,44 @@ class JobsService:
                 return
             run.life_cycle, run.started = "RUNNING", _now()
             self._save(run)
-            process = Process(
-                f"job {run.run_id}",
-                self._command(run),
-                self._log(run),
-                env={**os.environ, **self._settings.environment, "PYTHONUNBUFFERED": "1"},
-                hold=self._hold,
-            )
+            process = self._start(run)
             logger.info("run %d of %s: started", run.run_id, self._settings.jobs[run.job_id])
             await self._watch(run, process)
 
-    def _command(self, run: Run) -> list[str]:
+    def _start(self, run: Run) -> Process:
         if self._strikes("fail"):
-            return [sys.executable, "-c", "raise SystemExit('RuntimeError: failed, as asked for')"]
+            return self._process(run, ["-c", "raise SystemExit('RuntimeError: failed, as asked for')"])
         if self._strikes("hang"):
-            return [sys.executable, "-c", "import time; time.sleep(86400)"]
+            return self._process(run, ["-c", "import time; time.sleep(86400)"])
         options = (word for name, value in run.parameters.items() for word in (f"--{name.replace('_', '-')}", value))
-        return [sys.executable, "-m", self._settings.jobs[run.job_id], *options]
+        order = [self._settings.jobs[run.job_id], *options]
+        if not self._spare or self._spare[0].return_code() is not None:
+            return self._process(run, ["-m", *order])
+        process, order_file = self._spare
+        process.log = process.log.replace(self._log(run))
+        new = order_file.with_suffix(".new")
+        new.write_text(json.dumps(order))
+        new.replace(order_file)
+        self._start_spare()
+        return process
+
+    def _start_spare(self) -> None:
+        if not self._settings.preload:
+            return
+        self._spares += 1
+        order_file = self._folder / f"order-{self._spares}.json"
+        order_file.unlink(missing_ok=True)
+        log = self._logs / f"spare-{self._spares}.log"
+        self._spare = (
+            self._process(log, ["-m", "localcloud.spare", str(order_file), *self._settings.preload]),
+            order_file,
+        )
+
+    def _process(self, of: Run | Path, arguments: list[str]) -> Process:
+        """A Python process with the log of a run, or with this log."""
+        log = of if isinstance(of, Path) else self._log(of)
+        environment = {**os.environ, **self._settings.environment, "PYTHONUNBUFFERED": "1"}
+        return Process(log.stem, [sys.executable, *arguments], log, env=environment, hold=self._hold)
 
     async def _watch(self, run: Run, process: Process) -> None:
         """See a run to its end, whichever comes: its own, a cancel, the time limit, or that of the stand-in."""

@@ -99,6 +99,20 @@ def test_a_run_that_succeeds(stand_in: StandIn) -> None:
     assert output.error is None
 
 
+def test_runs_of_a_spare_interpreter_are_like_any(make: Callable[..., StandIn], tmp_path: Path) -> None:
+    stand_in = make(preload=("email",))
+    for exit_code, result in (("0", "SUCCESS"), ("3", "FAILED"), ("0", "SUCCESS")):
+        run = stand_in.wait(stand_in.start(say="naïve", exit_code=exit_code))
+        assert run.state.result_state.value == result
+        output = stand_in.jobs.get_run_output(run.tasks[0].run_id)
+        assert output.logs.splitlines()[:2] == ["said: naïve", "lake: lake"]
+    running = stand_in.start(sleep_seconds="600")
+    stand_in.wait_for(running, lambda run: run.state.life_cycle_state.value == "RUNNING")
+    stand_in.jobs.cancel_run(running)
+    assert stand_in.wait(running).state.result_state.value == "CANCELED"
+    assert len(list((tmp_path / "logs").glob("spare-*.log"))) == 1  # of the one that waits for the next run
+
+
 def test_a_run_that_fails_tells_why(stand_in: StandIn) -> None:
     run = stand_in.wait(stand_in.start(exit_code="3"))
     assert run.state.result_state == RunResultState.FAILED
