@@ -74,7 +74,7 @@ class Contribution:
 class DayTopics:
     """A day's topics as rows of TOPICS_OF_DAY, its totals, and how far its posts are from the model's training posts.
 
-    `guessed` is the number of posts that the model decided; `drift`, `mean_margin` and `other_share` are of those.
+    `guessed` is the number of posts that the model decided; `drift` and what follows are of those.
     """
 
     rows: list[dict[str, Any]]
@@ -85,6 +85,7 @@ class DayTopics:
     drift: float
     drifted: bool
     mean_margin: float
+    vocabulary_overlap: float
     other_share: float
 
 
@@ -140,6 +141,7 @@ def topics_of_day(
         drift=mean("drift"),
         drifted=any(estimate.drifted for estimate, _ in estimates),
         mean_margin=mean("mean_margin"),
+        vocabulary_overlap=mean("vocabulary_overlap"),
         other_share=mean("other_share"),
     )
 

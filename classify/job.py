@@ -12,10 +12,12 @@ import argparse
 import io
 import json
 import logging
+import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -209,13 +211,15 @@ def remove_parts_from(lake: Lake, job: JobParameters, number: int) -> None:
 @dataclass(frozen=True)
 class Scored:
     """Posts that inherit no topic, with what was found: the rows of POST_TOPICS, the topics as numbers [n], which of
-    them the model decided [n], and its posteriors [n, C] and margins [n]."""
+    them the model decided [n], and its posteriors [n, C], margins and
+    vocabulary overlaps [n]."""
 
     rows: pa.Table
     topics: TopicNumbers
     guessed: npt.NDArray[np.bool_]
     posteriors: npt.NDArray[np.float32]
     margins: npt.NDArray[np.float32]
+    overlaps: npt.NDArray[np.float32]
 
 
 def score(posts: Posts, model: TopicModel, topic_source: str) -> Scored:
@@ -231,7 +235,7 @@ def score(posts: Posts, model: TopicModel, topic_source: str) -> Scored:
     best = {f"topic_{rank + 1}": names.take(pa.array(asked.top[:, rank])) for rank in range(asked.top.shape[1])}
     scores = {f"score_{rank + 1}": pa.array(asked.top_scores[:, rank]) for rank in range(asked.top.shape[1])}
     rows = _rows(posts, names.take(pa.array(topics)), pc.if_else(pa.array(by_tags), "tags", "model"), best | scores)
-    return Scored(rows, topics, ~by_tags, asked.posteriors, asked.margin)
+    return Scored(rows, topics, ~by_tags, asked.posteriors, asked.margin, asked.overlap)
 
 
 def inherit(posts: Posts, topics: pa.Array) -> pa.Table:
@@ -242,24 +246,40 @@ def inherit(posts: Posts, topics: pa.Array) -> pa.Table:
 def _classify(
     file: pq.ParquetFile, census: _Census, parents: _Parents, model: TopicModel, job: JobParameters, output: _Output
 ) -> dict[str, int]:
-    """Questions and orphaned answers batch by batch, then the answers that inherit; returns what was not counted."""
+    """Questions and orphaned answers batch by batch, then the answers that inherit; returns what was not counted.
+
+    Batches are scored in as many threads as there are cores, and written in the order of the file.
+    """
     skipped: Counter[str] = Counter()
     heirs: list[Posts] = []
     columns = [name for name in clean.COLUMNS if name in file.schema_arrow.names]
-    first = 0
-    for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-        posts = clean.clean(batch, job.file_day).take(census.counted_once(first, batch.num_rows))
-        first += batch.num_rows
-        answers, questions = posts.types == ANSWER, posts.types == QUESTION
-        skipped.update(str(kind or "null") for kind in posts.types[~(answers | questions)].tolist())
-        inherits = answers & parents.known(posts.parents)
-        heirs.append(posts.take(np.flatnonzero(inherits)).without_texts())
-        chosen = posts.take(np.flatnonzero(questions | (answers & ~inherits)))
-        scored = score(chosen, model, job.topic_source)
-        asked = (chosen.types == QUESTION) & chosen.has_id
-        parents.learn(chosen.ids[asked], scored.topics[asked])
-        output.tally.add(chosen.days, chosen.types, scored.topics, scored.guessed, scored.posteriors, scored.margins)
+    threads = os.cpu_count() or 1
+    waiting: deque[tuple[Posts, Future[Scored]]] = deque()
+
+    def write_next() -> None:
+        posts, scoring = waiting.popleft()
+        scored = scoring.result()
+        asked = (posts.types == QUESTION) & posts.has_id
+        parents.learn(posts.ids[asked], scored.topics[asked])
+        sums = scored.posteriors, scored.margins, scored.overlaps
+        output.tally.add(posts.days, posts.types, scored.topics, scored.guessed, *sums)
         output.write(scored.rows)
+
+    first = 0
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+            posts = clean.clean(batch, job.file_day).take(census.counted_once(first, batch.num_rows))
+            first += batch.num_rows
+            answers, questions = posts.types == ANSWER, posts.types == QUESTION
+            skipped.update(str(kind or "null") for kind in posts.types[~(answers | questions)].tolist())
+            inherits = answers & parents.known(posts.parents)
+            heirs.append(posts.take(np.flatnonzero(inherits)).without_texts())
+            chosen = posts.take(np.flatnonzero(questions | (answers & ~inherits)))
+            waiting.append((chosen, pool.submit(score, chosen, model, job.topic_source)))
+            if len(waiting) > threads:
+                write_next()
+        while waiting:
+            write_next()
     for posts in heirs:
         topics = parents.topics(posts.parents)
         output.tally.add(posts.days, posts.types, topics)

@@ -75,7 +75,10 @@ class Vocabulary:
 
     def vectors(self, batch: Occurrences) -> tuple[Integers, Integers, Floats]:
         """The same with values instead of how often: rows of length one (or zero, when nothing in a post is known)."""
-        features, bounds, values = self.counts(batch)
+        return self.weighed(*self.counts(batch))
+
+    def weighed(self, features: Integers, bounds: Integers, values: Floats) -> tuple[Integers, Integers, Floats]:
+        """What `counts` gave, changed in place to what `vectors` gives."""
         _weigh(features, bounds, values, self._fields, self.weights, self.mean_lengths)
         return features, bounds, values
 
@@ -249,6 +252,7 @@ class Classified:
     `posteriors` float32 [n, K+1]: the distribution of the primary topic; its mean over posts estimates shares.
     `top` int32, `top_scores` float32 [n, min(3, K)]: the three likeliest tags, and how likely each is.
     `margin` float32 [n]: the margin of `best`; low where the model finds nothing it knows.
+    `overlap` float32 [n]: the share of what was found in the post that is in the vocabulary; 0 where nothing was found.
     """
 
     topic: Integers
@@ -257,6 +261,7 @@ class Classified:
     top: Integers
     top_scores: Floats
     margin: Floats
+    overlap: Floats
 
 
 class TopicModel:
@@ -295,7 +300,8 @@ class TopicModel:
 
     def score(self, titles: pa.Array, bodies: pa.Array) -> Floats:
         """Margins of every post for each of the K topics: float32 [n, K]."""
-        return np.concatenate([np.empty((0, len(self.topics) - 1), np.float32), *self._margins(titles, bodies)])
+        margins = (margins for margins, _ in self._margins(titles, bodies))
+        return np.concatenate([np.empty((0, len(self.topics) - 1), np.float32), *margins])
 
     def classify(self, titles: pa.Array, bodies: pa.Array) -> Classified:
         """The topics of posts given their titles and HTML bodies (strings or binaries, nulls allowed).
@@ -304,16 +310,19 @@ class TopicModel:
         """
         if not len(titles):
             return self.read_out(self.score(titles, bodies))
-        batches = [self.read_out(margins) for margins in self._margins(titles, bodies)]
+        batches = [self.read_out(*scored) for scored in self._margins(titles, bodies)]
         return Classified(*(np.concatenate([getattr(b, part.name) for b in batches]) for part in fields(Classified)))
 
-    def _margins(self, titles: pa.Array, bodies: pa.Array) -> Iterator[Floats]:
+    def _margins(self, titles: pa.Array, bodies: pa.Array) -> Iterator[tuple[Floats, Floats]]:
+        """Margins and overlap, batch by batch."""
         for batch in occurrences(titles, bodies):
             margins = np.tile(self.biases, (batch.posts, 1))
-            _add_products(*self.vocabulary.vectors(batch), self.weights, margins)
-            yield margins
+            features, bounds, times = self.vocabulary.counts(batch)
+            known = np.diff(np.concatenate([[0], np.cumsum(times, dtype=np.float64)])[bounds])
+            _add_products(*self.vocabulary.weighed(features, bounds, times), self.weights, margins)
+            yield margins, (known / np.maximum(np.diff(batch.bounds), 1)).astype(np.float32)
 
-    def read_out(self, margins: Floats) -> Classified:
+    def read_out(self, margins: Floats, overlap: Floats | float = 1.0) -> Classified:
         """The topics that margins of posts stand for."""
         wanted = min(TOP, margins.shape[1])
         likeliest = np.argpartition(-margins, wanted - 1, axis=1)[:, :wanted]
@@ -328,6 +337,7 @@ class TopicModel:
             top=top,
             top_scores=self.calibration.chances(top_margins),
             margin=top_margins[:, 0],
+            overlap=np.broadcast_to(np.float32(overlap), len(margins)),
         )
 
     def primary_of_tags(self, tags: pa.ListArray) -> Integers:

@@ -163,6 +163,7 @@ def _write_topics(
         drift=topics.drift,
         drifted=topics.drifted,
         mean_margin=topics.mean_margin,
+        vocabulary_overlap=topics.vocabulary_overlap,
         other_share=topics.other_share,
         sources=sources,
         published_at=services.now(),

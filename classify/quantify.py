@@ -100,13 +100,14 @@ class DayStatistics:
 
     `known` int64 [C]: posts whose topic is known (own tags, or the parent's topic), by topic. `said` int64 [C]: posts
     the model decided, by the topic it said. `posteriors` float64 [C]: the sum of the posteriors of the latter.
-    `margins`: the sum of their margins.
+    `margins`, `overlaps`: the sums of their margins and vocabulary overlaps.
     """
 
     known: Counts
     said: Counts
     posteriors: Vector
     margins: float = 0.0
+    overlaps: float = 0.0
 
     @classmethod
     def empty(cls, size: int) -> "DayStatistics":
@@ -132,6 +133,7 @@ class DayStatistics:
             self.said + other.said,
             self.posteriors + other.posteriors,
             self.margins + other.margins,
+            self.overlaps + other.overlaps,
         )
 
     @property
@@ -150,6 +152,7 @@ class DayStatistics:
             "said": self.said.tolist(),
             "posteriors": [round(value, 6) for value in self.posteriors.tolist()],
             "margins": self.margins,
+            "overlaps": self.overlaps,
         }
 
     @classmethod
@@ -159,6 +162,7 @@ class DayStatistics:
             np.array(stored["said"], np.int64),
             np.array(stored["posteriors"], np.float64),
             float(stored["margins"]),
+            float(stored["overlaps"]),
         )
 
 
@@ -168,8 +172,9 @@ class Estimate:
 
     `share`, `low`, `high`, `deviation` (one standard deviation) are float64 [C]. `drift`: mean squared distance, over
     topics of at least 1 %, of the day's mean posterior from training, in units of its expected square: about one on
-    a day like the training posts. `drifted`: above DRIFTED, the intervals may be too narrow. `mean_margin` and
-    `other_share` are those of the posts the model decided (0 when there is none): both show posts it does not know.
+    a day like the training posts. `drifted`: above DRIFTED, the intervals may be too narrow. `mean_margin`,
+    `vocabulary_overlap` (the mean share of what was found in a post that the model knows) and `other_share` are those
+    of the posts the model decided (0 when there is none): they show posts it does not know.
     """
 
     topics: tuple[str, ...]
@@ -181,6 +186,7 @@ class Estimate:
     drift: float
     drifted: bool
     mean_margin: float
+    vocabulary_overlap: float
     other_share: float
 
 
@@ -206,6 +212,7 @@ def estimate(day: DayStatistics, reference: Reference) -> Estimate:
         drift=drift,
         drifted=drift > DRIFTED,
         mean_margin=day.margins / guessed if guessed else 0.0,
+        vocabulary_overlap=day.overlaps / guessed if guessed else 0.0,
         other_share=float(day.said[-1] / guessed) if guessed else 0.0,
     )
 

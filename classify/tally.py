@@ -17,7 +17,7 @@ from classify.quantify import DayStatistics
 
 EPOCH = date(1970, 1, 1)
 WHOLE = ("questions", "answers", "known", "said")
-SUMS = ("posteriors", "margins")
+SUMS = ("posteriors", "margins", "overlaps")
 
 COUNTS = pa.schema(
     {"day": pa.date32(), "topic": pa.string()}
@@ -26,7 +26,8 @@ COUNTS = pa.schema(
 )
 """One row a day and topic. `questions` and `answers` were counted for the topic; of them `known` were decided by tags
 or a parent and `said` by the model. `posteriors` is the sum, over all posts of the day that the model decided, of how
-likely they are about this topic; `margins` is the sum of margins of those it said are."""
+likely they are about this topic; `margins` and `overlaps` are sums of margins and vocabulary overlaps of those it said
+are."""
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -48,8 +49,9 @@ class Tally:
         guessed: npt.NDArray[np.bool_] | None = None,
         posteriors: npt.NDArray[np.float32] | None = None,
         margins: npt.NDArray[np.float32] | None = None,
+        overlaps: npt.NDArray[np.float32] | None = None,
     ) -> None:
-        """Count n posts; `guessed` are those the model decided, with posteriors [n, C] and margins [n] of all."""
+        """Count n posts; `guessed` are those the model decided, with posteriors [n, C], margins and overlaps [n]."""
         if not len(days):
             return
         found, place = np.unique(days, return_inverse=True)
@@ -59,7 +61,8 @@ class Tally:
             guessed = np.zeros(len(days), bool)
         parts |= {"known": ~guessed, "said": guessed}
         sums = {name: self._by_cell(cell, part, len(found)) for name, part in parts.items()}
-        if posteriors is not None and margins is not None:
+        if posteriors is not None and margins is not None and overlaps is not None:
+            sums["overlaps"] = self._by_cell(cell, overlaps * guessed, len(found))
             sums["margins"] = self._by_cell(cell, margins * guessed, len(found))
             order = np.argsort(place, kind="stable")
             starts = np.searchsorted(place[order], np.arange(len(found)))
@@ -101,7 +104,8 @@ class Tally:
             for name, asked, answered in zip(self.topics, sums["questions"], sums["answers"], strict=True)
             if asked or answered
         }
-        return counted, DayStatistics(sums["known"], sums["said"], sums["posteriors"], float(sums["margins"].sum()))
+        margins, overlaps = float(sums["margins"].sum()), float(sums["overlaps"].sum())
+        return counted, DayStatistics(sums["known"], sums["said"], sums["posteriors"], margins, overlaps)
 
     def _by_cell(self, cell: npt.NDArray[Any], values: npt.NDArray[Any], days: int) -> npt.NDArray[Any]:
         size = len(self.topics)

@@ -41,12 +41,13 @@ class DayPointer(BaseModel):
     questions: int
     answers: int
     guessed: int = 0
-    """Posts that the model decided; `drift`, `mean_margin` and `other_share` are of those."""
+    """Posts that the model decided; `drift` and what follows are of those."""
     drift: float = 0.0
     """How far they are from what the model was trained on: about 1 where they are like it."""
     drifted: bool = False
     """So far that the intervals may be too narrow."""
     mean_margin: float = 0.0
+    vocabulary_overlap: float = 0.0
     other_share: float = 0.0
     sources: dict[str, str]
     """What was counted: the folder of post_topics, by source id. Synapse reads the posts of the day there."""

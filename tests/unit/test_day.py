@@ -86,7 +86,7 @@ def test_what_the_model_decided_has_an_interval() -> None:
     made = Tally(model.topics)
     posteriors = model.reference.response[topics].astype(np.float32)
     days, types = np.full(asked, NUMBER, np.int32), np.ones(asked, np.int64)
-    made.add(days, types, topics, np.ones(asked, bool), posteriors, np.ones(asked, np.float32))
+    made.add(days, types, topics, np.ones(asked, bool), posteriors, *np.full((2, asked), [[1], [0.5]], np.float32))
     made.add(days[:100], types[:100], np.zeros(100, np.int32))  # a hundred posts with tags
     found = topics_of_day(DAY, [Contribution(model.version, made)], lambda _: model.reference)
     assert (found.posts, found.guessed) == (500, 400)
@@ -97,6 +97,7 @@ def test_what_the_model_decided_has_an_interval() -> None:
     first = next(row for row in found.rows if row["topic"] == model.topics[0])
     assert first["low"] >= 100 / 500
     assert found.mean_margin == pytest.approx(1)
+    assert found.vocabulary_overlap == pytest.approx(0.5)
 
 
 def test_a_day_without_posts_is_empty() -> None:

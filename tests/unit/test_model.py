@@ -108,6 +108,7 @@ def test_what_it_says_hangs_together() -> None:
     assert (said.best == said.top[:, 0]).all()
     assert (np.diff(said.top_scores, axis=1) <= 1e-6).all()
     assert ((said.top_scores >= 0) & (said.top_scores <= 1)).all()
+    assert ((said.overlap > 0) & (said.overlap <= 1)).all()
     assert (said.margin == small_model().score(posts["Title"], posts["Body"]).max(axis=1)).all()
     assert [array.dtype for array in (said.topic, said.best, said.top)] == [np.int32] * 3
     assert [array.dtype for array in (said.posteriors, said.top_scores, said.margin)] == [np.float32] * 3
@@ -129,6 +130,7 @@ def test_posts_without_a_known_word_get_an_answer_with_little_confidence() -> No
     nothing = small_model().classify(pa.nulls(2), pa.array([None, "\xff"]))
     assert np.isfinite(nothing.posteriors).all()
     assert (nothing.top_scores[:, 0] < 0.7).all()
+    assert (nothing.overlap == 0).all()
     empty = small_model().classify(pa.nulls(0), pa.nulls(0))
     assert (len(empty.topic), empty.posteriors.shape, empty.top.shape) == (0, (0, 5), (0, 3))
 

