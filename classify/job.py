@@ -267,7 +267,7 @@ def _classify(
 
     first = 0
     with ThreadPoolExecutor(threads) as pool:
-        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+        for batch in _batches(file, columns):
             posts = clean.clean(batch, job.file_day).take(census.counted_once(first, batch.num_rows))
             first += batch.num_rows
             answers, questions = posts.types == ANSWER, posts.types == QUESTION
@@ -285,6 +285,12 @@ def _classify(
         output.tally.add(posts.days, posts.types, topics)
         output.write(inherit(posts, pa.array(model.topics).take(pa.array(topics))))
     return dict(skipped)
+
+
+def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Batches of at most BATCH_ROWS, one row group after the other: what is read ahead is held until the last one."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
 
 
 def _rows(posts: Posts, topics: pa.Array, decided_by: Any, asked: dict[str, pa.Array]) -> pa.Table:

@@ -586,7 +586,8 @@ def _translated(what: str, error: psycopg2.Error) -> StackTopicsError:
     if isinstance(error, errors.UndefinedTable | errors.InvalidSchemaName):
         return NotFound(f"{what} does not exist (see REFERENCE_SCHEMA and REFERENCE_TABLES)")
     if isinstance(error, errors.InsufficientPrivilege):
-        return AccessDenied(f"{said}; the role in POSTGRES_USER needs SELECT, and BYPASSRLS where row security is on")
+        needed = "SELECT, and BYPASSRLS where row security is on; to import a dump, CREATE on the schema"
+        return AccessDenied(f"{said}; the role in POSTGRES_USER needs {needed}")
     if isinstance(error, errors.QueryCanceled):
         return TransientError(f"{said} (see POSTGRES_STATEMENT_TIMEOUT_SECONDS)")
     if isinstance(error, psycopg2.DataError):
