@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,14 @@ def measure(engine: str, posts: int, folder: Path) -> dict[str, Any]:
     values = {"lake_root": folder, "source_id": "bench", "version": "1", "file_day": "2026-11-22", "model": version}
     options = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "classify.job", *options, "--topic-source", "model", "--engine", engine]
-    cpu_before, started = _cpu(), time.perf_counter()
+    started = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, env=_environment(), stderr=subprocess.PIPE, start_new_session=True)
     peak = 0.0
+    cpu: dict[int, float] = {}
     while process.poll() is None:
-        peak = max(peak, sum(_resident(process.pid)))
+        now = _processes(process.pid)
+        peak = max(peak, sum(resident for resident, _ in now.values()))
+        cpu |= {number: seconds for number, (_, seconds) in now.items()}
         time.sleep(0.1)
     seconds = time.perf_counter() - started
     if process.returncode or process.stderr is None:
@@ -80,7 +83,7 @@ def measure(engine: str, posts: int, folder: Path) -> dict[str, Any]:
         "posts": posts,
         "seconds": seconds,
         "of it classifying": sum(summary["seconds"].values()),
-        "CPU s": _cpu() - cpu_before,
+        "CPU s": sum(cpu.values()),
         "posts/s": posts / sum(summary["seconds"].values()),
         "MiB of input": (folder / paths.landing("bench", "1")).stat().st_size / 2**20,
         "peak MiB": peak / 2**20,
@@ -100,20 +103,18 @@ def _environment() -> dict[str, str]:
     return os.environ | spark
 
 
-def _cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _resident(session: int) -> Iterator[int]:
-    """Bytes of each process of a session."""
+def _processes(session: int) -> dict[int, tuple[int, float]]:
+    """Resident bytes and CPU seconds so far of each process of a session."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:  # it has gone
             continue
         if int(fields[3]) == session:
-            yield int(fields[21]) * resource.getpagesize()
+            ticks = int(fields[11]) + int(fields[12])
+            found[int(folder.name)] = int(fields[21]) * resource.getpagesize(), ticks / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def main(arguments: Sequence[str]) -> None:

