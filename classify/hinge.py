@@ -7,7 +7,7 @@ systems are solved by conjugate gradients preconditioned by the diagonal, the st
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import cast
 
 import numpy as np
@@ -67,14 +67,18 @@ def train_left_out(
     part 2 alone, and the model of all posts at the mean of the models that left a part out: that takes two thirds of
     the time, and no model has seen what it leaves out.
     """
-    alone = [cache(partial(train, vectors[part == one], labels[part == one], None, 3)) for one in range(PARTS)]
+
+    @cache
+    def alone(one: int) -> Linear:
+        return train(vectors[part == one], labels[part == one], steps=3)
+
     models: list[Linear] = []
     margins: list[Floats] = []
     posts: list[npt.NDArray[np.int64]] = []
     for one in range(PARTS):
         if sum(map(len, posts)) >= enough:
             break
-        start = mean([model() for other, model in enumerate(alone) if other != one])
+        start = mean([alone(other) for other in range(PARTS) if other != one])
         models.append(train(vectors[part != one], labels[part != one], start, 2))
         posts.append(np.flatnonzero(part == one)[:enough])
         margins.append(vectors[posts[-1]] @ models[-1].weights + models[-1].biases)

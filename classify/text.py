@@ -382,6 +382,21 @@ def _hash(text: Bytes, start: int, end: int) -> np.uint64:
 
 
 @compiled
+def _run(text: Bytes, kind: Bytes, start: int, wanted: int) -> tuple[int, int, np.uint64]:
+    """Where the run of bytes of the kind wanted that starts here ends, all kinds in it together, and its hash."""
+    first = last = np.uint64(0)
+    kinds = 0
+    at = start
+    while kind[at] & wanted:
+        last = last >> _BYTE | np.uint64(text[at]) << _TOP_BYTE
+        if at - start < 8:
+            first = last
+        kinds |= kind[at]
+        at += 1
+    return at, kinds, _hash_of_ends(first, last, at - start)
+
+
+@compiled
 def _hash_of_ends(first: np.uint64, last: np.uint64, size: int) -> np.uint64:
     mixed = first * _MULTIPLY_HEAD
     if size > 8:
@@ -414,16 +429,8 @@ def _title_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) -
             at += 1
             continue
         start = at
-        first = last = np.uint64(0)
-        cuts = 0
-        while kind[at] & _WORD:
-            last = last >> _BYTE | np.uint64(text[at]) << _TOP_BYTE
-            if at - start < 8:
-                first = last
-            cuts |= kind[at]
-            at += 1
+        at, cuts, hashed = _run(text, kind, start, _WORD)
         if at - start <= MAX_TOKEN_BYTES:
-            hashed = _hash_of_ends(first, last, at - start)
             count = _write_title_token(hashed, keys, count)
             if before:
                 keys[count] = _pair(before, hashed) ^ _TITLE_PAIR
@@ -493,17 +500,9 @@ def _body_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) ->
     at = 1
     while at < size:
         start, here = at, kind[at]
-        first = last = np.uint64(0)
         if kind[at] & _WORD:
-            cuts = 0
-            while kind[at] & _WORD:
-                last = last >> _BYTE | np.uint64(text[at]) << _TOP_BYTE
-                if at - start < 8:
-                    first = last
-                cuts |= kind[at]
-                at += 1
+            at, cuts, hashed = _run(text, kind, start, _WORD)
             if at - start <= MAX_TOKEN_BYTES:
-                hashed = _hash_of_ends(first, last, at - start)
                 keys[count] = hashed ^ _ALL
                 count += 1
                 if here & _PRE:
@@ -526,13 +525,8 @@ def _body_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) ->
                 joined_from = start - is_joined
             joined_to = at
         elif kind[at] & _SYMBOL:
-            while kind[at] & _SYMBOL:
-                last = last >> _BYTE | np.uint64(text[at]) << _TOP_BYTE
-                if at - start < 8:
-                    first = last
-                at += 1
+            at, _, hashed = _run(text, kind, start, _SYMBOL)
             if at - start <= MAX_TOKEN_BYTES and here & (_CODE | _PRE):
-                hashed = _hash_of_ends(first, last, at - start)
                 keys[count] = hashed ^ _SYMBOLS
                 count += 1
                 if symbol_before:
