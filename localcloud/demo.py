@@ -100,9 +100,8 @@ def _show_days(services: Services, days: list[date], seconds: float, console: Co
         console.print(days_table(len(days), pointers[-10:]))
     console.print(topics_table(topics_of_day(services.lake, days[-1])))
     posts = sum(pointer.posts for pointer in pointers)
-    console.print(
-        f"[b]{posts:,}[/b] posts on {len(days):,} {'day' if len(days) == 1 else 'days'}, {seconds:.1f} s from upload to published"
-    )
+    spread = "1 day" if len(days) == 1 else f"{len(days):,} days"
+    console.print(f"[b]{posts:,}[/b] posts on {spread}, {seconds:.1f} s from upload to published")
     console.print(f"\nThe outputs lie in the lake, at {services.settings.lake_uri}:")
     for path in (pointers[-1].parquet, pointers[-1].csv, paths.day_pointer(days[-1]), *pointers[-1].sources.values()):
         console.print(f"  {path}", highlight=False)
