@@ -168,7 +168,7 @@ def import_dump_command(
     source: Annotated[Path, typer.Argument(help="Folder or .7z with Posts.xml and Users.xml.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the Posts files. Default: the posts container.")] = None,
     by: Annotated[str, typer.Option(help="One file a day or a month.")] = "day",
-    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Threads.")] = os.cpu_count() or 1,
     users: Annotated[bool, typer.Option(help="Also fill the reference tables in Postgres.")] = True,
     file: SettingsFile = DEFAULT_FILE,
 ) -> None:

@@ -21,9 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from classify.compiled import compiled
 from classify.quantify import Reference
 from classify.text import FIELD_MASK, FIELDS, Bytes, Hashes, Indices, Occurrences, occurrences
+from shared.compiled import compiled
 from shared.errors import ModelError
 
 Floats = npt.NDArray[np.float32]

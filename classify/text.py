@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from classify.compiled import compiled
+from shared.compiled import compiled
 
 Bytes = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]

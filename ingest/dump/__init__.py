@@ -6,7 +6,7 @@ How Posts.xml is read: its rows are ordered by Id, which is nearly but not stric
 that was migrated from another site keeps its date and gets a new Id). So `scan` first finds, without parsing, where the
 rows of each day lie: the dump itself serves as the store that other designs spill to; nothing is written twice. Then
 each file is written once, complete, from the ranges of its day, by `rows`; files are independent of each other, which
-is what makes several processes and a resumed import simple.
+is what makes several threads and a resumed import simple.
 """
 
 from ingest.dump.posts import import_dump

@@ -1,52 +1,82 @@
-"""Rows of a dump to Arrow: `xml2arrow` reads whole blocks, and its answer is held against the bytes it was given.
+"""Rows of a dump to Arrow: a compiled loop reads the form that dumps are written in, Python's expat everything else.
 
-The parser leaves out what it has no field for and accepts some things that are no XML, without a word. So every block
-is checked: as many rows as were found by the scan, and as many attributes as half the quotation marks in its bytes. A
-block that fails is halved until the rows that are at fault stand alone; those are set aside with the reason.
+The loop goes over the bytes once, checks them and writes values where Arrow wants them. It reads `<row Name="value"
+... />` with plain names, valid UTF-8, the five named entities and numeric ones, numbers and moments that fit; of that
+form are all rows of a genuine dump. A row of any other form is read alone by expat, which knows all of XML, and its
+values are cast by Arrow; what neither makes sense of is set aside, with the words of the one that refused it.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-import re
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
+from xml.parsers import expat
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from xml2arrow import XmlToArrowParser
-from xml2arrow.exceptions import Xml2ArrowError
 
 from ingest.dump.report import Rejected
+from ingest.dump.scan import WHITESPACE
+from shared.compiled import compiled, inlined, load_word, store_word, trailing_zeros
 from shared.errors import Conflict
+
+Bytes = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
+Integers = npt.NDArray[np.int32]
+Numbers = npt.NDArray[np.int64]
 
 MOMENT = pa.timestamp("us")
 
-_ATTRIBUTE = re.compile(rb"""([^\s=<>"'/]+)\s*=\s*(?:"[^"]*"|'[^']*')""")
 _ROW = b"<row "
-_PARSED_AS = {pa.int16(): "Int16", pa.int32(): "Int32", pa.int64(): "Int64", pa.string(): "Utf8", MOMENT: "Utf8"}
+_TEXT, _INTEGER, _MOMENT = range(3)
+_END = b"<" + bytes(8)
+"""Follows the last row, so that the loops need no bounds: no value goes on over a `<`, and words can be read whole."""
+_UNKNOWN_A_ROW = 4
+"""Room for attributes without a column, on average over the rows read at once; a row without room is read by expat."""
 
 
-class RowFault(Exception):
-    """Rows that can't be read as they should; the message is the reason that is kept with a rejected row."""
+class _RowFault(Exception):
+    """A row that can't be read as it should; the message is the reason that is kept with it."""
 
 
 @dataclass(frozen=True)
 class XmlTable:
     """A file of the dump: its root element, its attributes with their types, and those that a row must have.
 
-    Moments are naive and mean UTC, as in the dump.
+    Types are strings, int32, int64 and moments, which are naive and mean UTC, as in the dump.
     """
 
     root: str
     schema: pa.Schema
     required: tuple[str, ...]
+
+    @cached_property
+    def form(self) -> _Form:
+        """The same for the compiled loop."""
+        names = [field.name.encode() for field in self.schema]
+        kinds = [{pa.string(): _TEXT, MOMENT: _MOMENT}.get(field.type, _INTEGER) for field in self.schema]
+        bits = [field.type.bit_width if kind == _INTEGER else 0 for field, kind in zip(self.schema, kinds, strict=True)]
+        return _Form(
+            np.frombuffer(b"".join(names), np.uint8),
+            np.fromiter(accumulate(map(len, names), initial=0), np.int64),
+            np.array(kinds, np.uint8),
+            np.array(bits, np.uint8),
+        )
+
+
+class _Form(NamedTuple):
+    """The C columns of a table: their names one after the other, where each begins [C + 1], their kinds [C], and of
+    integers how many bits they have [C]."""
+
+    names: Bytes
+    bounds: Numbers
+    kinds: Bytes
+    bits: Bytes
 
 
 class Rows(NamedTuple):
@@ -57,58 +87,69 @@ class Rows(NamedTuple):
     number: int
 
 
-Check = Callable[[pa.RecordBatch], None]
-"""Raises RowFault when rows break a rule of their target."""
+Check = Callable[[pa.RecordBatch], Iterable[tuple[Flags, str]]]
+"""Yields for each rule of a target which of n rows break it [n], and the words for it."""
 
 
 class RowParser:
-    """Turns rows into record batches; collects what was set aside and which attributes had no column."""
+    """Turns rows into record batches; collects what was set aside and which attributes had no column.
 
-    def __init__(self, table: XmlTable) -> None:
+    One after the other, parsers of a table may share a room.
+    """
+
+    def __init__(self, table: XmlTable, check: Check, room: Room | None = None) -> None:
         self._table = table
-        self._parser = _parser(table)
-        self._open, self._close = f"<{table.root}>".encode(), f"</{table.root}>".encode()
+        self._check = check
+        self._room = room or Room(table)
         self.rejected: list[Rejected] = []
         self.not_imported: Counter[str] = Counter()
 
-    def parse(self, rows: Sequence[Rows], check: Check) -> list[pa.RecordBatch]:
-        """Read rows in the schema of the table, in their order; those that fail, or fail `check`, are set aside."""
-        try:
-            return [self._parse_all(rows, check)]
-        except RowFault as fault:
-            single = [row for some in rows for row in _one_by_one(some)]
-            if len(single) == 1:
-                self.rejected.append(Rejected(single[0].offset, len(single[0].data), str(fault)))
-                return []
-            half = len(single) // 2
-            return self.parse(single[:half], check) + self.parse(single[half:], check)
+    def parse(self, rows: Sequence[Rows]) -> list[pa.RecordBatch]:
+        """Read rows in the schema of the table, in their order; those that fail are set aside.
 
-    def _parse_all(self, rows: Sequence[Rows], check: Check) -> pa.RecordBatch:
-        document = b"".join((self._open, *(some.data for some in rows), self._close))
+        Raises Conflict when they are more or fewer than was said.
+        """
+        block = _Block(rows, self._table, self._room)
+        faults = self._faults(block.batch)
+        batches, done = [], 0
+        for row in sorted({*block.odd, *faults}):
+            batches.append(block.batch.slice(done, row - done))
+            done = row + 1
+            if row in block.odd:
+                batches += self._parse_alone(block.row(row))
+            else:
+                self._reject(block.row(row), faults[row])
+        batches.append(block.batch.slice(done))
+        self.not_imported.update(name for row, name in block.unknown() if row not in faults)
+        return [batch for batch in batches if len(batch)]
+
+    def _parse_alone(self, row: Rows) -> list[pa.RecordBatch]:
         try:
-            parsed = self._parser.parse(document)[self._table.root]
-        except Xml2ArrowError as error:
-            raise RowFault(str(error)) from error
-        except TypeError as error:  # what the parser makes of a UnicodeDecodeError
-            raise RowFault("not UTF-8") from error
-        if parsed.num_rows != sum(some.number for some in rows):
-            raise RowFault("not read as one row")
-        not_imported = _not_imported(document, parsed)
-        columns = [_cast(parsed[field.name], field) for field in self._table.schema]
+            found = _attributes(row.data)
+            columns = [_cast(found.pop(field.name, None), field) for field in self._table.schema]
+        except _RowFault as fault:
+            self._reject(row, str(fault))
+            return []
         batch = pa.RecordBatch.from_arrays(columns, schema=self._table.schema)
-        for name in self._table.required:
-            if batch[name].null_count:
-                raise RowFault(f"{name} is missing")
-        check(batch)
-        self.not_imported.update(not_imported)
-        return batch
+        for reason in self._faults(batch).values():
+            self._reject(row, reason)
+            return []
+        self.not_imported.update(found.keys())
+        return [batch]
 
+    def _faults(self, batch: pa.RecordBatch) -> dict[int, str]:
+        """What is wrong with a row, by its number."""
+        missing = [
+            (np.asarray(batch[name].is_null()), f"{name} is missing")
+            for name in self._table.required
+            if batch[name].null_count
+        ]
+        return {
+            int(row): reason for broken, reason in (*self._check(batch), *missing) for row in np.flatnonzero(broken)
+        }
 
-def _cast(column: pa.Array, field: pa.Field) -> pa.Array:
-    try:
-        return column.cast(field.type)
-    except pa.ArrowInvalid as error:
-        raise RowFault(f"{field.name}: {error}") from error
+    def _reject(self, row: Rows, reason: str) -> None:
+        self.rejected.append(Rejected(row.offset, len(row.data), reason))
 
 
 def read_rows(file: BinaryIO, start: int, end: int, number: int) -> Rows:
@@ -120,52 +161,427 @@ def read_rows(file: BinaryIO, start: int, end: int, number: int) -> Rows:
     return rows
 
 
-def _one_by_one(rows: Rows) -> list[Rows]:
-    pieces = [_ROW + piece for piece in rows.data.split(_ROW)[1:]]
-    if len(pieces) != rows.number:
-        raise Conflict(f"{rows.number} rows were found at offset {rows.offset} and {len(pieces)} are there now")
-    offsets = accumulate(map(len, pieces), initial=rows.offset)
-    return [Rows(offset, piece.rstrip(), 1) for offset, piece in zip(offsets, pieces, strict=False)]
+# ---- the usual form -----------------------------------------------------------------------------------------------
 
 
-def _not_imported(document: bytes, parsed: pa.RecordBatch) -> Counter[str]:
-    """Attributes by name that became no value of a column.
+class Room:
+    """Where the rows of a table are read, again and again: memory that is new costs as much as the reading."""
 
-    Counting quotation marks (0.2 ms/MB) shows whether there are any; naming them takes a look at every attribute
-    (3 ms/MB). Raises RowFault when the columns don't hold exactly what the bytes say.
+    def __init__(self, table: XmlTable) -> None:
+        self._texts = 1 + sum(kind == _TEXT for kind in table.form.kinds)  # one for attributes without a column
+        self._data = np.empty(0, np.uint8)
+        self._text = np.empty((self._texts, 0), np.uint8)
+
+    def of(self, rows: Sequence[Rows]) -> tuple[Bytes, Bytes]:
+        """The bytes of all rows, and room for their texts [T + 1, bytes]; overwritten by the next call."""
+        pieces = [*(some.data for some in rows), _END]
+        size = sum(map(len, pieces))
+        if size > len(self._data):
+            self._data = np.empty(size, np.uint8)
+            self._text = np.empty((self._texts, size), np.uint8)  # what is never written takes no memory
+        at = 0
+        for piece in pieces:
+            self._data[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+            at += len(piece)
+        return self._data[:size], self._text
+
+
+class _Block:
+    """Rows read at once. `batch` has a place for each, in their order; those in `odd` have no values there."""
+
+    def __init__(self, rows: Sequence[Rows], table: XmlTable, room: Room) -> None:
+        self._rows = rows
+        self._data, text = room.of(rows)
+        number = sum(some.number for some in rows)
+        self._starts = np.zeros(number + 1, np.int64)
+        self._unknown = np.empty((_UNKNOWN_A_ROW * number, 3), np.int64)
+        odd = np.zeros(number, np.bool_)
+        values = np.zeros((len(table.schema), number), np.int64)
+        present = np.zeros((len(table.schema), number), np.bool_)
+        ends = np.zeros((len(text), number + 1), np.int32)
+        found, unknown = _read_rows(
+            self._data, *table.form, self._starts, odd, values, present, text, ends, self._unknown
+        )
+        if found != number:
+            raise Conflict(f"{number} rows were found from offset {rows[0].offset} on, and {found} are there now")
+        self._unknown = self._unknown[:unknown]
+        self.odd = frozenset(np.flatnonzero(odd).tolist())
+        texts = iter(zip(text, ends, strict=True))
+        self.batch = pa.RecordBatch.from_arrays(
+            [
+                _texts(*next(texts), there) if field.type == pa.string() else _numbers(field.type, numbers, there)
+                for field, there, numbers in zip(table.schema, present, values, strict=True)
+            ],
+            schema=table.schema,
+        )
+
+    def row(self, number: int) -> Rows:
+        """One of the rows, without the white space behind it."""
+        start, end = self._starts[number : number + 2]
+        bounds = np.fromiter(accumulate((len(some.data) for some in self._rows), initial=0), np.int64)
+        piece = int(np.searchsorted(bounds, start, "right")) - 1
+        offset = self._rows[piece].offset + int(start - bounds[piece])
+        return Rows(offset, self._data[start:end].tobytes().rstrip(WHITESPACE), 1)
+
+    def unknown(self) -> list[tuple[int, str]]:
+        """Attributes without a column: number of the row, and name."""
+        return [(row, self._data[start:end].tobytes().decode()) for row, start, end in self._unknown.tolist()]
+
+
+def _texts(text: Bytes, ends: Integers, present: Flags) -> pa.Array:
+    """Strings from their bytes, which are copied, and their bounds [n + 1]."""
+    content = pa.py_buffer(text[: ends[-1]].tobytes())
+    return pa.StringArray.from_buffers(len(present), pa.py_buffer(ends), content, _validity(present))
+
+
+def _numbers(kind: pa.DataType, values: Numbers, present: Flags) -> pa.Array:
+    fitting = values if kind == MOMENT else values.astype(kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(present), [_validity(present), pa.py_buffer(fitting)])
+
+
+def _validity(present: Flags) -> pa.Buffer | None:
+    return None if present.all() else pa.py_buffer(np.packbits(present, bitorder="little"))
+
+
+@compiled
+def _read_rows(
+    data: Bytes, names: Bytes, name_bounds: Numbers, kinds: Bytes, bits: Bytes,
+    starts: Numbers, odd: Flags, values: Numbers, present: Flags, text: Bytes, ends: Integers, unknown: Numbers,
+) -> tuple[int, int]:  # fmt: skip
+    """Read all rows into columns; returns how many there were, and how many attributes had no column.
+
+    Of row i: `starts[i]` where it begins; `odd[i]` whether it is of another form, and has no values; `values[c, i]`
+    the number or moment of column c, `present[c, i]` whether there is one; `text[t, ends[t, i] : ends[t, i + 1]]` the
+    text of the t-th column of strings. Of an attribute without a column `unknown` has row, start and end of its name.
     """
-    values = {
-        name: len(column) - column.null_count for name, column in zip(parsed.schema.names, parsed.columns, strict=True)
-    }
-    quotation_marks = np.count_nonzero(np.frombuffer(document, np.uint8) == ord('"'))
-    if quotation_marks == 2 * sum(values.values()):
-        return Counter()
-    names = Counter(name.decode("utf-8", "backslashreplace") for name in _ATTRIBUTE.findall(document))
-    for name, count in values.items():
-        empty_numbers = pa.types.is_integer(parsed.schema.field(name).type) and names[name] > count
-        if names[name] != count and not empty_numbers:
-            raise RowFault(f"no well-formed row: {name} stands there {names[name]} times and was read {count} times")
-    for name in names:
-        prefix, _, local = name.rpartition(":")
-        if prefix and local in values:  # the parser would join the values of both
-            raise RowFault(f"the attribute {name} has a prefix")
-    return Counter({name: count for name, count in names.items() if name not in values})
+    slot = np.empty(len(kinds), np.int64)  # of a column of strings in `text`
+    slots = 0
+    for column in range(len(kinds)):
+        slot[column] = slots
+        slots += kinds[column] == _TEXT
+    row = unknown_before = 0
+    at, size = 0, len(data) - len(_END)
+    while at < size and row < len(odd):
+        starts[row] = at
+        for i in range(slots):
+            ends[i, row + 1] = ends[i, row]
+        at, unknown_now = _read_row(
+            data, at + len(_ROW) - 1, row, names, name_bounds, kinds, bits, slot,
+            values, present, text, ends, unknown, unknown_before,
+        )  # fmt: skip
+        if at < 0:
+            odd[row] = True
+            for column in range(len(kinds)):
+                present[column, row] = False
+            for i in range(slots):
+                ends[i, row + 1] = ends[i, row]
+            at = starts[row] + 1
+            while data[at] != 60:  # <
+                at += 1
+        else:
+            unknown_before = unknown_now
+        row += 1
+        starts[row] = at
+    return row + (at < size), unknown_before
 
 
-@functools.cache
-def _parser(table: XmlTable) -> XmlToArrowParser:
-    """The parser wants its configuration in a file, in YAML, of which JSON is a part; 4 ms, so once a process."""
-    fields = [
-        {
-            "name": field.name,
-            "xml_path": f"/{table.root}/row/@{field.name}",
-            "data_type": _PARSED_AS[field.type],
-            "nullable": True,
-        }
-        for field in table.schema
-    ]
-    tables = [{"name": table.root, "xml_path": f"/{table.root}", "levels": [], "fields": fields}]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "tables.yaml"
-        file.write_text(json.dumps({"tables": tables}))
-        return XmlToArrowParser(file)
+@inlined
+def _read_row(
+    data: Bytes, at: int, row: int, names: Bytes, name_bounds: Numbers, kinds: Bytes, bits: Bytes, slot: Numbers,
+    values: Numbers, present: Flags, text: Bytes, ends: Integers, unknown: Numbers, unknown_before: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Read the attributes from here on; returns where the next row begins (-1 for a row of another form) and how many
+    entries `unknown` has then."""
+    refused = -1, unknown_before
+    unknown_now = unknown_before
+    column = -1
+    while True:
+        spaces = at
+        while _is_space(data[at]):
+            at += 1
+        if data[at] == 47:  # /
+            at += 2
+            if data[at - 1] != 62:  # >
+                return refused
+            while _is_space(data[at]):
+                at += 1
+            return (at, unknown_now) if data[at] == 60 else refused  # <
+        name = at
+        while _is_of_name(data[at]):
+            at += 1
+        if name in (spaces, at) or data[name] <= 57 or data[at] != 61 or data[at + 1] != 34:  # 9 = "
+            return refused
+        column = _column_of(data, name, at - name, names, name_bounds, column + 1)
+        if column < 0:
+            if unknown_now == len(unknown):
+                return refused
+            for other in range(unknown_before, unknown_now):
+                size = unknown[other, 2] - unknown[other, 1]
+                if size == at - name and _same(data, unknown[other, 1], data, name, size):
+                    return refused
+            unknown[unknown_now, 0], unknown[unknown_now, 1], unknown[unknown_now, 2] = row, name, at
+            unknown_now += 1
+            at, _ = _read_text(data, at + 2, text[len(text) - 1], 0)
+        elif present[column, row]:
+            return refused
+        elif kinds[column] == _TEXT:
+            i = slot[column]
+            at, end = _read_text(data, at + 2, text[i], ends[i, row])
+            ends[i, row + 1] = end
+            present[column, row] = True
+        elif kinds[column] == _INTEGER:
+            start = at + 2
+            at, value = _read_integer(data, start, bits[column])
+            values[column, row] = value
+            present[column, row] = at != start  # an empty one is null
+        else:
+            at, value = _read_moment(data, at + 2)
+            values[column, row] = value
+            present[column, row] = True
+        if at < 0:
+            return refused
+        at += 1
+
+
+@inlined
+def _is_space(byte: int) -> bool:
+    return byte == 32 or 9 <= byte <= 10 or byte == 13
+
+
+@inlined
+def _is_of_name(byte: int) -> bool:
+    return 97 <= byte | 0x20 <= 122 or 48 <= byte <= 57 or byte == 95  # letters, digits, _
+
+
+@inlined
+def _same(one: Bytes, at: int, other: Bytes, other_at: int, size: int) -> bool:
+    for i in range(size):  # noqa: SIM110
+        if one[at + i] != other[other_at + i]:
+            return False
+    return True
+
+
+@inlined
+def _column_of(data: Bytes, at: int, size: int, names: Bytes, bounds: Numbers, likely: int) -> int:
+    """The column of the name that stands here, looked for from the likely one on; -1 when there is none."""
+    columns = len(bounds) - 1
+    for i in range(likely, likely + columns):
+        column = i - columns if i >= columns else i
+        if bounds[column + 1] - bounds[column] == size and _same(data, at, names, bounds[column], size):
+            return column
+    return -1
+
+
+@inlined
+def _read_integer(data: Bytes, at: int, bits: int) -> tuple[int, int]:
+    """Where the quotation mark behind the digits is, and the number; -1 when it is none of so many bits."""
+    start = at
+    sign = 1
+    if data[at] == 45:  # -
+        sign = -1
+        at += 1
+    first = at
+    number = 0
+    while 48 <= data[at] <= 57 and at < first + 18:
+        number = number * 10 + int(data[at]) - 48
+        at += 1
+    number *= sign
+    limit = 1 << (bits - 1) if bits < 64 else 2**63 - 1
+    if data[at] != 34 or (at == first and first > start) or not -limit <= number < limit:  # "
+        return -1, 0
+    return at, number
+
+
+@inlined
+def _digits(data: Bytes, at: int, count: int) -> int:
+    """The number that so many digits are; -1 when not all of them are digits."""
+    number = 0
+    for i in range(at, at + count):
+        if not 48 <= data[i] <= 57:
+            return -1
+        number = number * 10 + int(data[i]) - 48
+    return number
+
+
+@inlined
+def _read_moment(data: Bytes, at: int) -> tuple[int, int]:
+    """Where the quotation mark behind `2012-06-12T19:49:26.940` (or without the fraction) is, and the microseconds
+    since 1970; -1 when it is of another form. The days of a date: days_from_civil in H. Hinnant, chrono-Compatible
+    Low-Level Date Algorithms."""
+    refused = -1, 0
+    year = _digits(data, at, 4)
+    if year < 1 or data[at + 4] != 45:  # -
+        return refused
+    month = _digits(data, at + 5, 2)
+    if not 1 <= month <= 12 or data[at + 7] != 45:
+        return refused
+    day = _digits(data, at + 8, 2)
+    leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    days = 28 + leap if month == 2 else 30 + (month + (month > 7)) % 2
+    if not 1 <= day <= days or data[at + 10] != 84:  # T
+        return refused
+    hour = _digits(data, at + 11, 2)
+    if not 0 <= hour <= 23 or data[at + 13] != 58:  # :
+        return refused
+    minute = _digits(data, at + 14, 2)
+    if not 0 <= minute <= 59 or data[at + 16] != 58:
+        return refused
+    second = _digits(data, at + 17, 2)
+    if not 0 <= second <= 59:
+        return refused
+    at += 19
+    milliseconds = 0
+    if data[at] == 46:  # .
+        milliseconds = _digits(data, at + 1, 3)
+        at += 4
+    if milliseconds < 0 or data[at] != 34:  # "
+        return refused
+    year -= month <= 2
+    day_of_year = (153 * ((month + 9) % 12) + 2) // 5 + day - 1
+    days = 365 * year + year // 4 - year // 100 + year // 400 + day_of_year - 719468
+    return at, (((days * 24 + hour) * 60 + minute) * 60 + second) * 1_000_000 + milliseconds * 1000
+
+
+@inlined
+def _read_text(data: Bytes, at: int, text: Bytes, size: int) -> tuple[int, int]:
+    """Append a value to the text; returns where the quotation mark behind it is, -1 when it needs more than is known
+    here, and how long the text is then."""
+    while True:
+        word = load_word(data, at)
+        store_word(text, size, word)
+        stops = _stops(word)
+        if not stops:
+            at += 8
+            size += 8
+            continue
+        plain = trailing_zeros(stops) >> 3
+        at += plain
+        size += plain
+        byte = data[at]
+        if byte == 34:  # "
+            return at, size
+        if byte == 38:  # &
+            at, size = _read_reference(data, at, text, size)
+            if at < 0:
+                return -1, size
+        else:
+            length = _character(data, at) if byte >= 0x80 else 0
+            if not length:
+                return -1, size
+            for _ in range(length):
+                text[size] = data[at]
+                at += 1
+                size += 1
+
+
+_EACH, _HIGH, _LOW = (np.uint64(int.from_bytes([byte] * 8, "little")) for byte in (0x01, 0x80, 0x7F))
+_QUOTE, _AMPERSAND, _ANGLE = (np.uint64(ord(character)) * _EACH for character in '"&<')
+_CONTROLS = np.uint64(0x80 - 32) * _EACH
+
+
+@inlined
+def _stops(word: np.uint64) -> np.uint64:
+    """The highest bit of each byte that is a quotation mark, `&`, `<`, below 32, or above 127."""
+    low = word & _LOW  # a sum stays within its byte, and reaches the highest bit unless the byte is the one looked for
+    plain = (low + _CONTROLS) & ((low ^ _QUOTE) + _LOW) & ((low ^ _AMPERSAND) + _LOW) & ((low ^ _ANGLE) + _LOW)
+    return (~plain | word) & _HIGH
+
+
+@compiled
+def _character(data: Bytes, at: int) -> int:
+    """The bytes of the character of two bytes or more that begins here; 0 when it is no UTF-8, or none that XML has."""
+    lead = int(data[at])
+    length = 2 if 0xC2 <= lead < 0xE0 else 3 if 0xE0 <= lead < 0xF0 else 4 if 0xF0 <= lead < 0xF5 else 0
+    code_point = lead & (0x7F >> length)
+    for i in range(1, length):
+        byte = int(data[at + i])
+        if byte & 0xC0 != 0x80:
+            return 0
+        code_point = code_point << 6 | byte & 0x3F
+    if (length == 3 and code_point < 0x800) or (length == 4 and code_point < 0x10000):
+        return 0
+    return length if _is_character(code_point) else 0
+
+
+@compiled
+def _is_character(code_point: int) -> bool:
+    """Whether XML 1.0 (2.2) has this character."""
+    if code_point < 32:
+        return code_point in (9, 10, 13)
+    return code_point < 0xD800 or 0xE000 <= code_point < 0xFFFE or 0x10000 <= code_point < 0x110000
+
+
+@compiled
+def _read_reference(data: Bytes, at: int, text: Bytes, size: int) -> tuple[int, int]:
+    """Append what the reference that begins here stands for; returns where it ends, -1 when it is not known, and how
+    long the text is then."""
+    word = load_word(data, at)
+    for i in range(len(_REFERENCES)):
+        if word & _REFERENCE_MASKS[i] == _REFERENCES[i]:
+            text[size] = _REFERENCE_CHARACTERS[i]
+            return at + _REFERENCE_SIZES[i], size + 1
+    refused = -1, size
+    if data[at + 1] != 35:  # #
+        return refused
+    at += 2
+    base = 10
+    if data[at] == 120:  # x
+        base = 16
+        at += 1
+    first = at
+    code_point = 0
+    while data[at] != 59:  # ;
+        byte = int(data[at])
+        digit = byte - 48 if byte <= 57 else (byte | 0x20) - 87
+        if not 0 <= digit < base or (byte > 57 and digit < 10) or code_point > 0x10FFFF:
+            return refused
+        code_point = code_point * base + digit
+        at += 1
+    if at == first or not _is_character(code_point):
+        return refused
+    return at + 1, _write(code_point, text, size)
+
+
+# The five that XML names and the one that dumps are full of, the most frequent first.
+_USUAL = {b"&gt;": ">", b"&lt;": "<", b"&#xA;": "\n", b"&amp;": "&", b"&quot;": '"', b"&apos;": "'"}
+_REFERENCES = np.array([int.from_bytes(name, "little") for name in _USUAL], np.uint64)
+_REFERENCE_MASKS = np.array([(1 << 8 * len(name)) - 1 for name in _USUAL], np.uint64)
+_REFERENCE_SIZES = np.array([len(name) for name in _USUAL], np.int64)
+_REFERENCE_CHARACTERS = np.array([ord(character) for character in _USUAL.values()], np.uint8)
+
+
+@compiled
+def _write(code_point: int, text: Bytes, size: int) -> int:
+    """Append a character as UTF-8; returns how long the text is then."""
+    if code_point < 0x80:
+        text[size] = code_point
+        return size + 1
+    length = 2 if code_point < 0x800 else 3 if code_point < 0x10000 else 4
+    text[size] = (0xF00 >> length) & 0xFF | code_point >> 6 * (length - 1)
+    for i in range(1, length):
+        text[size + i] = 0x80 | (code_point >> 6 * (length - 1 - i)) & 0x3F
+    return size + length
+
+
+# ---- any other form -----------------------------------------------------------------------------------------------
+
+
+def _attributes(row: bytes) -> dict[str, str]:
+    """The attributes of one row, as XML says. Raises _RowFault when it is none."""
+    found: dict[str, str] = {}
+    parser = expat.ParserCreate("utf-8", namespace_separator=":")
+    parser.StartElementHandler = lambda _, attributes: found.update(attributes)
+    try:
+        parser.Parse(row, True)
+    except expat.ExpatError as error:
+        raise _RowFault(f"no well-formed row: {error}") from error
+    return found
+
+
+def _cast(text: str | None, field: pa.Field) -> pa.Array:
+    """A value of a column; an empty number is null. Raises _RowFault when it is none of its type."""
+    known = None if text == "" and pa.types.is_integer(field.type) else text
+    try:
+        return pa.array([known], pa.string()).cast(field.type)
+    except pa.ArrowInvalid as error:
+        raise _RowFault(f"{field.name}: {error}") from error

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg2
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
 from ingest.dump.report import DumpReport, Rejected, Stopwatch, Tell, write_rejected
-from ingest.dump.rows import MOMENT, RowFault, RowParser, XmlTable, read_rows
+from ingest.dump.rows import MOMENT, Flags, RowParser, XmlTable, read_rows
 from ingest.dump.scan import row_ranges, scan_range
 from ingest.dump.source import dump_file
 from ingest.pgcopy import postgres_errors
@@ -182,7 +183,7 @@ class _Reading:
     def __init__(self, xml: Path, tell: Tell | None) -> None:
         self._xml = xml
         self._stopwatch = Stopwatch("users", xml.stat().st_size, tell)
-        self._parser = RowParser(USERS)
+        self._parser = RowParser(USERS, _unfit)
         self.not_imported = self._parser.not_imported
         self.rejected: list[Rejected] = []
         self.rows = 0
@@ -198,7 +199,7 @@ class _Reading:
                 self.rows, self.truncated = self.rows + found.rows, not found.closed
                 for run in found.runs:
                     rows = read_rows(file, int(run["start"]), int(run["end"]), int(run["rows"]))
-                    for batch in self._parser.parse([rows], _fits):
+                    for batch in self._parser.parse([rows]):
                         given += batch.num_rows
                         yield batch
                 self._stopwatch.advance(hi - lo)
@@ -207,11 +208,8 @@ class _Reading:
             raise Conflict(f"{self._xml} held {self.rows} users, and {given} were read: it was changed meanwhile")
 
 
-def _fits(users: pa.RecordBatch) -> None:
-    """Refuses what the table would refuse, so that one user can't fail the COPY of all."""
+def _unfit(users: pa.RecordBatch) -> Iterator[tuple[Flags, str]]:
+    """What the table would refuse, so that one user can't fail the COPY of all."""
     for name, longest in LONGEST.items():
-        if (pc.max(pc.utf8_length(users[name])).as_py() or 0) > longest:
-            raise RowFault(f"{name} is longer than {longest} characters")
-    for field in users.schema:
-        if field.type == pa.string() and pc.any(pc.match_substring(users[field.name], "\0")).as_py():
-            raise RowFault(f"{field.name} holds a character 0, which Postgres can't")
+        lengths = pc.utf8_length(users[name]).fill_null(0)
+        yield np.asarray(lengths) > longest, f"{name} is longer than {longest} characters"

@@ -125,7 +125,7 @@ def test_users_that_the_table_cannot_hold_are_set_aside(dump: Path, raw_st: Data
     reasons = [
         "longer than 40",
         "DisplayName is missing",
-        "character 0",
+        "no well-formed row",
         "AccountId",
         "the row has no end",
     ]

@@ -1,0 +1,72 @@
+"""Loops over bytes and features, compiled to machine code.
+
+The first call compiles for some seconds and keeps the result in `__pycache__` (or NUMBA_CACHE_DIR, or the user's cache
+where that cannot be written); later processes load it in milliseconds. Compiled functions that call each other stand in
+one file, because the cache of one is renewed only when its own file changes.
+
+`load_word` and `store_word` move eight bytes at once, from and to anywhere: a loop over words is several times as fast
+as one over bytes (4.1 to 0.6 ns a byte for text with references in it). Neither checks a bound.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+_WORD = ir.IntType(64)
+
+
+def compiled(function: _Function) -> _Function:
+    """The function as machine code that runs without the interpreter's lock."""
+    return cast("_Function", numba.njit(function, cache=True, nogil=True))
+
+
+def inlined(function: _Function) -> _Function:
+    """The same for a function that compiled ones call often.
+
+    A call costs two atomic operations on the reference count of each array that is passed, some 10 ns each.
+    """
+    return cast("_Function", numba.njit(function, cache=True, nogil=True, forceinline=True, _nrt=False))  # type: ignore[call-overload]
+
+
+def _address(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+    byte = builder.gep(context.make_array(kind)(context, builder, array).data, [at])
+    return builder.bitcast(byte, _WORD.as_pointer())
+
+
+def _load_word(_: Any, array: Any, at: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(_address(context, builder, signature.args[0], *arguments), align=1)
+
+    return types.uint64(array, at), code
+
+
+def _store_word(_: Any, array: Any, at: Any, word: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store(arguments[2], _address(context, builder, signature.args[0], *arguments[:2]), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, at, word), code
+
+
+def _trailing_zeros(_: Any, word: Any) -> Any:  # noqa: ARG001
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.uint64), code
+
+
+load_word = cast("Callable[[npt.NDArray[np.uint8], int], np.uint64]", intrinsic(_load_word))
+"""The eight bytes from `at` on, the first one lowest."""
+
+store_word = cast("Callable[[npt.NDArray[np.uint8], int, np.uint64], None]", intrinsic(_store_word))
+"""Write eight bytes from `at` on, the lowest one first."""
+
+trailing_zeros = cast("Callable[[np.uint64], int]", intrinsic(_trailing_zeros))
+"""How many of the lowest bits are 0; 64 when all are."""
