@@ -53,8 +53,8 @@ class Contribution:
     def to_parquet(self) -> bytes:
         out = io.BytesIO()
         metadata = {MODEL: self.model.encode(), TOPICS: json.dumps(self.tally.topics).encode()}
-        table = self.tally.to_table()
-        pq.write_table(table.replace_schema_metadata(metadata), out, compression="zstd")
+        table = self.tally.to_table().replace_schema_metadata(metadata)
+        pq.write_table(table, out, compression="zstd", compression_level=1, use_dictionary=["day", "topic"])
         return out.getvalue()
 
     @classmethod

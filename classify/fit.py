@@ -188,7 +188,7 @@ def fit(
     model = TopicModel(
         topics=(*names, OTHER),
         vocabulary=vocabulary,
-        weights=linear.weights.astype(np.float16).astype(np.float32),
+        weights=linear.weights.astype(np.float16),
         biases=linear.biases,
         calibration=calibration,
         reference=Reference.measure((*names, OTHER), calibration.posteriors(margins), primary_of(labels[unseen])),

@@ -23,10 +23,11 @@ import pyarrow.compute as pc
 
 from classify.quantify import Reference
 from classify.text import FIELD_MASK, FIELDS, Bytes, Hashes, Indices, Occurrences, occurrences
-from shared.compiled import compiled
+from shared.compiled import compiled, from_half
 from shared.errors import ModelError
 
 Floats = npt.NDArray[np.float32]
+Halves = npt.NDArray[np.float16]
 Integers = npt.NDArray[np.int32]
 _Logits = TypeVar("_Logits", Floats, npt.NDArray[np.float64])
 
@@ -161,14 +162,26 @@ def _weigh(
 
 
 @compiled
-def _add_products(features: Integers, bounds: Integers, values: Floats, weights: Floats, margins: Floats) -> None:
-    """Add to each row of margins the weights of its post's features. As fast as scipy by columns, without a copy."""
+def _add_products(
+    features: Integers, bounds: Integers, values: Floats, weights: npt.NDArray[np.uint16], margins: Floats
+) -> None:
+    """Add to each row of margins the weights (the bits of float16) of its post's features, four features at once."""
     for post in range(len(margins)):
         row = margins[post]
-        for at in range(bounds[post], bounds[post + 1]):
+        at, end = bounds[post], bounds[post + 1]
+        while at + 4 <= end:
+            a, b, c, d = values[at], values[at + 1], values[at + 2], values[at + 3]
+            of_a, of_b = weights[features[at]], weights[features[at + 1]]
+            of_c, of_d = weights[features[at + 2]], weights[features[at + 3]]
+            for topic in range(len(row)):
+                one, other = a * from_half(of_a[topic]), c * from_half(of_c[topic])
+                row[topic] += (one + b * from_half(of_b[topic])) + (other + d * from_half(of_d[topic]))
+            at += 4
+        while at < end:
             value, weight = values[at], weights[features[at]]
             for topic in range(len(row)):
-                row[topic] += value * weight[topic]
+                row[topic] += value * from_half(weight[topic])
+            at += 1
 
 
 @compiled
@@ -268,7 +281,7 @@ class TopicModel:
     """K topics and `other`, and how to find them in posts.
 
     `topics`: K names by falling frequency in the training posts, then `other`. `trained_on`: whatever describes the
-    training posts. `weights`: float32 [F, K]; `biases`: float32 [K]. `reference` is what counting needs.
+    training posts. `weights`: float16 [F, K]; `biases`: float32 [K]. `reference` is what counting needs.
     """
 
     def __init__(
@@ -276,7 +289,7 @@ class TopicModel:
         *,
         topics: tuple[str, ...],
         vocabulary: Vocabulary,
-        weights: Floats,
+        weights: Halves,
         biases: Floats,
         calibration: Calibration,
         reference: Reference,
@@ -284,9 +297,12 @@ class TopicModel:
     ) -> None:
         if topics[-1:] != (OTHER,) or weights.shape != (len(vocabulary), len(topics) - 1):
             raise ModelError(f"{len(topics)} topics and {len(vocabulary)} features do not fit weights {weights.shape}")
+        if weights.dtype != np.float16:
+            raise ModelError(f"weights are {weights.dtype}, float16 was expected")
         self.topics = topics
         self.vocabulary = vocabulary
         self.weights = weights
+        self._bits = np.ascontiguousarray(weights).view(np.uint16)
         self.biases = biases
         self.calibration = calibration
         self.reference = reference
@@ -319,7 +335,7 @@ class TopicModel:
             margins = np.tile(self.biases, (batch.posts, 1))
             features, bounds, times = self.vocabulary.counts(batch)
             known = np.diff(np.concatenate([[0], np.cumsum(times, dtype=np.float64)])[bounds])
-            _add_products(*self.vocabulary.weighed(features, bounds, times), self.weights, margins)
+            _add_products(*self.vocabulary.weighed(features, bounds, times), self._bits, margins)
             yield margins, (known / np.maximum(np.diff(batch.bounds), 1)).astype(np.float32)
 
     def read_out(self, margins: Floats, overlap: Floats | float = 1.0) -> Classified:
@@ -376,7 +392,7 @@ class TopicModel:
             return cls(
                 topics=tuple(manifest["topics"]),
                 vocabulary=Vocabulary(arrays["keys"], arrays["feature_weights"], arrays["mean_lengths"]),
-                weights=arrays["weights"].astype(np.float32),
+                weights=arrays["weights"],
                 biases=arrays["biases"],
                 calibration=Calibration(
                     curve=calibration["curve"],
@@ -409,7 +425,7 @@ class TopicModel:
                 keys=self.vocabulary.keys,
                 feature_weights=self.vocabulary.weights,
                 mean_lengths=self.vocabulary.mean_lengths,
-                weights=self.weights.astype(np.float16),
+                weights=self.weights,
                 biases=self.biases,
             ),
             CALIBRATION: _packed(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shared.compiled import compiled
+from shared.compiled import compiled, inlined, load_word, store_word, trailing_zeros
 
 Bytes = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -80,11 +80,22 @@ _CODE_POINTS = np.array([code_point for _, code_point in _NAMED], np.int64)
 _WINDOWS = np.array([ord(bytes([byte]).decode("cp1252", "replace")) for byte in range(0x80, 0xA0)], np.int64)
 _REPLACEMENT = 0xFFFD
 
+# Of eight bytes at once: a character in each of them, and what lifts bytes from a character on to 128.
+_EACH_BYTE, _HIGH_BITS, _LOW_BITS = (np.uint64(byte * 0x0101010101010101) for byte in (0x01, 0x80, 0x7F))
+_OPENING, _CLOSING, _AMPERSAND, _PLUS, _HASH, _UNDERSCORE = (np.uint64(ord(it)) * _EACH_BYTE for it in "<>&+#_")
+_FROM_UPPER, _FROM_LOWER, _FROM_DIGIT, _FROM_GRAPHIC, _FROM_DASH = (
+    np.uint64(128 - ord(first)) * _EACH_BYTE for first in "Aa0!-"
+)
+_BEYOND_UPPER, _BEYOND_LOWER, _BEYOND_DIGIT, _BEYOND_GRAPHIC, _BEYOND_DOT = (
+    np.uint64(127 - ord(last)) * _EACH_BYTE for last in "Zz9~."
+)
+
 _MULTIPLY_HEAD = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLY_TAIL = np.uint64(0xC2B2AE3D27D4EB4F)
 _MULTIPLY_END = np.uint64(0xD6E8FEB86659FD93)
 _HALF, _BYTE, _TOP_BYTE = np.uint64(32), np.uint64(8), np.uint64(56)
-_NO_HASH = np.uint64(0)
+_NO_HASH, _ONE = np.uint64(0), np.uint64(1)
+_WORDS, _IS_SYMBOL, _CUTS = (np.uint64(int.from_bytes([bit] * 8, "little")) for bit in (_WORD, _SYMBOL, _CUT))
 _BLANK = np.uint64(ord(" ")) << _TOP_BYTE
 
 # A hash becomes a key by exclusive or with the salt of its field, which has the field in its lowest four bits.
@@ -158,8 +169,7 @@ def occurrences(titles: pa.Array | pa.ChunkedArray, bodies: pa.Array | pa.Chunke
 
 def hash_of(token: str) -> int:
     """The 64-bit hash of a lower-case token, as it is found in keys (without the field)."""
-    text = np.frombuffer(bytearray(token.encode()), np.uint8)
-    return int(_hash(text, 0, len(text)))
+    return int(_hash(np.frombuffer(bytearray(token.encode() + bytes(8)), np.uint8), 0, len(token.encode())))
 
 
 def key_of(token: str, field: Field) -> int:
@@ -197,7 +207,7 @@ def _extract(
     keys: Hashes, bounds: Indices,
 ) -> None:  # fmt: skip
     """Write the keys of all posts, one post after the other, and where those of each begin."""
-    room = max(MAX_TITLE_BYTES, MAX_BODY_BYTES) + 2
+    room = max(MAX_TITLE_BYTES, MAX_BODY_BYTES) + 10  # words are read over the end
     text, kind = np.empty(room, np.uint8), np.empty(room, np.uint8)
     count = bounds[0]
     for post in range(len(title_sizes)):
@@ -225,6 +235,14 @@ def _decode(raw: Bytes, is_html: int, text: Bytes, kind: Bytes) -> int:
     here = before = 0
     at, end = 0, len(raw)
     while at < end:
+        if at + 8 <= end:
+            plain, after_lower = _decode_word(load_word(raw, at), before, here, text, kind, size)
+            if plain:
+                at += plain
+                size += plain
+                before = after_lower
+                if plain == 8:
+                    continue
         byte = raw[at]
         found = _CLASSES[byte]
         text[size] = _LOWER_CASE[byte]
@@ -266,10 +284,43 @@ def _decode(raw: Bytes, is_html: int, text: Bytes, kind: Bytes) -> int:
     return size
 
 
+@inlined
+def _decode_word(word: np.uint64, before: int, here: int, text: Bytes, kind: Bytes, size: int) -> tuple[int, int]:
+    """Write as many of the word's bytes as come before the first special one, and their kinds; returns how many these
+    are, and _LOWER when the last of them is a lower-case letter. What `_CLASSES` says, of eight bytes at once."""
+    low = word & _LOW_BITS
+    angles_and = _equal(low, _OPENING) | _equal(low, _CLOSING) | _equal(low, _AMPERSAND) | _equal(low, _PLUS)
+    special = (angles_and | word) & _HIGH_BITS
+    plain = trailing_zeros(special) >> 3
+    upper = _between(low, _FROM_UPPER, _BEYOND_UPPER)
+    lower = _between(low, _FROM_LOWER, _BEYOND_LOWER)
+    words = upper | lower | _between(low, _FROM_DIGIT, _BEYOND_DIGIT) | _equal(low, _HASH)
+    symbols = _between(low, _FROM_GRAPHIC, _BEYOND_GRAPHIC) & ~words
+    joiners = _between(low, _FROM_DASH, _BEYOND_DOT) | _equal(low, _UNDERSCORE)
+    cuts = upper & (lower << _BYTE | np.uint64((before & _LOWER) << 4))
+    store_word(text, size, word | upper >> np.uint64(2))
+    kinds = words >> np.uint64(7) | symbols >> np.uint64(6) | joiners >> np.uint64(5) | cuts >> np.uint64(3)
+    store_word(kind, size, kinds | np.uint64(here) * _EACH_BYTE)
+    is_lower = lower >> np.uint64(8 * max(plain, 1) - 1) & _ONE
+    return plain, _LOWER if is_lower else 0
+
+
+@inlined
+def _equal(low: np.uint64, bytes_: np.uint64) -> np.uint64:
+    """The highest bit of each byte (below 128) that is the one given."""
+    return ~((low ^ bytes_) + _LOW_BITS) & _HIGH_BITS
+
+
+@inlined
+def _between(low: np.uint64, start: np.uint64, stop: np.uint64) -> np.uint64:
+    """The highest bit of each byte (below 128) that reaches it with `start` added and not with `stop` added."""
+    return (low + start) & ~(low + stop) & _HIGH_BITS
+
+
 _CODE_NAME, _PRE_NAME = (np.frombuffer(bytearray(name), np.uint8) for name in (b"code", b"pre"))
 
 
-@compiled
+@inlined
 def _is_named(raw: Bytes, at: int, name: Bytes) -> bool:
     """Whether the name at this position is the lower-case one given."""
     if at + len(name) >= len(raw) or not _CLASSES[raw[at + len(name)]] & _ENDS_NAME:
@@ -280,7 +331,7 @@ def _is_named(raw: Bytes, at: int, name: Bytes) -> bool:
     return True
 
 
-@compiled
+@inlined
 def _leave_out_signs(text: Bytes, kind: Bytes, size: int) -> None:
     """Typographic quotes, dashes, spaces and other signs are of no word: of two bytes U+0080 to U+00BF, of three
     U+2000 to U+203F. Called after each byte of 0x80 and more."""
@@ -293,7 +344,7 @@ def _leave_out_signs(text: Bytes, kind: Bytes, size: int) -> None:
         kind[size - 1] = 0
 
 
-@compiled
+@inlined
 def _entity(raw: Bytes, at: int) -> tuple[int, int]:
     """The bytes after this `&` that make it a character reference, and its code point; no bytes when it is none."""
     name = np.uint64(0)
@@ -309,7 +360,7 @@ def _entity(raw: Bytes, at: int) -> tuple[int, int]:
     return (behind + 1 - at, code_point) if code_point >= 0 else (0, 0)
 
 
-@compiled
+@inlined
 def _named(name: np.uint64) -> int:
     """The code point of a named reference; -1 when there is none of that name."""
     low, high = 0, len(_NAMES)
@@ -322,7 +373,7 @@ def _named(name: np.uint64) -> int:
     return int(_CODE_POINTS[low]) if low < len(_NAMES) and _NAMES[low] == name else -1
 
 
-@compiled
+@inlined
 def _number(raw: Bytes, at: int, end: int) -> int:
     """The code point that the digits of a numeric reference (`233`, `xE9`) stand for; -1 when they are none."""
     base = 10
@@ -347,7 +398,7 @@ def _number(raw: Bytes, at: int, end: int) -> int:
     return number
 
 
-@compiled
+@inlined
 def _write(code_point: int, here: int, text: Bytes, kind: Bytes, size: int) -> int:
     """Write one character as UTF-8, as long as any reference to it or shorter; returns the size then."""
     if code_point < 0x80:
@@ -370,41 +421,34 @@ def _write(code_point: int, here: int, text: Bytes, kind: Bytes, size: int) -> i
     return size
 
 
-@compiled
+@inlined
 def _hash(text: Bytes, start: int, end: int) -> np.uint64:
-    """The hash of a range of bytes, from its first eight bytes, its last eight and its length."""
-    first = last = np.uint64(0)
-    for at in range(start, end):
-        last = last >> _BYTE | np.uint64(text[at]) << _TOP_BYTE
-        if at - start < 8:
-            first = last
-    return _hash_of_ends(first, last, end - start)
-
-
-@compiled
-def _run(text: Bytes, kind: Bytes, start: int, wanted: int) -> tuple[int, int, np.uint64]:
-    """Where the run of bytes of the kind wanted that starts here ends, all kinds in it together, and its hash."""
-    first = last = np.uint64(0)
-    kinds = 0
-    at = start
-    while kind[at] & wanted:
-        last = last >> _BYTE | np.uint64(text[at]) << _TOP_BYTE
-        if at - start < 8:
-            first = last
-        kinds |= kind[at]
-        at += 1
-    return at, kinds, _hash_of_ends(first, last, at - start)
-
-
-@compiled
-def _hash_of_ends(first: np.uint64, last: np.uint64, size: int) -> np.uint64:
+    """The hash of a range of at least one byte, from its first eight bytes, its last eight and its length."""
+    size = end - start
+    first = load_word(text, start)
+    if size < 8:
+        return _finish((first << np.uint64(64 - 8 * size)) * _MULTIPLY_HEAD)
     mixed = first * _MULTIPLY_HEAD
     if size > 8:
-        mixed ^= last * _MULTIPLY_TAIL + np.uint64(size)
+        mixed ^= load_word(text, end - 8) * _MULTIPLY_TAIL + np.uint64(size)
     return _finish(mixed)
 
 
-@compiled
+@inlined
+def _run_end(kind: Bytes, at: int, wanted: np.uint64) -> tuple[int, np.uint64]:
+    """Where the run of bytes of the kind wanted (one bit, in each byte) that starts here ends, and the kinds in it."""
+    kinds = _NO_HASH
+    while True:
+        word = load_word(kind, at)
+        others = ~word & wanted
+        if others:
+            size = trailing_zeros(others) >> 3
+            return at + size, kinds | word & ((_ONE << np.uint64(8 * size)) - _ONE)
+        kinds |= word
+        at += 8
+
+
+@inlined
 def _finish(mixed: np.uint64) -> np.uint64:
     """Spread what the bits hold over all of them but the four of the field, which become 0."""
     mixed ^= mixed >> _HALF
@@ -412,7 +456,7 @@ def _finish(mixed: np.uint64) -> np.uint64:
     return (mixed ^ mixed >> _HALF) & ~FIELD_MASK
 
 
-@compiled
+@inlined
 def _pair(one: np.uint64, following: np.uint64) -> np.uint64:
     return _finish(one * _MULTIPLY_TAIL + following)
 
@@ -429,14 +473,15 @@ def _title_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) -
             at += 1
             continue
         start = at
-        at, cuts, hashed = _run(text, kind, start, _WORD)
+        at, kinds = _run_end(kind, start, _WORDS)
+        hashed = _hash(text, start, at)
         if at - start <= MAX_TOKEN_BYTES:
             count = _write_title_token(hashed, keys, count)
             if before:
                 keys[count] = _pair(before, hashed) ^ _TITLE_PAIR
                 count += 1
             before = hashed
-        if cuts & _CUT:
+        if kinds & _CUTS:
             pieces = count
             count = _write_pieces(text, kind, start, at, keys, count)
             for piece in range(pieces, count):
@@ -456,7 +501,7 @@ def _title_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) -
     return count
 
 
-@compiled
+@inlined
 def _write_title_token(hashed: np.uint64, keys: Hashes, count: int) -> int:
     """A word or joined form of the title: three times among all words, once in the title."""
     keys[count] = keys[count + 1] = keys[count + 2] = hashed ^ _ALL
@@ -464,7 +509,7 @@ def _write_title_token(hashed: np.uint64, keys: Hashes, count: int) -> int:
     return count + 4
 
 
-@compiled
+@inlined
 def _write_grams(text: Bytes, start: int, end: int, keys: Hashes, count: int) -> int:
     """Every three to five consecutive bytes of which all but the outermost belong to the word."""
     last = _BLANK
@@ -478,7 +523,7 @@ def _write_grams(text: Bytes, start: int, end: int, keys: Hashes, count: int) ->
     return count
 
 
-@compiled
+@inlined
 def _write_pieces(text: Bytes, kind: Bytes, start: int, end: int, keys: Hashes, count: int) -> int:
     """The pieces of two bytes and more of a camelCase word."""
     piece = start
@@ -501,7 +546,8 @@ def _body_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) ->
     while at < size:
         start, here = at, kind[at]
         if kind[at] & _WORD:
-            at, cuts, hashed = _run(text, kind, start, _WORD)
+            at, kinds = _run_end(kind, start, _WORDS)
+            hashed = _hash(text, start, at)
             if at - start <= MAX_TOKEN_BYTES:
                 keys[count] = hashed ^ _ALL
                 count += 1
@@ -513,7 +559,7 @@ def _body_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) ->
                         keys[count] = _pair(before, hashed) ^ _TEXT_PAIR
                         count += 1
                     before = hashed
-            if cuts & _CUT and not here & _MARKUP:
+            if kinds & _CUTS and not here & _MARKUP:
                 count = _write_pieces(text, kind, start, at, keys, count)
             if joined_to == start - 1 and kind[joined_to] & _JOINER:
                 is_joined = True
@@ -525,8 +571,9 @@ def _body_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) ->
                 joined_from = start - is_joined
             joined_to = at
         elif kind[at] & _SYMBOL:
-            at, _, hashed = _run(text, kind, start, _SYMBOL)
+            at, _ = _run_end(kind, start, _IS_SYMBOL)
             if at - start <= MAX_TOKEN_BYTES and here & (_CODE | _PRE):
+                hashed = _hash(text, start, at)
                 keys[count] = hashed ^ _SYMBOLS
                 count += 1
                 if symbol_before:

@@ -62,6 +62,13 @@ def _trailing_zeros(_: Any, word: Any) -> Any:  # noqa: ARG001
     return types.int64(types.uint64), code
 
 
+def _from_half(_: Any, bits: Any) -> Any:  # noqa: ARG001
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), code
+
+
 load_word = cast("Callable[[npt.NDArray[np.uint8], int], np.uint64]", intrinsic(_load_word))
 """The eight bytes from `at` on, the first one lowest."""
 
@@ -70,3 +77,6 @@ store_word = cast("Callable[[npt.NDArray[np.uint8], int, np.uint64], None]", int
 
 trailing_zeros = cast("Callable[[np.uint64], int]", intrinsic(_trailing_zeros))
 """How many of the lowest bits are 0; 64 when all are."""
+
+from_half = cast("Callable[[np.uint16], np.float32]", intrinsic(_from_half))
+"""The number that the bits of a float16 stand for."""
