@@ -40,7 +40,7 @@ class Posts:
 
     def without_texts(self) -> Posts:
         """The same posts with null titles, bodies and tags, so that the batch they came from can be freed."""
-        nothing = pa.nulls(len(self), pa.string())
+        nothing = pa.nulls(len(self))
         return replace(self, titles=nothing, bodies=nothing, tags=nothing)
 
 

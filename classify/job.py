@@ -57,7 +57,7 @@ TopicNumbers = npt.NDArray[np.int32]
 
 SPARK_FROM_BYTES = 2 << 30
 """Files larger than this are classified by Spark, where it can be had and nobody chose the engine."""
-BATCH_ROWS = 4_096
+BATCH_ROWS = 2_048
 GROUP_ROWS = 65_536
 
 POST_TOPICS = pa.schema(
@@ -140,8 +140,10 @@ def run_arrow(lake: Lake, job: JobParameters) -> Summary:
     with clock("model"):
         model = load_model(lake, job.model)
     with clock("census"):
-        file = pq.ParquetFile(lake.open(paths.landing(job.source_id, job.version)), pre_buffer=True)
-        census = _Census(file)
+        landed = paths.landing(job.source_id, job.version)
+        census = _Census(pq.ParquetFile(lake.open(landed), pre_buffer=True))  # a reader keeps what it read ahead
+        pa.default_memory_pool().release_unused()
+        file = pq.ParquetFile(lake.open(landed), pre_buffer=True)
         parents = _Parents(census, _earlier_topics(lake, census.parents_elsewhere), model.topics)
     with clock("posts"), lake.create(part(job, 0)) as out, _Output(out, model.topics) as output:
         skipped = _classify(file, census, parents, model, job, output)
@@ -312,9 +314,16 @@ class _Census:
     """What the ids alone tell: which rows count, and whose answers the file holds."""
 
     def __init__(self, file: pq.ParquetFile) -> None:
-        table = file.read([name for name in ("Id", "PostTypeId", "ParentId") if name in file.schema_arrow.names])
-        ids, types, parents = (clean.integers(clean.column(table, name)) for name in ("Id", "PostTypeId", "ParentId"))
-        has_id = np.asarray(clean.column(table, "Id").is_valid())
+        ids, types, parents, has_id = (np.empty(file.metadata.num_rows, kind) for kind in ("i8", "i8", "i8", "?"))
+        columns = [name for name in ("Id", "PostTypeId", "ParentId") if name in file.schema_arrow.names]
+        first = 0
+        for batch in _batches(file, columns):
+            rows = slice(first, first + batch.num_rows)
+            found = clean.column(batch, "Id")
+            ids[rows], has_id[rows] = clean.integers(found), np.asarray(found.is_valid())
+            types[rows] = clean.integers(clean.column(batch, "PostTypeId"))
+            parents[rows] = clean.integers(clean.column(batch, "ParentId"))
+            first += batch.num_rows
         self.repeated = _repeated(ids, has_id)
         """Numbers of the rows whose Id comes again further down: the last one counts."""
         counted = np.ones(len(ids), bool)
@@ -331,6 +340,9 @@ class _Census:
 
 
 def _repeated(ids: Ids, has_id: npt.NDArray[np.bool_]) -> Ids:
+    ordered = np.sort(ids[has_id])
+    if not (ordered[1:] == ordered[:-1]).any():
+        return ordered[:0]
     rows = np.flatnonzero(has_id)
     _, from_the_end = np.unique(ids[rows][::-1], return_index=True)
     return np.setdiff1d(rows, rows[len(rows) - 1 - from_the_end], assume_unique=True)
