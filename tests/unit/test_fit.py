@@ -93,7 +93,7 @@ def test_the_solver_finds_the_minimum() -> None:
     vectors = sparse.random(200, 30, 0.2, format="csr", dtype=np.float32, rng=random)
     labels = random.random((200, 3)) < 0.2
     scale = discriminance(vectors.T.tocsr(), labels)
-    linear = train(vectors, labels)
+    linear = train(vectors.T.tocsr(), labels)
 
     def objective(flat: np.ndarray, topic: int) -> float:
         sign = np.where(labels[:, topic], 1, -1)
