@@ -282,11 +282,21 @@ def _add_up(keys: Hashes, counts: npt.NDArray[np.int64], pending: list[Hashes]) 
 
 
 def vectorise(posts: Posts, vocabulary: Vocabulary) -> sparse.csr_matrix:
-    rows = []
+    found: list[Integers] = []
+    values: list[Floats] = []
+    sizes = [np.zeros(1, np.int32)]
     for batch in occurrences(posts.titles, posts.bodies):
-        features, bounds, values = vocabulary.vectors(batch)
-        rows.append(sparse.csr_matrix((values, features, bounds), shape=(batch.posts, len(vocabulary))))
-    return sparse.vstack(rows, format="csr")
+        features, bounds, weighed = vocabulary.vectors(batch)
+        found.append(features)
+        values.append(weighed)
+        sizes.append(np.diff(bounds))
+    # One list after the other, which is freed at once: a million posts are 2 GB.
+    indices = np.concatenate([np.zeros(0, np.int32), *found])
+    found.clear()
+    data = np.concatenate([np.zeros(0, np.float32), *values])
+    values.clear()
+    bounds = np.cumsum(np.concatenate(sizes), dtype=np.int32)
+    return sparse.csr_matrix((data, indices, bounds), shape=(len(posts), len(vocabulary)))
 
 
 def calibrate(margins: Floats, labels: Labels) -> Calibration:

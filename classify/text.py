@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shared.compiled import compiled, inlined, load_word, store_word, trailing_zeros
+from shared.compiled import EACH_BYTE, HIGH_BITS, LOW_BITS, compiled, inlined, load_word, store_word, trailing_zeros
 
 Bytes = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -81,13 +81,12 @@ _WINDOWS = np.array([ord(bytes([byte]).decode("cp1252", "replace")) for byte in 
 _REPLACEMENT = 0xFFFD
 
 # Of eight bytes at once: a character in each of them, and what lifts bytes from a character on to 128.
-_EACH_BYTE, _HIGH_BITS, _LOW_BITS = (np.uint64(byte * 0x0101010101010101) for byte in (0x01, 0x80, 0x7F))
-_OPENING, _CLOSING, _AMPERSAND, _PLUS, _HASH, _UNDERSCORE = (np.uint64(ord(it)) * _EACH_BYTE for it in "<>&+#_")
+_OPENING, _CLOSING, _AMPERSAND, _PLUS, _HASH, _UNDERSCORE = (np.uint64(ord(it)) * EACH_BYTE for it in "<>&+#_")
 _FROM_UPPER, _FROM_LOWER, _FROM_DIGIT, _FROM_GRAPHIC, _FROM_DASH = (
-    np.uint64(128 - ord(first)) * _EACH_BYTE for first in "Aa0!-"
+    np.uint64(128 - ord(first)) * EACH_BYTE for first in "Aa0!-"
 )
 _BEYOND_UPPER, _BEYOND_LOWER, _BEYOND_DIGIT, _BEYOND_GRAPHIC, _BEYOND_DOT = (
-    np.uint64(127 - ord(last)) * _EACH_BYTE for last in "Zz9~."
+    np.uint64(127 - ord(last)) * EACH_BYTE for last in "Zz9~."
 )
 
 _MULTIPLY_HEAD = np.uint64(0x9E3779B97F4A7C15)
@@ -95,7 +94,7 @@ _MULTIPLY_TAIL = np.uint64(0xC2B2AE3D27D4EB4F)
 _MULTIPLY_END = np.uint64(0xD6E8FEB86659FD93)
 _HALF, _BYTE, _TOP_BYTE = np.uint64(32), np.uint64(8), np.uint64(56)
 _NO_HASH, _ONE = np.uint64(0), np.uint64(1)
-_WORDS, _IS_SYMBOL, _CUTS = (np.uint64(int.from_bytes([bit] * 8, "little")) for bit in (_WORD, _SYMBOL, _CUT))
+_WORDS, _IS_SYMBOL, _CUTS = (np.uint64(bit) * EACH_BYTE for bit in (_WORD, _SYMBOL, _CUT))
 _BLANK = np.uint64(ord(" ")) << _TOP_BYTE
 
 # A hash becomes a key by exclusive or with the salt of its field, which has the field in its lowest four bits.
@@ -288,9 +287,9 @@ def _decode(raw: Bytes, is_html: int, text: Bytes, kind: Bytes) -> int:
 def _decode_word(word: np.uint64, before: int, here: int, text: Bytes, kind: Bytes, size: int) -> tuple[int, int]:
     """Write as many of the word's bytes as come before the first special one, and their kinds; returns how many these
     are, and _LOWER when the last of them is a lower-case letter. What `_CLASSES` says, of eight bytes at once."""
-    low = word & _LOW_BITS
+    low = word & LOW_BITS
     angles_and = _equal(low, _OPENING) | _equal(low, _CLOSING) | _equal(low, _AMPERSAND) | _equal(low, _PLUS)
-    special = (angles_and | word) & _HIGH_BITS
+    special = (angles_and | word) & HIGH_BITS
     plain = trailing_zeros(special) >> 3
     upper = _between(low, _FROM_UPPER, _BEYOND_UPPER)
     lower = _between(low, _FROM_LOWER, _BEYOND_LOWER)
@@ -300,7 +299,7 @@ def _decode_word(word: np.uint64, before: int, here: int, text: Bytes, kind: Byt
     cuts = upper & (lower << _BYTE | np.uint64((before & _LOWER) << 4))
     store_word(text, size, word | upper >> np.uint64(2))
     kinds = words >> np.uint64(7) | symbols >> np.uint64(6) | joiners >> np.uint64(5) | cuts >> np.uint64(3)
-    store_word(kind, size, kinds | np.uint64(here) * _EACH_BYTE)
+    store_word(kind, size, kinds | np.uint64(here) * EACH_BYTE)
     is_lower = lower >> np.uint64(8 * max(plain, 1) - 1) & _ONE
     return plain, _LOWER if is_lower else 0
 
@@ -308,13 +307,13 @@ def _decode_word(word: np.uint64, before: int, here: int, text: Bytes, kind: Byt
 @inlined
 def _equal(low: np.uint64, bytes_: np.uint64) -> np.uint64:
     """The highest bit of each byte (below 128) that is the one given."""
-    return ~((low ^ bytes_) + _LOW_BITS) & _HIGH_BITS
+    return ~((low ^ bytes_) + LOW_BITS) & HIGH_BITS
 
 
 @inlined
 def _between(low: np.uint64, start: np.uint64, stop: np.uint64) -> np.uint64:
     """The highest bit of each byte (below 128) that reaches it with `start` added and not with `stop` added."""
-    return (low + start) & ~(low + stop) & _HIGH_BITS
+    return (low + start) & ~(low + stop) & HIGH_BITS
 
 
 _CODE_NAME, _PRE_NAME = (np.frombuffer(bytearray(name), np.uint8) for name in (b"code", b"pre"))

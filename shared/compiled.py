@@ -18,6 +18,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+EACH_BYTE, HIGH_BITS, LOW_BITS = (np.uint64(byte * 0x0101010101010101) for byte in (0x01, 0x80, 0x7F))
+"""A byte in each of the eight of a word: times the first, any byte; of the others, its highest bit and all below it."""
+
 _Function = TypeVar("_Function", bound=Callable[..., object])
 _WORD = ir.IntType(64)
 

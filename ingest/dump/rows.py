@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from ingest.dump.report import Rejected
 from ingest.dump.scan import WHITESPACE
-from shared.compiled import compiled, inlined, load_word, store_word, trailing_zeros
+from shared.compiled import EACH_BYTE, HIGH_BITS, LOW_BITS, compiled, inlined, load_word, store_word, trailing_zeros
 from shared.errors import Conflict
 
 Bytes = npt.NDArray[np.uint8]
@@ -474,17 +474,20 @@ def _read_text(data: Bytes, at: int, text: Bytes, size: int) -> tuple[int, int]:
                 size += 1
 
 
-_EACH, _HIGH, _LOW = (np.uint64(int.from_bytes([byte] * 8, "little")) for byte in (0x01, 0x80, 0x7F))
-_QUOTE, _AMPERSAND, _ANGLE = (np.uint64(ord(character)) * _EACH for character in '"&<')
-_CONTROLS = np.uint64(0x80 - 32) * _EACH
+_QUOTE, _AMPERSAND, _ANGLE = (np.uint64(ord(character)) * EACH_BYTE for character in '"&<')
+_CONTROLS = np.uint64(0x80 - 32) * EACH_BYTE
 
 
 @inlined
 def _stops(word: np.uint64) -> np.uint64:
     """The highest bit of each byte that is a quotation mark, `&`, `<`, below 32, or above 127."""
-    low = word & _LOW  # a sum stays within its byte, and reaches the highest bit unless the byte is the one looked for
-    plain = (low + _CONTROLS) & ((low ^ _QUOTE) + _LOW) & ((low ^ _AMPERSAND) + _LOW) & ((low ^ _ANGLE) + _LOW)
-    return (~plain | word) & _HIGH
+    low = (
+        word & LOW_BITS
+    )  # a sum stays within its byte, and reaches the highest bit unless the byte is the one looked for
+    plain = (
+        (low + _CONTROLS) & ((low ^ _QUOTE) + LOW_BITS) & ((low ^ _AMPERSAND) + LOW_BITS) & ((low ^ _ANGLE) + LOW_BITS)
+    )
+    return (~plain | word) & HIGH_BITS
 
 
 @compiled

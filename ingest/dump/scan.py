@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingest.dump.report import Rejected
-from shared.compiled import compiled, inlined, load_word, trailing_zeros
+from shared.compiled import EACH_BYTE, HIGH_BITS, LOW_BITS, compiled, inlined, load_word, trailing_zeros
 from shared.errors import BadInput, Conflict
 
 Unit = Literal["day", "month"]
@@ -205,8 +205,7 @@ def _find_rows(data: bytes) -> tuple[Array, Array, Array]:
 
 _END = b"<" + bytes(15)
 """Follows a block, so that the search needs no bounds."""
-_EACH, _HIGH, _LOW = (np.uint64(int.from_bytes([byte] * 8, "little")) for byte in (0x01, 0x80, 0x7F))
-_ANGLE = np.uint64(ord("<")) * _EACH
+_ANGLE = np.uint64(ord("<")) * EACH_BYTE
 _ROW_WORD, _CREATED_WORD, _DATE_WORD = (
     np.uint64(int.from_bytes(text, "little")) for text in (_ROW, _CREATED[:8], _CREATED[-8:])
 )
@@ -221,7 +220,7 @@ def _find(
     size = len(data) - len(_END)
     while at <= size:
         word = load_word(data, at) ^ _ANGLE
-        angles = ~(((word & _LOW) + _LOW) | word) & _HIGH  # the highest bit of each byte that is a `<`
+        angles = ~(((word & LOW_BITS) + LOW_BITS) | word) & HIGH_BITS  # the highest bit of each byte that is a `<`
         if not angles:
             at += 8
             continue
