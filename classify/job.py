@@ -314,24 +314,28 @@ class _Census:
     """What the ids alone tell: which rows count, and whose answers the file holds."""
 
     def __init__(self, file: pq.ParquetFile) -> None:
-        ids, types, parents, has_id = (np.empty(file.metadata.num_rows, kind) for kind in ("i8", "i8", "i8", "?"))
+        ids, parents, asks, answers, has_id = (np.empty(file.metadata.num_rows, kind) for kind in ("i8", "i8", *"???"))
         columns = [name for name in ("Id", "PostTypeId", "ParentId") if name in file.schema_arrow.names]
         first = 0
         for batch in _batches(file, columns):
             rows = slice(first, first + batch.num_rows)
             found = clean.column(batch, "Id")
             ids[rows], has_id[rows] = clean.integers(found), np.asarray(found.is_valid())
-            types[rows] = clean.integers(clean.column(batch, "PostTypeId"))
+            types = clean.integers(clean.column(batch, "PostTypeId"))
+            asks[rows], answers[rows] = types == QUESTION, types == ANSWER
             parents[rows] = clean.integers(clean.column(batch, "ParentId"))
             first += batch.num_rows
         self.repeated = _repeated(ids, has_id)
         """Numbers of the rows whose Id comes again further down: the last one counts."""
-        counted = np.ones(len(ids), bool)
-        counted[self.repeated] = False
-        self.questions = np.unique(ids[(types == QUESTION) & has_id & counted])
+        asks &= has_id
+        answers &= parents != 0
+        asks[self.repeated] = answers[self.repeated] = False
+        # np.unique would make a hash table of 60 bytes an Id, which is never given back.
+        self.questions = np.sort(ids[asks])
         """Ids of the file's questions, ascending."""
-        asked = np.unique(parents[(types == ANSWER) & (parents != 0) & counted])
-        self.parents_elsewhere = np.setdiff1d(asked, self.questions, assume_unique=True)
+        asked = np.sort(parents[answers])
+        asked = asked[np.diff(asked, prepend=asked[:1] - 1) > 0]
+        self.parents_elsewhere = asked[~_among(asked, self.questions)]
 
     def counted_once(self, first: int, rows: int) -> Ids:
         """Which of `rows` rows from row `first` on count, as offsets from `first`."""
@@ -363,9 +367,7 @@ class _Parents:
 
     def known(self, parents: Ids) -> npt.NDArray[np.bool_]:
         """Which of these questions have a topic, or will have one when the file has been read."""
-        if not len(self._ids):
-            return np.zeros(len(parents), bool)
-        return np.asarray(self._ids[self._places(parents)] == parents)
+        return _among(parents, self._ids)
 
     def learn(self, ids: Ids, topics: TopicNumbers) -> None:
         self._topics[self._places(ids)] = topics
@@ -379,7 +381,17 @@ class _Parents:
         return pa.table([self._questions, topics], schema=QUESTION_TOPICS)
 
     def _places(self, ids: Ids) -> Ids:
-        return np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+        return _places(ids, self._ids)
+
+
+def _places(ids: Ids, known: Ids) -> Ids:
+    """Where these are among the known ones, which are ascending; where one is not, any place."""
+    return np.minimum(np.searchsorted(known, ids), len(known) - 1)
+
+
+def _among(ids: Ids, known: Ids) -> npt.NDArray[np.bool_]:
+    """Which of these are known ones, which are ascending."""
+    return known[_places(ids, known)] == ids if len(known) else np.zeros(len(ids), bool)
 
 
 class _Output:
