@@ -34,8 +34,11 @@ class Posts:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, rows: np.ndarray) -> Posts:
-        """These rows, in this order."""
+    def where(self, chosen: np.ndarray) -> Posts:
+        """Those chosen, by a bool each; without a copy when all are."""
+        if chosen.all():
+            return self
+        rows = np.flatnonzero(chosen)
         return Posts(*(getattr(self, part.name).take(rows) for part in fields(self)))
 
     def without_texts(self) -> Posts:

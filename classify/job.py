@@ -270,13 +270,13 @@ def _classify(
     first = 0
     with ThreadPoolExecutor(threads) as pool:
         for batch in _batches(file, columns):
-            posts = clean.clean(batch, job.file_day).take(census.counted_once(first, batch.num_rows))
+            posts = clean.clean(batch, job.file_day).where(census.counts(first, batch.num_rows))
             first += batch.num_rows
             answers, questions = posts.types == ANSWER, posts.types == QUESTION
             skipped.update(str(kind or "null") for kind in posts.types[~(answers | questions)].tolist())
             inherits = answers & parents.known(posts.parents)
-            heirs.append(posts.take(np.flatnonzero(inherits)).without_texts())
-            chosen = posts.take(np.flatnonzero(questions | (answers & ~inherits)))
+            heirs.append(posts.where(inherits).without_texts())
+            chosen = posts.where(questions | (answers & ~inherits))
             waiting.append((chosen, pool.submit(score, chosen, model, job.topic_source)))
             if len(waiting) > threads:
                 write_next()
@@ -337,10 +337,12 @@ class _Census:
         asked = asked[np.diff(asked, prepend=asked[:1] - 1) > 0]
         self.parents_elsewhere = asked[~_among(asked, self.questions)]
 
-    def counted_once(self, first: int, rows: int) -> Ids:
-        """Which of `rows` rows from row `first` on count, as offsets from `first`."""
+    def counts(self, first: int, rows: int) -> npt.NDArray[np.bool_]:
+        """Which of `rows` rows from row `first` on count."""
         low, high = np.searchsorted(self.repeated, [first, first + rows])
-        return np.setdiff1d(np.arange(rows), self.repeated[low:high] - first, assume_unique=True)
+        counted = np.ones(rows, bool)
+        counted[self.repeated[low:high] - first] = False
+        return counted
 
 
 def _repeated(ids: Ids, has_id: npt.NDArray[np.bool_]) -> Ids:
