@@ -295,7 +295,7 @@ def vectorise(posts: Posts, vocabulary: Vocabulary) -> sparse.csr_matrix:
     found.clear()
     data = np.concatenate([np.zeros(0, np.float32), *values])
     values.clear()
-    bounds = np.cumsum(np.concatenate(sizes), dtype=np.int32)
+    bounds = np.cumsum(np.concatenate(sizes), dtype=np.int64)  # scipy makes them int32 where that is enough
     return sparse.csr_matrix((data, indices, bounds), shape=(len(posts), len(vocabulary)))
 
 

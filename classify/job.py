@@ -334,7 +334,7 @@ class _Census:
         self.questions = np.sort(ids[asks])
         """Ids of the file's questions, ascending."""
         asked = np.sort(parents[answers])
-        asked = asked[np.diff(asked, prepend=asked[:1] - 1) > 0]
+        asked = asked[np.append(asked[:1] == asked[:1], asked[1:] != asked[:-1])]
         self.parents_elsewhere = asked[~_among(asked, self.questions)]
 
     def counts(self, first: int, rows: int) -> npt.NDArray[np.bool_]:

@@ -321,8 +321,8 @@ class TopicModel:
     ) -> None:
         if topics[-1:] != (OTHER,) or weights.shape != (len(vocabulary), len(topics) - 1):
             raise ModelError(f"{len(topics)} topics and {len(vocabulary)} features do not fit weights {weights.shape}")
-        if weights.dtype != np.float16:
-            raise ModelError(f"weights are {weights.dtype}, float16 was expected")
+        if weights.dtype != np.float16 or not np.isfinite(weights).all():
+            raise ModelError(f"weights are {weights.dtype} or infinite; finite float16 was expected")
         self.topics = topics
         self.vocabulary = vocabulary
         self.weights = weights

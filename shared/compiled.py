@@ -1,13 +1,16 @@
 """Loops over bytes and features, compiled to machine code.
 
 The first call compiles for some seconds and keeps the result in `__pycache__` (or NUMBA_CACHE_DIR, or the user's cache
-where that cannot be written); later processes load it in milliseconds. Compiled functions that call each other stand in
-one file, because the cache of one is renewed only when its own file changes.
+where that cannot be written); later processes load it in milliseconds. A cached result is renewed when its function's
+own file changes: so compiled functions that call each other stand in one file, and whoever changes this one clears the
+caches (a new installation has new files and needs nothing).
 
 `load_word` and `store_word` move eight bytes at once, from and to anywhere: a loop over words is several times as fast
 as one over bytes (4.1 to 0.6 ns a byte for text with references in it). Neither checks a bound.
 """
 
+import os
+import platform
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -15,6 +18,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.extending import intrinsic
 
@@ -22,7 +26,7 @@ EACH_BYTE, HIGH_BITS, LOW_BITS = (np.uint64(byte * 0x0101010101010101) for byte 
 """A byte in each of the eight of a word: times the first, any byte; of the others, its highest bit and all below it."""
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
-_WORD = ir.IntType(64)
+_WORD, _INT = ir.IntType(64), ir.IntType(32)
 
 
 def compiled(function: _Function) -> _Function:
@@ -67,9 +71,22 @@ def _trailing_zeros(_: Any, word: Any) -> Any:  # noqa: ARG001
 
 def _from_half(_: Any, bits: Any) -> Any:  # noqa: ARG001
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+        if _converts_halves():
+            return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+        # Moved to where a float32 has them, exponent and fraction stand for 2 ** -112 times the number.
+        wide = builder.zext(arguments[0], _INT)
+        sign = builder.shl(builder.and_(wide, _INT(0x8000)), _INT(16))
+        moved = builder.or_(sign, builder.shl(builder.and_(wide, _INT(0x7FFF)), _INT(13)))
+        return builder.fmul(builder.bitcast(moved, ir.FloatType()), ir.FloatType()(2.0**112))
 
     return types.float32(types.uint16), code
+
+
+def _converts_halves() -> bool:
+    """Whether the processor has an instruction for it; where not, LLVM calls a library that may not be there."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return True
+    return os.environ.get("NUMBA_CPU_NAME") is None and bool(get_host_cpu_features().get("f16c"))
 
 
 load_word = cast("Callable[[npt.NDArray[np.uint8], int], np.uint64]", intrinsic(_load_word))
@@ -82,4 +99,4 @@ trailing_zeros = cast("Callable[[np.uint64], int]", intrinsic(_trailing_zeros))
 """How many of the lowest bits are 0; 64 when all are."""
 
 from_half = cast("Callable[[np.uint16], np.float32]", intrinsic(_from_half))
-"""The number that the bits of a float16 stand for."""
+"""The number that the bits of a finite float16 stand for."""

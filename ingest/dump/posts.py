@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
@@ -433,9 +433,8 @@ def _read_runs(source: BinaryIO, runs: Array) -> Iterator[list[Rows]]:
 def _dated(bucket: int, by: Unit) -> Check:
     """Refuses rows whose CreationDate, once parsed, is not that of the file."""
     day = bucket if by == "day" else bucket * 100 + 1
-    first = date(day // 10_000, day // 100 % 100, day % 100)
-    end = np.datetime64(first + timedelta(days=1) if by == "day" else (first + timedelta(days=31)).replace(day=1))
-    start = np.datetime64(first)
+    first = np.datetime64(date(day // 10_000, day // 100 % 100, day % 100), "D" if by == "day" else "M")
+    start, end = (moment.astype("M8[us]") for moment in (first, first + 1))
 
     def check(batch: pa.RecordBatch) -> Iterator[tuple[Flags, str]]:
         created = np.asarray(batch["CreationDate"])

@@ -36,7 +36,7 @@ _ROW = b"<row "
 _TEXT, _INTEGER, _MOMENT = range(3)
 _END = b"<" + bytes(8)
 """Follows the last row, so that the loops need no bounds: no value goes on over a `<`, and words can be read whole."""
-_UNKNOWN_A_ROW = 4
+_UNKNOWN_A_ROW = 32
 """Room for attributes without a column, on average over the rows read at once; a row without room is read by expat."""
 
 
@@ -330,10 +330,9 @@ def _read_row(
             ends[i, row + 1] = end
             present[column, row] = True
         elif kinds[column] == _INTEGER:
-            start = at + 2
-            at, value = _read_integer(data, start, bits[column])
+            at, value = _read_integer(data, at + 2, bits[column])
             values[column, row] = value
-            present[column, row] = at != start  # an empty one is null
+            present[column, row] = True
         else:
             at, value = _read_moment(data, at + 2)
             values[column, row] = value
@@ -375,7 +374,6 @@ def _column_of(data: Bytes, at: int, size: int, names: Bytes, bounds: Numbers, l
 @inlined
 def _read_integer(data: Bytes, at: int, bits: int) -> tuple[int, int]:
     """Where the quotation mark behind the digits is, and the number; -1 when it is none of so many bits."""
-    start = at
     sign = 1
     if data[at] == 45:  # -
         sign = -1
@@ -387,7 +385,7 @@ def _read_integer(data: Bytes, at: int, bits: int) -> tuple[int, int]:
         at += 1
     number *= sign
     limit = 1 << (bits - 1) if bits < 64 else 2**63 - 1
-    if data[at] != 34 or (at == first and first > start) or not -limit <= number < limit:  # "
+    if data[at] != 34 or at == first or not -limit <= number < limit:  # "
         return -1, 0
     return at, number
 

@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 RUN = np.dtype([("bucket", np.int32), ("start", np.int64), ("end", np.int64), ("rows", np.int32)])
 """Neighbouring rows of one bucket: bytes `start` to `end` of the file. A bucket is 20120612 or 201206, or 0 for all.
 
-All runs of a dump are held in memory. There are about four a megabyte and two more for every post that is dated back; a
+All runs of a dump are held in memory. There are about two a megabyte and two more for every post that is dated back; a
 dump in no order at all would cost 24 bytes a row.
 """
 

@@ -133,6 +133,12 @@ def test_a_post_dated_back_lies_with_its_day_in_the_order_of_the_dump(tmp_path: 
     assert [post["Id"] for post in read(out)] == [0, 2, 5, 1, 4, 3]
 
 
+@pytest.mark.parametrize("by", ["day", "month"])
+def test_the_last_day_of_time(tmp_path: Path, by: Any) -> None:
+    dump = write(tmp_path / "dump", [row(1, "9999-12-31"), row(2, "1000-01-01")])
+    assert import_dump(dump, tmp_path, by=by).rows_out == 2
+
+
 def test_by_month(tmp_path: Path) -> None:
     dump = write(
         tmp_path / "dump", [row(1, "2012-06-01"), row(2, "2012-12-31"), row(3, "2012-06-30"), row(4, "2013-02-28")]
@@ -201,6 +207,7 @@ MALFORMED: list[tuple[bytes, str]] = [
     (row(2).replace(b'" S', b'"S'), "no well-formed row"),
     (row(2).replace(b" />", b' Score="8" />'), "duplicate attribute"),
     (row(2).replace(b" />", b' Mood="8" Mood="8" />'), "duplicate attribute"),
+    (row(2).replace(b" />", b' ViewCount="" ViewCount="5" />'), "duplicate attribute"),
     (row(2).replace(b" />", b' x:Id="8" />'), "unbound prefix"),
     (row(2).replace(b" />", b">"), "the row has no end"),
     (row(2)[:-30], "the row has no end"),
