@@ -213,8 +213,7 @@ def remove_parts_from(lake: Lake, job: JobParameters, number: int) -> None:
 @dataclass(frozen=True)
 class Scored:
     """Posts that inherit no topic, with what was found: the rows of POST_TOPICS, the topics as numbers [n], which of
-    them the model decided [n], and its posteriors [n, C], margins and
-    vocabulary overlaps [n]."""
+    them the model decided [n], and its posteriors [n, C], margins [n] and vocabulary overlaps [n]."""
 
     rows: pa.Table
     topics: TopicNumbers
@@ -334,8 +333,9 @@ class _Census:
         self.questions = np.sort(ids[asks])
         """Ids of the file's questions, ascending."""
         asked = np.sort(parents[answers])
-        asked = asked[np.append(asked[:1] == asked[:1], asked[1:] != asked[:-1])]
-        self.parents_elsewhere = asked[~_among(asked, self.questions)]
+        elsewhere = ~_among(asked, self.questions)
+        elsewhere[1:] &= asked[1:] != asked[:-1]
+        self.parents_elsewhere = asked[elsewhere]
 
     def counts(self, first: int, rows: int) -> npt.NDArray[np.bool_]:
         """Which of `rows` rows from row `first` on count."""

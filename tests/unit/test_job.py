@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,16 @@ def test_answers_inherit_from_this_file_or_an_earlier_one(lake: FolderLake) -> N
     assert by_id(rows, "topic") == {1: "python", 2: "python", 3: "java", 4: "css"}
     assert by_id(rows, "decided_by") == {1: "parent", 2: "tags", 3: "parent", 4: "model"}
     assert (summary.questions, summary.answers) == (1, 3)
+
+
+def test_every_parent_that_is_not_in_the_file_is_looked_up_once() -> None:
+    least, most = -(2**63), 2**63 - 1  # their difference is no int64
+    out = io.BytesIO()
+    parents = [None, 1000, least, 1001, most, 1000, 7]
+    pq.write_table(pa.table({"Id": [7, 8, 9, 10, 11, 12, 13], "PostTypeId": [1] + [2] * 6, "ParentId": parents}), out)
+    census = job._Census(pq.ParquetFile(out))
+    assert census.parents_elsewhere.tolist() == [least, 1000, 1001, most]
+    assert census.questions.tolist() == [7]
 
 
 def test_the_last_of_several_rows_with_one_id_counts(lake: FolderLake) -> None:

@@ -1,0 +1,33 @@
+"""What the compiled loops stand on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+
+from shared import compiled
+
+
+@pytest.mark.parametrize("converts", [True, False])
+def test_halves_are_the_numbers_that_numpy_reads(converts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if converts and not compiled._converts_halves():
+        pytest.skip("this processor does not convert halves")
+    monkeypatch.setattr(compiled, "_converts_halves", lambda: converts)
+    # An intrinsic keeps the code it was first compiled to: each way needs one of its own.
+    from_half: Callable[[Any], Any] = numba.extending.intrinsic(
+        lambda context, bits: compiled._from_half(context, bits)
+    )
+
+    @numba.njit
+    def convert(bits: np.ndarray, numbers: np.ndarray) -> None:
+        for i in range(len(bits)):
+            numbers[i] = from_half(bits[i])
+
+    every = np.arange(1 << 16, dtype=np.uint16)
+    finite = every[np.isfinite(every.view(np.float16))]
+    numbers = np.empty(len(finite), np.float32)
+    convert(finite, numbers)
+    expected = finite.view(np.float16).astype(np.float32)
+    assert (numbers.view(np.uint32) == expected.view(np.uint32)).all()
