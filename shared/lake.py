@@ -13,7 +13,7 @@ import shutil
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from shared import paths
 from shared.copying import copy_blob
 from shared.errors import Conflict, NotFound, TransientError
-from shared.storage import COPY_RANGE, BlobVersion, RangedReader, SourceBlob, storage_errors
+from shared.storage import (
+    COPY_RANGE,
+    BlobVersion,
+    BlockSum,
+    RangedReader,
+    SourceBlob,
+    same_content,
+    storage_errors,
+)
 
 if TYPE_CHECKING:
     from azure.storage.blob import ContainerClient
@@ -77,12 +85,21 @@ class Lake(ABC):
     def delete(self, path: str) -> None:
         """Delete a file; one that is not there is fine."""
 
-    @abstractmethod
-    def copy_from(self, source: SourceBlob, version: BlobVersion, path: str) -> FileInfo:
-        """Copy that version of a source blob to `path`. Conflict when the blob has another content by then."""
+    def copy_from(self, source: SourceBlob, version: BlobVersion, path: str, proof_share: float = 0) -> None:
+        """Copy that version of a source blob to `path`, and prove its length and `proof_share` of its content.
+
+        Raises Conflict when the blob has another content by then, TransientError when the copy is not what it is.
+        """
+        sums = self._copied(source, version, path)
+        if not same_content(source.open(version), self.open(path), version.md5, proof_share, sums):
+            raise TransientError(f"{path} is not what {source.what} is; copy it again")
 
     @abstractmethod
-    def copy(self, source: str, target: str) -> FileInfo:
+    def _copied(self, source: SourceBlob, version: BlobVersion, path: str) -> Sequence[BlockSum]:
+        """Copy, and return the sums of the blocks that the storage service gives."""
+
+    @abstractmethod
+    def copy(self, source: str, target: str) -> None:
         """Copy a file within the lake. Raises NotFound."""
 
     def read(self, path: str) -> bytes:
@@ -182,19 +199,12 @@ class AdlsLake(Lake):
         with suppress(NotFound), storage_errors(path):
             self._files.get_file_client(path).delete_file()
 
-    def copy(self, source: str, target: str) -> FileInfo:
-        client = self._blobs.get_blob_client(source)
-        blob = SourceBlob(client)
-        return self.copy_from(blob, blob.version(), target)
+    def copy(self, source: str, target: str) -> None:
+        blob = SourceBlob(self._blobs.get_blob_client(source))
+        self.copy_from(blob, blob.version(), target)
 
-    def copy_from(self, source: SourceBlob, version: BlobVersion, path: str) -> FileInfo:
-        copy_blob(source, version, self._blobs.get_blob_client(path))
-        info = self.stat(path)
-        if info is None or info.size != version.size:
-            raise TransientError(
-                f"{path}: {info.size if info else 'nothing'} of {version.size} bytes of {source.what} arrived"
-            )
-        return info
+    def _copied(self, source: SourceBlob, version: BlobVersion, path: str) -> Sequence[BlockSum]:
+        return copy_blob(source, version, self._blobs.get_blob_client(path))
 
 
 class _Upload(io.RawIOBase):
@@ -310,17 +320,16 @@ class FolderLake(Lake):
     def delete(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
 
-    def copy(self, source: str, target: str) -> FileInfo:
+    def copy(self, source: str, target: str) -> None:
         if self.stat(source) is None:
             raise NotFound(f"{source} does not exist")
         with self.create(target) as out, (self.root / source).open("rb") as data:
             shutil.copyfileobj(data, out)
-        return cast(FileInfo, self.stat(target))
 
-    def copy_from(self, source: SourceBlob, version: BlobVersion, path: str) -> FileInfo:
+    def _copied(self, source: SourceBlob, version: BlobVersion, path: str) -> Sequence[BlockSum]:
         with self.create(path) as out:
             shutil.copyfileobj(source.open(version), out, COPY_RANGE)
-        return cast(FileInfo, self.stat(path))
+        return []
 
 
 def digest(data: bytes) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import AccessDenied, Conflict, NotFound, StackTopicsError, TerminalError, TransientError
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 
 NOT_IMPLEMENTED = 501
 
-COPY_RANGE = 8 << 20
-"""Bytes read at a time where bytes must pass through us: 8 MB ranges were the fastest of 1 to 64 MB (1 GB in 7.4 s)."""
+COPY_RANGE = 4 << 20
+"""Bytes read at a time where bytes must pass through us: with 8 MB Azurite takes a sixth less time, we 20 MiB more."""
 
 
 @contextmanager
@@ -93,28 +95,57 @@ class RangedReader(io.RawIOBase):
         return len(data)
 
 
-def same_content(original: RangedReader, copy: RangedReader, md5: bytes | None, share: float) -> bool:
+@dataclass(frozen=True)
+class BlockSum:
+    """A range of a file in the lake and its CRC-64 as the storage service computed it over what it has stored."""
+
+    offset: int
+    length: int
+    crc64: int | None
+
+
+def crc64(data: bytes, before: int = 0) -> int:
+    """CRC-64/NVME of `data`, the one of Azure Storage; `before` is the sum of what stands before it."""
+    from azure.storage.extensions.checksums import crc64 as storage
+
+    return storage.compute(data, before)
+
+
+def same_content(
+    original: RangedReader, copy: RangedReader, md5: bytes | None, share: float, sums: Sequence[BlockSum] = ()
+) -> bool:
     """Whether `copy` holds what `original` does, in constant memory.
 
-    With `share` 1 and the original's MD5 the copy alone is read, against it. Else evenly spaced ranges of 8 MB are read
-    from both, at least the last one (a Parquet file's footer) and `share` of them all.
+    With `share` 1 and the original's MD5 the copy alone is read, against it. With the `sums` of the copy's blocks the
+    original alone is read, against them. Else ranges of 4 MB are read from both. Of blocks and ranges `share` are read,
+    evenly spaced, at least the last one (a Parquet file's footer).
     """
-    if original.size() != copy.size():
+    size = original.size()
+    if size != copy.size():
         return False
     if share == 1 and md5 is not None:
         hashed = hashlib.md5(usedforsecurity=False)
-        while data := copy.read(COPY_RANGE):
+        for data in _pieces(copy, 0, size):
             hashed.update(data)
         return hashed.digest() == md5
-    ranges = math.ceil(copy.size() / COPY_RANGE)
-    checked = math.ceil(ranges * share) if share else 0
-    for number in range(checked):
-        offset = (ranges - 1 - number * ranges // checked) * COPY_RANGE
-        original.seek(offset)
-        copy.seek(offset)
-        if original.read(COPY_RANGE) != copy.read(COPY_RANGE):
-            return False
-    return True
+    parts = sums or [BlockSum(start, min(COPY_RANGE, size - start), None) for start in range(0, size, COPY_RANGE)]
+    checked = math.ceil(len(parts) * share)
+    return all(
+        _is_stored(original, copy, parts[len(parts) - 1 - number * len(parts) // checked]) for number in range(checked)
+    )
+
+
+def _is_stored(original: RangedReader, copy: RangedReader, part: BlockSum) -> bool:
+    pieces = _pieces(original, part.offset, part.length)
+    if part.crc64 is not None:
+        return reduce(lambda before, data: crc64(data, before), pieces, 0) == part.crc64
+    return all(map(operator.eq, pieces, _pieces(copy, part.offset, part.length)))
+
+
+def _pieces(reader: RangedReader, offset: int, length: int) -> Iterator[bytes]:
+    for start in range(offset, offset + length, COPY_RANGE):
+        reader.seek(start)
+        yield reader.read(min(COPY_RANGE, offset + length - start))
 
 
 @dataclass(frozen=True)

@@ -91,13 +91,13 @@ class IoLake(FolderLake):
         with self._io(f"delete {path}"):
             super().delete(path)
 
-    def copy(self, source: str, target: str) -> FileInfo:
+    def copy(self, source: str, target: str) -> None:
         with self._io(f"copy {target}"):
-            return super().copy(source, target)
+            super().copy(source, target)
 
-    def copy_from(self, source: SourceBlob, version: BlobVersion, path: str) -> FileInfo:
+    def copy_from(self, source: SourceBlob, version: BlobVersion, path: str, proof_share: float = 0) -> None:
         with self._io(f"copy {path}"):
-            return super().copy_from(source, version, path)
+            super().copy_from(source, version, path, proof_share)
 
 
 class WorldBlob(SourceBlob):

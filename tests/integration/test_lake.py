@@ -20,9 +20,9 @@ from azure.storage.blob import BlobClient, BlobServiceClient
 from azure.storage.filedatalake import FileSystemClient
 
 from shared import copying
-from shared.errors import Conflict, NotFound
+from shared.errors import Conflict, NotFound, TransientError
 from shared.lake import AdlsLake, FolderLake, Lake
-from shared.storage import SourceBlob
+from shared.storage import SourceBlob, crc64
 
 
 @pytest.fixture(params=["gateway", "folder"])
@@ -143,7 +143,8 @@ def test_files_are_listed_renamed_copied_and_deleted(lake: Lake) -> None:
     assert lake.read("new/folder/1") == b"x/c"
     with pytest.raises(NotFound):
         lake.rename("x/c", "x/d")
-    assert lake.copy("x/b/2", "copies/2").size == 5
+    lake.copy("x/b/2", "copies/2")
+    assert len(lake.read("copies/2")) == 5
     with pytest.raises(NotFound):
         lake.copy("nowhere", "copies/3")
     lake.delete("x/b/2")
@@ -164,14 +165,13 @@ def test_a_source_blob_is_copied_bound_to_its_version(
     lake: Lake, source: BlobClient, size: int, by_ranges: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if by_ranges:
-        monkeypatch.setattr(copying, "_inside_the_account", lambda *_: False)
+        monkeypatch.setattr(copying, "_inside_the_account", lambda *_: None)
     data = bytes(range(256)) * (size // 256) + b"a" * (size % 256)
     source.upload_blob(data, overwrite=True)
     blob = SourceBlob(source)
     version = blob.version()
     assert version.name == "2026/posts ä#1.parquet"
-    info = lake.copy_from(blob, version, "landing/posts/s/v.parquet")
-    assert info.size == size
+    lake.copy_from(blob, version, "landing/posts/s/v.parquet", proof_share=1)
     assert md5(lake.read("landing/posts/s/v.parquet")).digest() == md5(data).digest()
     source.upload_blob(b"newer", overwrite=True)
     if size:
@@ -196,11 +196,54 @@ def test_between_accounts_the_service_fetches_the_blocks_itself(
     source.upload_blob(data, overwrite=True)
     blob = SourceBlob(source)
     version = blob.version()
-    assert azure_lake.copy_from(blob, version, "landed").size == size
+    azure_lake.copy_from(blob, version, "landed", proof_share=0.5)
     assert azure_lake.read("landed") == data
     source.upload_blob(b"newer", overwrite=True)
     with pytest.raises(Conflict):
         azure_lake.copy_from(blob, version, "late")
+
+
+@pytest.mark.parametrize("way", ["_from_url", "_by_ranges"])
+def test_the_service_sums_up_each_block_it_has_stored(
+    azure_lake: AdlsLake, source: BlobClient, blob_service: BlobServiceClient, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "URL_BLOCK", 3000)
+    monkeypatch.setattr(copying, "COPY_RANGE", 3000)
+    data = bytes(range(256)) * 27
+    source.upload_blob(data)
+    blob = SourceBlob(source)
+    with blob_service.get_blob_client(source.container_name, "copy") as target:
+        sums = getattr(copying, way)(blob, blob.version(), target)
+        assert target.download_blob().readall() == data
+    expected = [(start, crc64(data[start : start + 3000])) for start in (0, 3000, 6000)]
+    assert [(each.offset, each.crc64) for each in sums] == expected
+
+
+@pytest.mark.parametrize("proof_share", [0.3, 1])
+def test_a_block_that_the_service_stored_otherwise_fails_the_proof(
+    azure_lake: AdlsLake, source: BlobClient, proof_share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_same_account", lambda *_: False)
+    monkeypatch.setattr(copying, "URL_BLOCK", 3000)
+    stage = BlobClient.stage_block_from_url
+    source.upload_blob(bytes(range(256)) * 27)
+    monkeypatch.setattr(BlobClient, "stage_block_from_url", lambda *a, **k: stage(*a, **{**k, "source_offset": 1}))
+    blob = SourceBlob(source)
+    with pytest.raises(TransientError, match="landed is not what"):
+        azure_lake.copy_from(blob, blob.version(), "landed", proof_share)
+
+
+def test_a_block_that_changes_on_its_way_through_us_is_not_committed(
+    azure_lake: AdlsLake, source: BlobClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_inside_the_account", lambda *_: None)
+    stage = BlobClient.stage_block
+    monkeypatch.setattr(BlobClient, "stage_block", lambda client, name, data: stage(client, name, data[::-1]))
+    source.upload_blob(b"some bytes")
+    blob = SourceBlob(source)
+    with pytest.raises(TransientError, match="block at byte 0 changed on its way"):
+        azure_lake.copy_from(blob, blob.version(), "landed")
+    assert azure_lake.stat("landed") is None
 
 
 def test_what_the_server_refuses_is_copied_by_ranges(
@@ -217,6 +260,6 @@ def test_what_the_server_refuses_is_copied_by_ranges(
         raise error
 
     monkeypatch.setattr(BlobClient, "start_copy_from_url", refuse)
-    assert azure_lake.copy_from(blob, blob.version(), "a").size == 10
+    azure_lake.copy_from(blob, blob.version(), "a")
     assert threads
     assert azure_lake.read("a") == b"some bytes"

@@ -9,7 +9,7 @@ from azure.core import exceptions as azure
 
 from shared import storage
 from shared.errors import AccessDenied, Conflict, NotFound, StackTopicsError, TerminalError, TransientError
-from shared.storage import RangedReader, same_content, storage_errors
+from shared.storage import BlockSum, RangedReader, crc64, same_content, storage_errors
 
 DATA = bytes(range(256)) * 40
 
@@ -52,6 +52,22 @@ def test_a_share_of_the_ranges_is_read_and_always_the_last() -> None:
     assert asked == [9216, 6144, 3072]
     assert not same_content(reader(DATA), reader(flipped(len(DATA) - 1)), None, 0.01)
     assert same_content(reader(b""), reader(b""), None, 1)
+
+
+def test_the_sum_is_crc64_nvme() -> None:
+    assert crc64(b"123456789") == 0xAE8B14860A799888  # the check value of the catalogue of parametrised CRC algorithms
+    assert crc64(b"6789", crc64(b"12345")) == crc64(b"123456789")
+
+
+def test_with_the_sums_of_its_blocks_the_copy_is_not_read() -> None:
+    sums = [BlockSum(start, 2560, crc64(DATA[start : start + 2560])) for start in range(0, len(DATA), 2560)]
+    asked: list[int] = []
+    untouched: list[int] = []
+    assert same_content(reader(DATA, asked), reader(DATA, untouched), None, 0.5, sums)
+    assert asked == [7680, 8704, 9728, 2560, 3584, 4608]
+    assert untouched == []
+    for at in (0, 5_000, len(DATA) - 1):
+        assert not same_content(reader(flipped(at)), reader(DATA), None, 1, sums)
 
 
 @pytest.mark.parametrize(
