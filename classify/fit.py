@@ -254,7 +254,7 @@ def learn_vocabulary(posts: Posts, features: int) -> Vocabulary:
     rarity = np.log((len(posts) + 1) / (frequency + 1)) + 1
     vocabulary = Vocabulary(keys, (rarity * field_weights[field]).astype(np.float32), np.ones(FIELDS, np.float32))
     lengths = np.zeros(FIELDS)
-    for batch in occurrences(posts.titles, posts.bodies):
+    for batch in occurrences(posts.titles, posts.bodies, passing=True):
         known, _, times = vocabulary.counts(batch)
         lengths += np.bincount(field[known], weights=times, minlength=FIELDS)
     return Vocabulary(keys, vocabulary.weights, np.maximum(lengths / len(posts), 1e-3).astype(np.float32))
@@ -264,7 +264,7 @@ def _document_frequencies(posts: Posts) -> tuple[Hashes, npt.NDArray[np.int64]]:
     """Features and the number of posts each is in; beyond MAX_COUNTED features those seen once are let go."""
     keys, counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
     pending: list[Hashes] = []
-    for batch in occurrences(posts.titles, posts.bodies):
+    for batch in occurrences(posts.titles, posts.bodies, passing=True):
         pending.append(batch.once_a_post())
         if sum(map(len, pending)) > MAX_COUNTED // 2:
             keys, counts = _add_up(keys, counts, pending)
@@ -285,7 +285,7 @@ def vectorise(posts: Posts, vocabulary: Vocabulary) -> sparse.csr_matrix:
     found: list[Integers] = []
     values: list[Floats] = []
     sizes = [np.zeros(1, np.int32)]
-    for batch in occurrences(posts.titles, posts.bodies):
+    for batch in occurrences(posts.titles, posts.bodies, passing=True):
         features, bounds, weighed = vocabulary.vectors(batch)
         found.append(features)
         values.append(weighed)

@@ -26,7 +26,7 @@ EACH_BYTE, HIGH_BITS, LOW_BITS = (np.uint64(byte * 0x0101010101010101) for byte 
 """A byte in each of the eight of a word: times the first, any byte; of the others, its highest bit and all below it."""
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
-_WORD, _INT = ir.IntType(64), ir.IntType(32)
+_WORD, _INT, _BYTE_POINTER = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
 
 
 def compiled(function: _Function) -> _Function:
@@ -62,6 +62,19 @@ def _store_word(_: Any, array: Any, at: Any, word: Any) -> Any:
     return types.void(array, at, word), code
 
 
+def _prefetch(_: Any, elements: Any, at: Any) -> Any:
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        element = builder.gep(array.data, [arguments[1]])
+        line = builder.bitcast(element, _BYTE_POINTER)
+        kind = ir.FunctionType(ir.VoidType(), [_BYTE_POINTER, _INT, _INT, _INT])
+        ask = builder.module.declare_intrinsic("llvm.prefetch", [_BYTE_POINTER], kind)
+        builder.call(ask, [line, _INT(0), _INT(3), _INT(1)])  # to read, into the nearest cache, data
+        return context.get_dummy_value()
+
+    return types.void(elements, at), code
+
+
 def _trailing_zeros(_: Any, word: Any) -> Any:  # noqa: ARG001
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
@@ -94,6 +107,12 @@ load_word = cast("Callable[[npt.NDArray[np.uint8], int], np.uint64]", intrinsic(
 
 store_word = cast("Callable[[npt.NDArray[np.uint8], int, np.uint64], None]", intrinsic(_store_word))
 """Write eight bytes from `at` on, the lowest one first."""
+
+prefetch = cast("Callable[[npt.NDArray[Any], int], None]", intrinsic(_prefetch))
+"""Ask for the element at `at` (counted from the first one, whatever the shape), which will be read some loops later.
+
+A processor waits for memory 10 to 100 ns; asked in time, it does not. Where there is no such element nothing happens.
+"""
 
 trailing_zeros = cast("Callable[[np.uint64], int]", intrinsic(_trailing_zeros))
 """How many of the lowest bits are 0; 64 when all are."""
