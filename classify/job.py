@@ -9,6 +9,7 @@ post), counts.parquet (one row a day and topic), summary.json. Repeating it writ
 from __future__ import annotations
 
 import argparse
+import ctypes
 import io
 import json
 import logging
@@ -21,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from shared.lake import Lake
+    from shared.storage import RangedReader
 
 log = logging.getLogger("stacktopics.classify.job")
 
@@ -59,6 +62,8 @@ SPARK_FROM_BYTES = 2 << 30
 """Files larger than this are classified by Spark, where it can be had and nobody chose the engine."""
 BATCH_ROWS = 2_048
 GROUP_ROWS = 65_536
+LARGE_GROUP, READ_BUFFER = 32 << 20, 4 << 20
+"""Bytes, before compression, of a row group that is read at once at most; and of each column of a larger one."""
 
 POST_TOPICS = pa.schema(
     {"Id": pa.int64(), "PostTypeId": pa.int32(), "day": pa.date32(), "topic": pa.string(), "decided_by": pa.string()}
@@ -140,12 +145,17 @@ def run_arrow(lake: Lake, job: JobParameters) -> Summary:
     with clock("model"):
         model = load_model(lake, job.model)
     with clock("census"):
-        landed = paths.landing(job.source_id, job.version)
-        census = _Census(pq.ParquetFile(lake.open(landed), pre_buffer=True))  # a reader keeps what it read ahead
-        pa.default_memory_pool().release_unused()
-        file = pq.ParquetFile(lake.open(landed), pre_buffer=True)
+        landed = lake.open(paths.landing(job.source_id, job.version))
+        footer = pq.read_metadata(landed)
+        with _reading(landed, footer) as file:
+            census = _Census(file)
         parents = _Parents(census, _earlier_topics(lake, census.parents_elsewhere), model.topics)
-    with clock("posts"), lake.create(part(job, 0)) as out, _Output(out, model.topics) as output:
+    with (
+        clock("posts"),
+        lake.create(part(job, 0)) as out,
+        _Output(out, model.topics) as output,
+        _reading(landed, footer) as file,
+    ):
         skipped = _classify(file, census, parents, model, job, output)
     remove_parts_from(lake, job, 1)
     with clock("counts"):
@@ -155,7 +165,7 @@ def run_arrow(lake: Lake, job: JobParameters) -> Summary:
         source_id=job.source_id,
         version=job.version,
         model=job.model,
-        rows=file.metadata.num_rows,
+        rows=footer.num_rows,
         questions=output.posts[QUESTION],
         answers=output.posts[ANSWER],
         duplicates=len(census.repeated),
@@ -286,6 +296,27 @@ def _classify(
         output.tally.add(posts.days, posts.types, topics)
         output.write(inherit(posts, pa.array(model.topics).take(pa.array(topics))))
     return dict(skipped)
+
+
+@contextmanager
+def _reading(data: RangedReader, footer: pq.FileMetaData) -> Iterator[pq.ParquetFile]:
+    """A reader that fetches what is asked of a small row group at once; of a large one, bit by bit.
+
+    A million posts in one group, which is what many writers make, would be half a gigabyte.
+    """
+    largest = max((footer.row_group(number).total_byte_size for number in range(footer.num_row_groups)), default=0)
+    ahead = {"buffer_size": READ_BUFFER} if largest > LARGE_GROUP else {"pre_buffer": True}
+    with pq.ParquetFile(data, metadata=footer, **ahead) as file:
+        yield file
+    give_back_memory()  # a reader keeps what it read ahead
+
+
+def give_back_memory() -> None:
+    """Hand freed memory back to the system, of which glibc keeps as much as was ever used at once, in every thread."""
+    pa.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -425,6 +456,7 @@ class _Output:
         rows = pa.concat_tables([POST_TOPICS.empty_table(), *self._waiting])
         self._waiting, self._rows = [], 0
         self._writer.write_table(rows, GROUP_ROWS)
+        give_back_memory()
         counters: tuple[tuple[str, Counter[Any]], ...] = (("PostTypeId", self.posts), ("decided_by", self.decided_by))
         for name, counter in counters:
             for found in rows[name].value_counts().to_pylist():
@@ -448,11 +480,12 @@ def _earlier_topics(lake: Lake, ids: Ids) -> pa.Table:
 
 
 def _remember(lake: Lake, job: JobParameters, questions: pa.Table) -> None:
-    """Keep the topics of this file's questions where the answers of later files look them up."""
+    """Keep the topics of this file's questions, which are in order, where the answers of later files look them up."""
     buckets = np.asarray(questions["Id"]) // paths.QUESTION_BUCKET
-    for bucket in np.unique(buckets).tolist():
-        path = f"{paths.question_topics(bucket)}/{job.version}-{job.source_id}.parquet"
-        lake.put(path, _parquet(questions.filter(pa.array(buckets == bucket))))
+    starts = np.flatnonzero(np.diff(buckets, prepend=buckets[:1] - 1))
+    for first, last in pairwise([*starts.tolist(), len(buckets)]):
+        path = f"{paths.question_topics(int(buckets[first]))}/{job.version}-{job.source_id}.parquet"
+        lake.put(path, _parquet(questions.slice(first, last - first)))
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from classify.summary import COUNTS, SUMMARY, Summary
 from shared import paths
 from shared.errors import ModelError, NotFound
 from shared.lake import FolderLake
+from shared.storage import RangedReader
 from tests.world import MODEL_VERSION, parquet, posts, starter
 
 PYTHON, JAVA = {"Tags": "<python>"}, {"Tags": "<java>"}
@@ -100,6 +102,24 @@ def test_a_file_without_optional_columns_or_rows_is_fine(lake: FolderLake) -> No
     assert summary.decided_by == {"model": 1}
     summary, rows = classify(lake, posts(PYTHON).slice(0, 0))
     assert (summary.counted, rows.num_rows) == (0, 0)
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_of_a_large_row_group_little_is_held_at_once(is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies = pa.table({"Body": [random.randbytes(1_000) for _ in range(6_000)]})
+    data = parquet(bodies)
+    fetched: list[int] = []
+
+    def fetch(offset: int, length: int) -> bytes:
+        fetched.append(length)
+        return data[offset : offset + length]
+
+    if is_large:
+        monkeypatch.setattr(job, "LARGE_GROUP", len(data) // 2)
+        monkeypatch.setattr(job, "READ_BUFFER", 1 << 20)
+    with job._reading(RangedReader(fetch, len(data), "posts"), pq.read_metadata(io.BytesIO(data))) as file:
+        assert pa.Table.from_batches(job._batches(file, ["Body"])) == bodies
+    assert (max(fetched) < len(data) / 2) == is_large
 
 
 def test_batches_and_row_groups_do_not_show(
