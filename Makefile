@@ -15,8 +15,8 @@ demo: $(VENV)/.local ## set everything up and run the main job on the embedded l
 up: $(VENV)/.local ## the local cloud until Ctrl-C
 	@$(BIN)/python -m localcloud up
 
-test: $(VENV)/.dev ## run all tests
-	@$(BIN)/python -m pytest
+test: $(VENV)/.dev ## run all tests, on all cores
+	@$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, one-way imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
