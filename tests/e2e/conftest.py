@@ -44,7 +44,7 @@ def process(cloud: LocalCloud, services: Services) -> Process:
     return run
 
 
-def wait_until_ended(services: Services, version: tuple[str, str], seconds: float = 90) -> FileRecord:
+def wait_until_ended(services: Services, version: tuple[str, str], seconds: float = 240) -> FileRecord:
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         record = services.ledger.find(*version)

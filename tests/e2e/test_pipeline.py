@@ -154,7 +154,7 @@ def test_topics_over_http(cloud: LocalCloud, process: Process, services: Service
             assert refused.value.code == status
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_file_of_years_is_published_by_day_and_a_second_time_changes_nothing(
     process: Process, services: Services, shared_data: Path
 ) -> None:
