@@ -147,16 +147,11 @@ def run_arrow(lake: Lake, job: JobParameters) -> Summary:
     with clock("census"):
         landed = lake.open(paths.landing(job.source_id, job.version))
         footer = pq.read_metadata(landed)
-        with _reading(landed, footer) as file:
-            census = _Census(file)
+        census = _Census(_reader(landed, footer))  # which keeps what it read ahead: no name may hold it
+        give_back_memory()
         parents = _Parents(census, _earlier_topics(lake, census.parents_elsewhere), model.topics)
-    with (
-        clock("posts"),
-        lake.create(part(job, 0)) as out,
-        _Output(out, model.topics) as output,
-        _reading(landed, footer) as file,
-    ):
-        skipped = _classify(file, census, parents, model, job, output)
+    with clock("posts"), lake.create(part(job, 0)) as out, _Output(out, model.topics) as output:
+        skipped = _classify(_reader(landed, footer), census, parents, model, job, output)
     remove_parts_from(lake, job, 1)
     with clock("counts"):
         lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, output.tally).to_parquet())
@@ -298,25 +293,23 @@ def _classify(
     return dict(skipped)
 
 
-@contextmanager
-def _reading(data: RangedReader, footer: pq.FileMetaData) -> Iterator[pq.ParquetFile]:
+def _reader(data: RangedReader, footer: pq.FileMetaData) -> pq.ParquetFile:
     """A reader that fetches what is asked of a small row group at once; of a large one, bit by bit.
 
     A million posts in one group, which is what many writers make, would be half a gigabyte.
     """
     largest = max((footer.row_group(number).total_byte_size for number in range(footer.num_row_groups)), default=0)
     ahead = {"buffer_size": READ_BUFFER} if largest > LARGE_GROUP else {"pre_buffer": True}
-    with pq.ParquetFile(data, metadata=footer, **ahead) as file:
-        yield file
-    give_back_memory()  # a reader keeps what it read ahead
+    return pq.ParquetFile(data, metadata=footer, **ahead)
 
 
 def give_back_memory() -> None:
     """Hand freed memory back to the system, of which glibc keeps as much as was ever used at once, in every thread."""
     pa.default_memory_pool().release_unused()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -355,6 +355,10 @@ class TopicModel:
     ) -> None:
         if topics[-1:] != (OTHER,) or weights.shape != (len(vocabulary), len(topics) - 1):
             raise ModelError(f"{len(topics)} topics and {len(vocabulary)} features do not fit weights {weights.shape}")
+        size = len(topics)
+        shapes = (biases.shape, calibration.curve.shape, calibration.interactions.shape)
+        if shapes != ((size - 1,), (2 + len(KNOTS),), (size, size)):  # compiled loops check no bound
+            raise ModelError(f"biases, curve and interactions of {shapes} do not fit {size} topics")
         if weights.dtype != np.float16 or not np.isfinite(weights).all():
             raise ModelError(f"weights are {weights.dtype} or infinite; finite float16 was expected")
         self.topics = topics

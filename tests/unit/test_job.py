@@ -117,8 +117,8 @@ def test_of_a_large_row_group_little_is_held_at_once(is_large: bool, monkeypatch
     if is_large:
         monkeypatch.setattr(job, "LARGE_GROUP", len(data) // 2)
         monkeypatch.setattr(job, "READ_BUFFER", 1 << 20)
-    with job._reading(RangedReader(fetch, len(data), "posts"), pq.read_metadata(io.BytesIO(data))) as file:
-        assert pa.Table.from_batches(job._batches(file, ["Body"])) == bodies
+    file = job._reader(RangedReader(fetch, len(data), "posts"), pq.read_metadata(io.BytesIO(data)))
+    assert pa.Table.from_batches(job._batches(file, ["Body"])) == bodies
     assert (max(fetched) < len(data) / 2) == is_large
 
 

@@ -73,6 +73,15 @@ def test_another_format_or_no_manifest_is_refused() -> None:
             TopicModel.from_files({**files, MANIFEST: manifest})
 
 
+@pytest.mark.parametrize("name", ["curve", "interactions"])
+def test_arrays_that_a_loop_would_read_beyond_are_refused(name: str) -> None:
+    files, short = small_model().to_files(), io.BytesIO()
+    with np.load(io.BytesIO(files[CALIBRATION])) as arrays:
+        np.savez(short, **{key: arrays[key][:-1] if key == name else arrays[key] for key in arrays.files})
+    with pytest.raises(ModelError, match="do not fit 5 topics"):
+        TopicModel.from_files(with_arrays(files, CALIBRATION, short.getvalue()))
+
+
 def test_arrays_that_would_run_code_are_not_opened() -> None:
     pickled = io.BytesIO()
     np.savez(pickled, keys=np.array([print], dtype=object))

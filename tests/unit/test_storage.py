@@ -40,6 +40,10 @@ def test_a_whole_proof_sees_every_byte(known_md5: bytes | None) -> None:
     assert not same_content(reader(DATA), reader(DATA[:-1]), known_md5, 0)
 
 
+def test_an_original_with_a_wrong_md5_is_compared_itself() -> None:
+    assert same_content(reader(DATA), reader(DATA), md5(b"something else").digest(), 1)
+
+
 def test_with_the_md5_the_original_is_not_read() -> None:
     asked: list[int] = []
     assert same_content(reader(DATA, asked), reader(DATA), md5(DATA).digest(), 1)
