@@ -275,8 +275,8 @@ class TestProcess:
         assert ends_soon(child)
 
     def test_a_polite_signal_gets_time_and_the_return_code_is_the_commands_own(self, tmp_path: Path) -> None:
-        program = "trap 'echo bye; exit 5' INT; echo ready; while true; do sleep 0.05; done"
-        process = Process("polite", ["sh", "-c", program], tmp_path / "log", stop_signal="SIGINT")
+        program = "trap 'echo bye; exit 5' USR1; echo ready; while true; do sleep 0.05; done"
+        process = Process("polite", ["sh", "-c", program], tmp_path / "log", stop_signal="SIGUSR1")
         while not process.last_lines():
             time.sleep(0.01)
         assert process.stop() == 5
