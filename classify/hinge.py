@@ -5,6 +5,7 @@ systems are solved by conjugate gradients preconditioned by the diagonal, the st
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -27,10 +28,14 @@ class Linear:
     weights: Floats
     biases: Floats
 
+    def some(self, topics: slice) -> "Linear":
+        return Linear(self.weights[:, topics], self.biases[topics])
+
 
 COST = np.float32(0.15)  # of a squared hinge loss, against half the squared length of the weights
 SCALING = np.float32(0.5)  # how far each feature is scaled by what it says about a topic (0: not at all)
 SMOOTHING = np.float32(0.3)  # posts added to each count before its logarithm is taken
+NAIVE = np.float32(0.2)  # how much margins of naive Bayes are added, brought to the spread of the others
 
 PARTS = 3  # of the posts, one of which is left out
 STEPS, GRADIENT_STEPS, ACCURACY = 5, 6, 0.1
@@ -49,17 +54,36 @@ def train(transposed: sparse.csr_matrix, labels: Labels, start: Linear | None = 
     Five steps from zero agree with liblinear's solution to a correlation of 0.999 of the margins on unseen posts;
     from a `start` close to the solution, one or two do.
     """
-    at_once = min(max(NUMBERS_AT_ONCE // max(len(labels), 1), 4), TOPICS_AT_ONCE)
-    blocks = [slice(first, first + at_once) for first in range(0, labels.shape[1], at_once)]
 
-    def block(topics: slice) -> Linear:
+    def some(topics: slice) -> Linear:
         chosen = labels[:, topics]
         scale = discriminance(transposed, chosen)
-        begun = start and Linear(start.weights[:, topics], start.biases[topics])
-        return minimise_hinge(transposed, chosen, scale, begun, steps)
+        return minimise_hinge(transposed, chosen, scale, start and start.some(topics), steps)
 
+    return _by_topics(labels, some)
+
+
+def with_naive_bayes(transposed: sparse.csr_matrix, labels: Labels, linear: Linear) -> Linear:
+    """What was trained on these posts, and a share of naive Bayes on the same (Wang and Manning 2012 interpolate too).
+
+    Where a post holds little that the hinge loss has weights for, the latter knows more: .003 of hit@1, .004 on titles.
+    """
+
+    def some(topics: slice) -> Linear:
+        own, ratio = linear.some(topics), log_odds(transposed, labels[:, topics])
+        naive = transposed.T @ ratio
+        share = NAIVE * (transposed.T @ own.weights).std(axis=0) / np.maximum(naive.std(axis=0), np.float32(1e-6))
+        return Linear(own.weights + share * ratio, own.biases - share * naive.mean(axis=0))
+
+    return _by_topics(labels, some)
+
+
+def _by_topics(labels: Labels, some: Callable[[slice], Linear]) -> Linear:
+    """Linear functions of all topics from those of some, as many at a time as memory allows, on all cores."""
+    at_once = min(max(NUMBERS_AT_ONCE // max(len(labels), 1), 4), TOPICS_AT_ONCE)
+    blocks = [slice(first, first + at_once) for first in range(0, labels.shape[1], at_once)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # scipy's sparse products run outside the interpreter's lock
-        fitted = list(pool.map(block, blocks))
+        fitted = list(pool.map(some, blocks))
     return Linear(
         np.concatenate([each.weights for each in fitted], axis=1), np.concatenate([each.biases for each in fitted])
     )
@@ -70,9 +94,9 @@ def train_left_out(
 ) -> tuple[Linear, Floats, npt.NDArray[np.int64]]:
     """`train`, and margins [m, K] of posts by models that had not seen them, and which posts [m]: all, or `enough`.
 
-    `part` [n] is 0, 1 or 2. Where part 0 has been left out, a model begins at the mean of those of part 1 and of
-    part 2 alone, and the model of all posts at the mean of the models that left a part out: that takes two thirds of
-    the time, and no model has seen what it leaves out.
+    To all of these naive Bayes is added. `part` [n] is 0, 1 or 2. Where part 0 has been left out, a model begins at the
+    mean of those of part 1 and of part 2 alone, and the model of all posts at the mean of the models that left a part
+    out: that takes two thirds of the time, and no model has seen what it leaves out.
     """
 
     @cache
@@ -86,10 +110,16 @@ def train_left_out(
         if sum(map(len, posts)) >= enough:
             break
         start = mean([alone(other) for other in range(PARTS) if other != one])
-        models.append(train(by_features(vectors, part != one), labels[part != one], start, 2))
-        posts.append(np.flatnonzero(part == one)[:enough])
-        margins.append(vectors[posts[-1]] @ models[-1].weights + models[-1].biases)
-    return train(by_features(vectors), labels, mean(models), 1), np.concatenate(margins), np.concatenate(posts)
+        seen, transposed = labels[part != one], by_features(vectors, part != one)
+        models.append(train(transposed, seen, start, 2))
+        scoring = with_naive_bayes(transposed, seen, models[-1])
+        left_out = np.flatnonzero(part == one)
+        sample = np.random.default_rng(one).permutation(len(left_out))[:enough]  # an archive is in order of time
+        posts.append(left_out[np.sort(sample)])
+        margins.append(vectors[posts[-1]] @ scoring.weights + scoring.biases)
+    transposed = by_features(vectors)
+    final = with_naive_bayes(transposed, labels, train(transposed, labels, mean(models), 1))
+    return final, np.concatenate(margins), np.concatenate(posts)
 
 
 def mean(models: list[Linear]) -> Linear:
@@ -194,6 +224,15 @@ def discriminance(transposed: sparse.csr_matrix, labels: Labels) -> Floats:
 
     The absolute log-odds of naive Bayes over the presence of features (NB-SVM, Wang and Manning 2012).
     """
+    ratio = log_odds(transposed, labels)
+    np.abs(ratio, out=ratio)
+    ratio *= SCALING / np.maximum(ratio.mean(axis=0), np.float32(1e-6))
+    ratio += 1 - SCALING
+    return ratio
+
+
+def log_odds(transposed: sparse.csr_matrix, labels: Labels) -> Floats:
+    """What naive Bayes over the presence of features says of each feature and topic: float32 [F, K]."""
     inside = _sums(transposed, 0, labels.astype(np.float32))
     outside = np.diff(transposed.indptr).astype(np.float32)[:, None] - inside
     inside += SMOOTHING
@@ -201,9 +240,6 @@ def discriminance(transposed: sparse.csr_matrix, labels: Labels) -> Floats:
     ratio: Floats = np.log(inside)
     ratio -= np.log(outside)
     ratio -= np.log(inside.sum(axis=0)) - np.log(outside.sum(axis=0))
-    np.abs(ratio, out=ratio)
-    ratio *= SCALING / np.maximum(ratio.mean(axis=0), np.float32(1e-6))
-    ratio += 1 - SCALING
     return ratio
 
 

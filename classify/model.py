@@ -10,6 +10,7 @@ Stored are a JSON manifest with checksums and two files of plain arrays; nothing
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -21,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from classify.quantify import Reference
+from classify.quantify import Reference, check_sum
 from classify.text import FIELD_MASK, FIELDS, Bytes, Hashes, Indices, Occurrences, occurrences
 from shared.compiled import compiled, from_half, prefetch
 from shared.errors import ModelError
@@ -60,6 +61,11 @@ class Vocabulary:
         self.mean_lengths = mean_lengths
         if len(keys) > MAX_FEATURES:
             raise ModelError(f"{len(keys)} features, at most {MAX_FEATURES} can be told apart")
+        _check("keys", keys, np.uint64, (len(keys),))
+        _check("feature weights", weights, np.float32, keys.shape)
+        _check("mean lengths", mean_lengths, np.float32, (FIELDS,))
+        if (keys & FIELD_MASK).max(initial=0) >= FIELDS or not (mean_lengths > 0).all():
+            raise ModelError(f"features of fields beyond {FIELDS - 1}, or fields of no length")
         self._fields = (keys & FIELD_MASK).astype(np.uint8)
         self._table = np.full(1 << max(4 * len(keys), 2).bit_length(), len(keys), np.uint64)
         _fill(self._table, keys)
@@ -353,14 +359,13 @@ class TopicModel:
         reference: Reference,
         trained_on: dict[str, Any],
     ) -> None:
-        if topics[-1:] != (OTHER,) or weights.shape != (len(vocabulary), len(topics) - 1):
-            raise ModelError(f"{len(topics)} topics and {len(vocabulary)} features do not fit weights {weights.shape}")
+        if topics[-1:] != (OTHER,) or len(topics) < 2:
+            raise ModelError(f"topics were expected, and `{OTHER}` as the last; found {len(topics)}: {topics[-3:]}")
         size = len(topics)
-        shapes = (biases.shape, calibration.curve.shape, calibration.interactions.shape)
-        if shapes != ((size - 1,), (2 + len(KNOTS),), (size, size)):  # compiled loops check no bound
-            raise ModelError(f"biases, curve and interactions of {shapes} do not fit {size} topics")
-        if weights.dtype != np.float16 or not np.isfinite(weights).all():
-            raise ModelError(f"weights are {weights.dtype} or infinite; finite float16 was expected")
+        _check("weights", weights, np.float16, (len(vocabulary), size - 1))
+        _check("biases", biases, np.float32, (size - 1,))
+        _check("curve", calibration.curve, np.float32, (2 + len(KNOTS),))
+        _check("interactions", calibration.interactions, np.float32, (size, size))
         self.topics = topics
         self.vocabulary = vocabulary
         self.weights = weights
@@ -500,6 +505,14 @@ class TopicModel:
         return f"topics{len(self.topics) - 1}-{hashlib.sha256(content).hexdigest()[:12]}"
 
 
+def _check(what: str, array: npt.NDArray[Any], kind: type[np.generic], shape: tuple[int, ...]) -> None:
+    """Raises ModelError where an array is not what compiled loops, which check no bound, take it for."""
+    if array.dtype != kind or array.shape != shape:
+        raise ModelError(f"{what}: {array.dtype} {array.shape} instead of {np.dtype(kind)} {shape}")
+    if not np.isfinite(array).all():
+        raise ModelError(f"{what}: not all are finite numbers")
+
+
 def _manifest(files: Mapping[str, bytes]) -> dict[str, Any]:
     missing = {MANIFEST, ARRAYS, CALIBRATION} - files.keys()
     if missing:
@@ -512,8 +525,7 @@ def _manifest(files: Mapping[str, bytes]) -> dict[str, Any]:
     if found != FORMAT:
         raise ModelError(f"topic model has format {found}, this version reads format {FORMAT}")
     for name in (ARRAYS, CALIBRATION):
-        if manifest.get("sha256", {}).get(name) != hashlib.sha256(files[name]).hexdigest():
-            raise ModelError(f"{name} does not match the checksum in {MANIFEST}")
+        check_sum(manifest, name, files[name])
     return cast("dict[str, Any]", manifest)
 
 
@@ -528,5 +540,5 @@ def _arrays(files: Mapping[str, bytes], name: str) -> dict[str, npt.NDArray[Any]
     try:
         with np.load(io.BytesIO(files[name]), allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(f"{name} does not hold plain arrays: {error}") from error

@@ -11,8 +11,10 @@ was seen (empirical Bayes). All that is needed of a day are sums over its posts,
 Only numpy is used, and of a model only its manifest and its calibration.
 """
 
+import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,17 +83,27 @@ class Reference:
         prior, response, within = (arrays[name].astype(np.float64) for name in ("prior", "response", "within"))
         if prior.shape != (size,) or response.shape != (size, size) or within.shape != (size, size):
             raise ModelError(f"calibration of {len(prior)} topics in a model of {size}")
+        if not all(np.isfinite(part).all() for part in (prior, response, within)):
+            raise ModelError("calibration: not all are finite numbers")
         return cls(topics, prior, response, within, int(arrays["posts"]))
 
     @classmethod
     def from_files(cls, manifest: bytes, calibration: bytes) -> "Reference":
         """From a model's `model.json` and `calibration.npz` alone. Raises ModelError when they are damaged."""
         try:
-            topics = tuple(json.loads(manifest)["topics"])
+            stored = json.loads(manifest)
+            check_sum(stored, "calibration.npz", calibration)
             with np.load(io.BytesIO(calibration), allow_pickle=False) as arrays:
-                return cls.from_arrays(topics, arrays)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+                return cls.from_arrays(tuple(stored["topics"]), arrays)
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ModelError(f"no calibration of a topic model: {error}") from error
+
+
+def check_sum(manifest: Mapping[str, Any], name: str, content: bytes) -> None:
+    """Raises ModelError where a file is not the one that a topic model's manifest tells the SHA-256 of."""
+    sums = manifest.get("sha256") if isinstance(manifest, Mapping) else None
+    if not isinstance(sums, Mapping) or sums.get(name) != hashlib.sha256(content).hexdigest():
+        raise ModelError(f"{name} does not match the checksum in model.json")
 
 
 @dataclass(frozen=True)

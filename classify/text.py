@@ -130,10 +130,10 @@ class Occurrences:
 def parse_tags(tags: pa.Array | pa.ChunkedArray) -> pa.ListArray:
     """The tags of posts as lists, from either notation: `<c#><.net>` or `|c#|.net|`.
 
-    Takes strings or binaries of any Arrow kind, dictionary-encoded or not. Null and empty become null.
+    Takes strings or binaries of any Arrow kind, dictionary-encoded or not. Null and what names no tag become null.
     """
     text = _flat(tags, pa.string())
-    bare = pc.ascii_trim(pc.replace_substring(text, "><", "|"), "<>|")
+    bare = pc.ascii_trim(pc.replace_substring_regex(text, r"[<>|\s]+", "|"), "|")
     known = pc.if_else(pc.equal(bare, ""), pa.scalar(None, pa.string()), bare)
     return pc.split_pattern(known, "|")
 
@@ -290,9 +290,9 @@ def _decode(raw: Bytes, is_html: int, text: Bytes, kind: Bytes) -> int:
             is_end = 1 if raw[opening] == 47 else 0  # /
             step = 1 - 2 * is_end
             if _is_named(raw, opening + is_end, _CODE_NAME):
-                in_code += step
+                in_code = max(in_code + step, 0)
             elif _is_named(raw, opening + is_end, _PRE_NAME):
-                in_pre += step
+                in_pre = max(in_pre + step, 0)
             here = (_CODE if in_code > 0 else 0) | (_PRE if in_pre > 0 else 0)
             opening = -1
     text[size] = kind[size] = 0
@@ -503,11 +503,11 @@ def _title_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) -
                 keys[count] = keys[piece]
                 count += 1
         count = _write_grams(text, start, at, keys, count)
+        if is_joined and joined_to - joined_from <= MAX_TOKEN_BYTES:  # also asp.net of asp.net-mvc
+            count = _write_title_token(_hash(text, joined_from, joined_to), keys, count)
         if joined_to == start - 1 and kind[joined_to] & _JOINER:
             is_joined = True
         else:
-            if is_joined and joined_to - joined_from <= MAX_TOKEN_BYTES:
-                count = _write_title_token(_hash(text, joined_from, joined_to), keys, count)
             is_joined = text[start - 1] == 46  # .
             joined_from = start - is_joined
         joined_to = at
@@ -576,12 +576,12 @@ def _body_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) ->
                     before = hashed
             if kinds & _CUTS and not here & _MARKUP:
                 count = _write_pieces(text, kind, start, at, keys, count)
+            if is_joined and joined_to - joined_from <= MAX_TOKEN_BYTES:
+                keys[count] = _hash(text, joined_from, joined_to) ^ _ALL
+                count += 1
             if joined_to == start - 1 and kind[joined_to] & _JOINER:
                 is_joined = True
             else:
-                if is_joined and joined_to - joined_from <= MAX_TOKEN_BYTES:
-                    keys[count] = _hash(text, joined_from, joined_to) ^ _ALL
-                    count += 1
                 is_joined = text[start - 1] == 46  # .
                 joined_from = start - is_joined
             joined_to = at

@@ -118,7 +118,9 @@ def test_margins_are_those_of_models_that_had_not_seen_the_posts() -> None:
     assert remembered(vectors @ linear.weights + linear.biases, labels) > 0.5
     assert abs(remembered(margins, labels[posts])) < 0.1
     fewer = train_left_out(vectors, labels, part, 90)[2]
-    assert fewer.tolist() == list(range(0, 270, 3))
+    assert len(set(fewer.tolist())) == 90
+    assert (fewer % 3 == 0).all()
+    assert fewer.max() > 270  # of all times, not the first ones
 
 
 def test_the_curve_of_chances_follows_what_happened() -> None:

@@ -4,8 +4,10 @@ import hashlib
 import io
 import json
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ from scipy import sparse
 
 from classify.fit import fit
 from classify.model import ARRAYS, CALIBRATION, MANIFEST, TopicModel
+from classify.quantify import Reference
 from classify.text import Field, key_of, occurrences
 from shared.errors import ModelError
 from tests.unit.topic_posts import questions
@@ -73,13 +76,55 @@ def test_another_format_or_no_manifest_is_refused() -> None:
             TopicModel.from_files({**files, MANIFEST: manifest})
 
 
-@pytest.mark.parametrize("name", ["curve", "interactions"])
-def test_arrays_that_a_loop_would_read_beyond_are_refused(name: str) -> None:
-    files, short = small_model().to_files(), io.BytesIO()
-    with np.load(io.BytesIO(files[CALIBRATION])) as arrays:
-        np.savez(short, **{key: arrays[key][:-1] if key == name else arrays[key] for key in arrays.files})
-    with pytest.raises(ModelError, match="do not fit 5 topics"):
-        TopicModel.from_files(with_arrays(files, CALIBRATION, short.getvalue()))
+def with_array(files: dict[str, bytes], file: str, name: str, change: Callable[[Any], Any]) -> dict[str, bytes]:
+    changed = io.BytesIO()
+    with np.load(io.BytesIO(files[file])) as arrays:
+        np.savez(changed, **{key: change(arrays[key]) if key == name else arrays[key] for key in arrays.files})
+    return with_arrays(files, file, changed.getvalue())
+
+
+ARRAY_NAMES = [
+    (ARRAYS, "keys", "instead of"),
+    (ARRAYS, "feature_weights", "feature weights"),
+    (ARRAYS, "mean_lengths", "mean lengths"),
+    (ARRAYS, "weights", "weights"),
+    (ARRAYS, "biases", "biases"),
+    (CALIBRATION, "curve", "curve"),
+    (CALIBRATION, "interactions", "interactions"),
+    (CALIBRATION, "within", "calibration"),
+]
+
+
+@pytest.mark.parametrize(("file", "name", "words"), ARRAY_NAMES)
+def test_arrays_that_a_loop_would_read_beyond_are_refused(file: str, name: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        TopicModel.from_files(with_array(small_model().to_files(), file, name, lambda array: array[:-1]))
+
+
+@pytest.mark.parametrize(("file", "name", "words"), ARRAY_NAMES[1:])
+def test_numbers_that_are_none_are_refused(file: str, name: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        TopicModel.from_files(with_array(small_model().to_files(), file, name, lambda array: array * np.nan))
+
+
+def test_features_of_an_unknown_field_are_refused() -> None:
+    with pytest.raises(ModelError, match="fields beyond 7"):
+        TopicModel.from_files(with_array(small_model().to_files(), ARRAYS, "keys", lambda keys: keys | np.uint64(15)))
+
+
+def test_a_file_cut_short_is_refused() -> None:
+    files = small_model().to_files()
+    for size in (0, 10, len(files[ARRAYS]) // 2, len(files[ARRAYS]) - 1):
+        with pytest.raises(ModelError, match="plain arrays"):
+            TopicModel.from_files(with_arrays(files, ARRAYS, files[ARRAYS][:size]))
+
+
+def test_the_reference_alone_is_checked_too() -> None:
+    files = small_model().to_files()
+    assert Reference.from_files(files[MANIFEST], files[CALIBRATION]).topics == small_model().topics
+    for manifest in (files[MANIFEST].replace(b"sha256", b"md5"), b"[]", with_manifest(files, sha256=[])[MANIFEST]):
+        with pytest.raises(ModelError, match="checksum"):
+            Reference.from_files(manifest, files[CALIBRATION])
 
 
 def test_arrays_that_would_run_code_are_not_opened() -> None:

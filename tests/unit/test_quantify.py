@@ -133,5 +133,6 @@ def test_the_reference_is_read_from_a_models_small_files_alone() -> None:
     for manifest, calibration in ((b"{}", files[CALIBRATION]), (files[MANIFEST], b"damaged"), (b"", b"")):
         with pytest.raises(ModelError):
             Reference.from_files(manifest, calibration)
+    two = {**json.loads(files[MANIFEST]), "topics": ["a", "other"]}
     with pytest.raises(ModelError, match="calibration of 5 topics in a model of 2"):
-        Reference.from_files(json.dumps({"topics": ["a", "other"]}).encode(), files[CALIBRATION])
+        Reference.from_files(json.dumps(two).encode(), files[CALIBRATION])

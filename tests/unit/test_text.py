@@ -27,6 +27,7 @@ def finds(keys: set[int], token: str, field: Field = Field.ALL) -> bool:
         (["<c#><.net>", "<c++>"], [["c#", ".net"], ["c++"]]),
         (["|a|b-c|", "|node.js|"], [["a", "b-c"], ["node.js"]]),
         ([None, "", "<x>"], [None, None, ["x"]]),
+        (["<c#> <.net>", " ", "|a||b|", "<>"], [["c#", ".net"], None, ["a", "b"], None]),
     ],
 )
 def test_both_notations_of_tags(tags: list[str | None], lists: list[list[str] | None]) -> None:
@@ -45,6 +46,19 @@ def test_tags_of_nothing() -> None:
 def test_names_of_topics_stay_whole(token: str) -> None:
     assert finds(keys_of(None, f"<p>I use {token.upper()}, every day</p>"), token)
     assert finds(keys_of(f"How to {token}?", None), token, Field.TITLE)
+
+
+@pytest.mark.parametrize(
+    ("written", "token"),
+    [("asp.net-mvc-3", "asp.net-mvc"), ("Node.js-based", "node.js"), (".NET-Core", ".net"), ("a-b-c-d", "a-b-c")],
+)
+def test_names_that_begin_a_longer_one_are_found_too(written: str, token: str) -> None:
+    for keys, field in (
+        (keys_of(None, f"<p>in {written} there</p>"), Field.ALL),
+        (keys_of(written, None), Field.TITLE),
+    ):
+        assert finds(keys, token, field)
+        assert finds(keys, written.lower(), field)
 
 
 def test_parts_of_joined_and_camel_case_words_are_found() -> None:
@@ -72,6 +86,12 @@ def test_entities_move_no_place() -> None:
     keys = keys_of(None, "<p>&eacute;&eacute; out</p><pre><code>within</code></pre> after")
     assert finds(keys, "within", Field.CODE)
     assert not finds(keys, "out", Field.CODE)
+    assert not finds(keys, "after", Field.CODE)
+
+
+def test_an_end_tag_that_nothing_began_hides_no_code() -> None:
+    keys = keys_of(None, "x</pre></code><pre><code>within</code></pre> after")
+    assert finds(keys, "within", Field.CODE)
     assert not finds(keys, "after", Field.CODE)
 
 
