@@ -63,6 +63,8 @@ class Contribution:
         try:
             table = pq.read_table(io.BytesIO(data))
             metadata = table.schema.metadata
+            if "scored" not in table.column_names:  # margins and overlaps were once summed of what the model decided
+                table = table.append_column("scored", table["said"])
             tally = Tally(tuple(json.loads(metadata[TOPICS])))
             tally.add_table(table)
             return cls(metadata[MODEL].decode(), tally)
@@ -74,7 +76,8 @@ class Contribution:
 class DayTopics:
     """A day's topics as rows of TOPICS_OF_DAY, its totals, and how far its posts are from the model's training posts.
 
-    `guessed` is the number of posts that the model decided; `drift` and what follows are of those.
+    `guessed` is the number of posts that the model decided, `drift` is of those; `scored` is the number of posts that
+    it was asked about, whoever decided, and what follows is of those.
     """
 
     rows: list[dict[str, Any]]
@@ -84,6 +87,7 @@ class DayTopics:
     guessed: int
     drift: float
     drifted: bool
+    scored: int
     mean_margin: float
     vocabulary_overlap: float
     other_share: float
@@ -92,8 +96,9 @@ class DayTopics:
 def topics_of_day(
     day: date, contributions: Sequence[Contribution], reference_of: Callable[[str], Reference]
 ) -> DayTopics:
-    """Add up what each file adds to `day`, most frequent topic first, ties by name.
+    """Add up what each file adds to `day`, most frequent topic first, ties by estimated share and name.
 
+    A topic that the model named for no post but that a post may be about has a row too: estimated shares sum to one.
     `reference_of` gives a model's calibration; it is asked only for models that decided a post of the day.
     """
     questions: dict[str, int] = defaultdict(int)
@@ -112,25 +117,27 @@ def topics_of_day(
         for (model, topics), statistics in by_model.items()
     ]
     shares = _combined(parts, total)
-    ordered = sorted((topic for topic in posts if posts[topic]), key=lambda topic: (-posts[topic], topic))
+    there = [topic for topic, found in shares.items() if posts.get(topic) or found["high"]]
+    ordered = sorted(there, key=lambda topic: (-posts.get(topic, 0), -shares[topic]["estimated_share"], topic))
     rows = [
         {
             "day": day,
             "rank": rank,
             "topic": topic,
-            "posts": posts[topic],
-            "questions": questions[topic],
-            "answers": answers[topic],
-            "share": round(posts[topic] / total, DIGITS),
+            "posts": posts.get(topic, 0),
+            "questions": questions.get(topic, 0),
+            "answers": answers.get(topic, 0),
+            "share": round(posts.get(topic, 0) / total, DIGITS),
             **shares[topic],
         }
         for rank, topic in enumerate(ordered, 1)
     ]
-    guessed = sum(part.statistics.guessed for part in parts)
+    guessed, scored = (sum(getattr(part.statistics, number) for part in parts) for number in ("guessed", "scored"))
     estimates = [(part.estimate, part.statistics.guessed) for part in parts if part.estimate]
 
     def mean(value: str) -> float:
-        return sum(getattr(estimate, value) * posts for estimate, posts in estimates) / guessed if guessed else 0.0
+        sums = (getattr(part.statistics, value) * part.statistics.scored for part in parts)
+        return sum(sums) / scored if scored else 0.0
 
     return DayTopics(
         rows=rows,
@@ -138,8 +145,9 @@ def topics_of_day(
         questions=sum(questions.values()),
         answers=sum(answers.values()),
         guessed=guessed,
-        drift=mean("drift"),
+        drift=sum(estimate.drift * posts for estimate, posts in estimates) / guessed if guessed else 0.0,
         drifted=any(estimate.drifted for estimate, _ in estimates),
+        scored=scored,
         mean_margin=mean("mean_margin"),
         vocabulary_overlap=mean("vocabulary_overlap"),
         other_share=mean("other_share"),

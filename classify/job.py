@@ -37,7 +37,7 @@ from pydantic import BaseModel
 from classify import clean
 from classify.clean import ANSWER, QUESTION, Posts
 from classify.day import Contribution
-from classify.model import TopicModel
+from classify.model import Classified, TopicModel
 from classify.models import load_model
 from classify.summary import COUNTS, SUMMARY, Summary
 from classify.tally import Tally
@@ -218,14 +218,12 @@ def remove_parts_from(lake: Lake, job: JobParameters, number: int) -> None:
 @dataclass(frozen=True)
 class Scored:
     """Posts that inherit no topic, with what was found: the rows of POST_TOPICS, the topics as numbers [n], which of
-    them the model decided [n], and its posteriors [n, C], margins [n] and vocabulary overlaps [n]."""
+    them the model decided [n], and what it says about all of them."""
 
     rows: pa.Table
     topics: TopicNumbers
     guessed: npt.NDArray[np.bool_]
-    posteriors: npt.NDArray[np.float32]
-    margins: npt.NDArray[np.float32]
-    overlaps: npt.NDArray[np.float32]
+    asked: Classified
 
 
 def score(posts: Posts, model: TopicModel, topic_source: str) -> Scored:
@@ -241,7 +239,7 @@ def score(posts: Posts, model: TopicModel, topic_source: str) -> Scored:
     best = {f"topic_{rank + 1}": names.take(pa.array(asked.top[:, rank])) for rank in range(asked.top.shape[1])}
     scores = {f"score_{rank + 1}": pa.array(asked.top_scores[:, rank]) for rank in range(asked.top.shape[1])}
     rows = _rows(posts, names.take(pa.array(topics)), pc.if_else(pa.array(by_tags), "tags", "model"), best | scores)
-    return Scored(rows, topics, ~by_tags, asked.posteriors, asked.margin, asked.overlap)
+    return Scored(rows, topics, ~by_tags, asked)
 
 
 def inherit(posts: Posts, topics: pa.Array) -> pa.Table:
@@ -267,8 +265,7 @@ def _classify(
         scored = scoring.result()
         asked = (posts.types == QUESTION) & posts.has_id
         parents.learn(posts.ids[asked], scored.topics[asked])
-        sums = scored.posteriors, scored.margins, scored.overlaps
-        output.tally.add(posts.days, posts.types, scored.topics, scored.guessed, *sums)
+        output.tally.add(posts.days, posts.types, scored.topics, scored.guessed, scored.asked)
         output.write(scored.rows)
 
     first = 0

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stacktopics.classify.publish")
 
-FORMAT = 2
+FORMAT = 3
 """Part of a publish id: raise it when the topics files change for the same counts."""
 POINTER_TRIES = 20
 DAY_WORKERS = 8
@@ -162,6 +162,7 @@ def _write_topics(
         guessed=topics.guessed,
         drift=topics.drift,
         drifted=topics.drifted,
+        scored=topics.scored,
         mean_margin=topics.mean_margin,
         vocabulary_overlap=topics.vocabulary_overlap,
         other_share=topics.other_share,

@@ -112,7 +112,8 @@ class DayStatistics:
 
     `known` int64 [C]: posts whose topic is known (own tags, or the parent's topic), by topic. `said` int64 [C]: posts
     the model decided, by the topic it said. `posteriors` float64 [C]: the sum of the posteriors of the latter.
-    `margins`, `overlaps`: the sums of their margins and vocabulary overlaps.
+    `scored`: posts the model was asked about, whoever decided; `margins`, `overlaps`: the sums of their margins and
+    vocabulary overlaps; `others`: how many of them it would have called `other`.
     """
 
     known: Counts
@@ -120,6 +121,8 @@ class DayStatistics:
     posteriors: Vector
     margins: float = 0.0
     overlaps: float = 0.0
+    scored: int = 0
+    others: int = 0
 
     @classmethod
     def empty(cls, size: int) -> "DayStatistics":
@@ -137,7 +140,14 @@ class DayStatistics:
         """Of posts the model decided: their topic [n], posteriors [n, C] and margin [n]."""
         size = posteriors.shape[1]
         said = np.bincount(topic, minlength=size)
-        return cls(np.zeros(size, np.int64), said, posteriors.sum(axis=0, dtype=np.float64), float(margin.sum()))
+        return cls(
+            np.zeros(size, np.int64),
+            said,
+            posteriors.sum(axis=0, dtype=np.float64),
+            float(margin.sum()),
+            scored=len(topic),
+            others=int(said[-1]),
+        )
 
     def __add__(self, other: "DayStatistics") -> "DayStatistics":
         return DayStatistics(
@@ -146,6 +156,8 @@ class DayStatistics:
             self.posteriors + other.posteriors,
             self.margins + other.margins,
             self.overlaps + other.overlaps,
+            self.scored + other.scored,
+            self.others + other.others,
         )
 
     @property
@@ -157,6 +169,20 @@ class DayStatistics:
         """How many posts the model decided."""
         return int(self.said.sum())
 
+    @property
+    def mean_margin(self) -> float:
+        """Of the posts the model was asked about, as the next two; 0 when there is none."""
+        return self.margins / self.scored if self.scored else 0.0
+
+    @property
+    def vocabulary_overlap(self) -> float:
+        """The mean share of what was found in a post that the model knows."""
+        return self.overlaps / self.scored if self.scored else 0.0
+
+    @property
+    def other_share(self) -> float:
+        return self.others / self.scored if self.scored else 0.0
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers, a few kilobytes."""
         return {
@@ -165,6 +191,8 @@ class DayStatistics:
             "posteriors": [round(value, 6) for value in self.posteriors.tolist()],
             "margins": self.margins,
             "overlaps": self.overlaps,
+            "scored": self.scored,
+            "others": self.others,
         }
 
     @classmethod
@@ -175,6 +203,8 @@ class DayStatistics:
             np.array(stored["posteriors"], np.float64),
             float(stored["margins"]),
             float(stored["overlaps"]),
+            int(stored["scored"]),
+            int(stored["others"]),
         )
 
 
@@ -185,8 +215,7 @@ class Estimate:
     `share`, `low`, `high`, `deviation` (one standard deviation) are float64 [C]. `drift`: mean squared distance, over
     topics of at least 1 %, of the day's mean posterior from training, in units of its expected square: about one on
     a day like the training posts. `drifted`: above DRIFTED, the intervals may be too narrow. `mean_margin`,
-    `vocabulary_overlap` (the mean share of what was found in a post that the model knows) and `other_share` are those
-    of the posts the model decided (0 when there is none): they show posts it does not know.
+    `vocabulary_overlap` and `other_share` are those of DayStatistics: they show posts the model does not know.
     """
 
     topics: tuple[str, ...]
@@ -223,9 +252,9 @@ def estimate(day: DayStatistics, reference: Reference) -> Estimate:
         deviation=spread,
         drift=drift,
         drifted=drift > DRIFTED,
-        mean_margin=day.margins / guessed if guessed else 0.0,
-        vocabulary_overlap=day.overlaps / guessed if guessed else 0.0,
-        other_share=float(day.said[-1] / guessed) if guessed else 0.0,
+        mean_margin=day.mean_margin,
+        vocabulary_overlap=day.vocabulary_overlap,
+        other_share=day.other_share,
     )
 
 

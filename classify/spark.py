@@ -283,7 +283,7 @@ def _score(
     for batch in batches:
         posts = clean.clean(batch, file_day)
         found = score(posts, model, topic_source)
-        tally.add(posts.days, posts.types, found.topics, found.guessed, found.posteriors, found.margins, found.overlaps)
+        tally.add(posts.days, posts.types, found.topics, found.guessed, found.asked)
         none = pa.nulls(len(posts), pa.binary())
         yield from found.rows.append_column("tally", none).combine_chunks().to_batches()
     last = {field.name: pa.nulls(1, field.type) for field in POST_TOPICS}
@@ -301,10 +301,7 @@ def _tally_of(scored: DataFrame, topics: tuple[str, ...]) -> Tally:
 def _counts_of(inherited: DataFrame) -> pa.Table:
     """The counts of answers that inherited their topics, as rows of `tally.COUNTS`."""
     found = [row.asDict() for row in inherited.groupBy("day", "topic").agg(F.count("*").alias("answers")).collect()]
-    rows = [
-        {"questions": 0, "said": 0, "posteriors": 0, "margins": 0, "overlaps": 0, "known": row["answers"]} | row
-        for row in found
-    ]
+    rows = [dict.fromkeys(COUNT_ROWS.names[2:], 0) | {"known": row["answers"]} | row for row in found]
     return pa.Table.from_pylist(rows, COUNT_ROWS)
 
 

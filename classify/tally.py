@@ -6,7 +6,7 @@ Both engines fill it, batch by batch; it is stored as `counts.parquet`, and publ
 from __future__ import annotations
 
 from datetime import date, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,11 @@ import pyarrow as pa
 from classify.clean import ANSWER, QUESTION
 from classify.quantify import DayStatistics
 
+if TYPE_CHECKING:
+    from classify.model import Classified
+
 EPOCH = date(1970, 1, 1)
-WHOLE = ("questions", "answers", "known", "said")
+WHOLE = ("questions", "answers", "known", "said", "scored")
 SUMS = ("posteriors", "margins", "overlaps")
 
 COUNTS = pa.schema(
@@ -26,8 +29,8 @@ COUNTS = pa.schema(
 )
 """One row a day and topic. `questions` and `answers` were counted for the topic; of them `known` were decided by tags
 or a parent and `said` by the model. `posteriors` is the sum, over all posts of the day that the model decided, of how
-likely they are about this topic; `margins` and `overlaps` are sums of margins and vocabulary overlaps of those it said
-are."""
+likely they are about this topic. `scored` are the posts that the model says are about it, whoever decides; `margins`
+and `overlaps` are the sums of their margins and vocabulary overlaps."""
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -47,11 +50,9 @@ class Tally:
         types: npt.NDArray[np.int64],
         topics: npt.NDArray[np.int32],
         guessed: npt.NDArray[np.bool_] | None = None,
-        posteriors: npt.NDArray[np.float32] | None = None,
-        margins: npt.NDArray[np.float32] | None = None,
-        overlaps: npt.NDArray[np.float32] | None = None,
+        asked: Classified | None = None,
     ) -> None:
-        """Count n posts; `guessed` are those the model decided, with posteriors [n, C], margins and overlaps [n]."""
+        """Count n posts; `guessed` are those the model decided, `asked` is what it says of all n, if it was asked."""
         if not len(days):
             return
         found, place = np.unique(days, return_inverse=True)
@@ -61,12 +62,13 @@ class Tally:
             guessed = np.zeros(len(days), bool)
         parts |= {"known": ~guessed, "said": guessed}
         sums = {name: self._by_cell(cell, part, len(found)) for name, part in parts.items()}
-        if posteriors is not None and margins is not None and overlaps is not None:
-            sums["overlaps"] = self._by_cell(cell, overlaps * guessed, len(found))
-            sums["margins"] = self._by_cell(cell, margins * guessed, len(found))
+        if asked is not None:
+            said = place * len(self.topics) + asked.topic
+            for name, part in {"scored": None, "margins": asked.margin, "overlaps": asked.overlap}.items():
+                sums[name] = self._by_cell(said, part, len(found))
             order = np.argsort(place, kind="stable")
             starts = np.searchsorted(place[order], np.arange(len(found)))
-            sums["posteriors"] = np.add.reduceat((posteriors * guessed[:, None])[order], starts, dtype=np.float64)
+            sums["posteriors"] = np.add.reduceat((asked.posteriors * guessed[:, None])[order], starts, dtype=np.float64)
         rows = self._rows(found.tolist())
         for name, values in sums.items():
             self._sums[name][rows] += values.astype(self._sums[name].dtype)
@@ -104,18 +106,28 @@ class Tally:
             for name, asked, answered in zip(self.topics, sums["questions"], sums["answers"], strict=True)
             if asked or answered
         }
-        margins, overlaps = float(sums["margins"].sum()), float(sums["overlaps"].sum())
-        return counted, DayStatistics(sums["known"], sums["said"], sums["posteriors"], margins, overlaps)
+        statistics = DayStatistics(
+            sums["known"],
+            sums["said"],
+            sums["posteriors"],
+            margins=float(sums["margins"].sum()),
+            overlaps=float(sums["overlaps"].sum()),
+            scored=int(sums["scored"].sum()),
+            others=int(sums["scored"][-1]),
+        )
+        return counted, statistics
 
-    def _by_cell(self, cell: npt.NDArray[Any], values: npt.NDArray[Any], days: int) -> npt.NDArray[Any]:
+    def _by_cell(self, cell: npt.NDArray[Any], values: npt.NDArray[Any] | None, days: int) -> npt.NDArray[Any]:
         size = len(self.topics)
         return np.bincount(cell, values, minlength=days * size).reshape(days, size)
 
     def _rows(self, days: list[int]) -> npt.NDArray[np.int64]:
         """Where the sums of days are; new days get rows of zeros."""
-        new = [day for day in days if day not in self._days]
-        if new:
-            self._days |= {day: len(self._days) + number for number, day in enumerate(new)}
+        for day in days:
+            self._days.setdefault(day, len(self._days))
+        room = len(self._sums["said"])
+        if len(self._days) > room:
+            more = max(len(self._days), 2 * room) - room  # doubled, so that a file of years is not copied day by day
             for name, values in self._sums.items():
-                self._sums[name] = np.concatenate([values, np.zeros((len(new), len(self.topics)), values.dtype)])
+                self._sums[name] = np.concatenate([values, np.zeros((more, len(self.topics)), values.dtype)])
         return np.array([self._days[day] for day in days], np.int64)

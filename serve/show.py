@@ -28,6 +28,11 @@ def topics_table(found: TopicsOfDay) -> Table:
     table = Table(
         title=f"Topics of {found.day}: {found.posts:,} posts{drift}",
         title_justify="left",
+        caption=f"Of {found.scored:,} posts that the model was asked about: margin {found.mean_margin:.2f}, vocabulary"
+        f" {found.vocabulary_overlap:.0%}, other {found.other_share:.0%}"
+        if found.scored
+        else None,
+        caption_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )
@@ -71,12 +76,19 @@ def days_table(days: int, last: Sequence[DayPointer]) -> Table:
     """The last of so many published days."""
     title = f"Days: {days:,}" + (f", the last {len(last)}" if days > len(last) else "")
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
-    for name in ("day", "posts", "questions", "answers", "sources", "published"):
-        table.add_column(name, justify="right" if name in ("posts", "questions", "answers", "sources") else "left")
+    numbers = ("posts", "questions", "answers", "sources", "drift", "margin", "vocabulary", "other")
+    for name in ("day", *numbers, "published"):
+        table.add_column(name, justify="right" if name in numbers else "left")
     for pointer in last:
-        numbers = (pointer.posts, pointer.questions, pointer.answers, len(pointer.sources))
+        counted = (pointer.posts, pointer.questions, pointer.answers, len(pointer.sources))
+        drift = f"{pointer.drift:.1f}{'!' * pointer.drifted}" if pointer.guessed else ""
+        known = (f"{pointer.mean_margin:.2f}", f"{pointer.vocabulary_overlap:.0%}", f"{pointer.other_share:.0%}")
         table.add_row(
-            str(pointer.day), *(f"{number:,}" for number in numbers), f"{pointer.published_at:%Y-%m-%d %H:%M:%S}"
+            str(pointer.day),
+            *(f"{number:,}" for number in counted),
+            drift,
+            *(known if pointer.scored else [""] * len(known)),
+            f"{pointer.published_at:%Y-%m-%d %H:%M:%S}",
         )
     return table
 

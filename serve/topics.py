@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from shared.lake import Lake
 
 MAX_TOP = 10_000
+LONGEST = 100
+"""Characters of a value that an error repeats, and digits that are read."""
 
 
 class Topic(BaseModel):
@@ -39,8 +41,17 @@ class TopicsOfDay(BaseModel):
     posts: int
     questions: int
     answers: int
+    guessed: int = 0
+    """Posts that the model decided; `drift` and `drifted` are of those."""
+    drift: float = 0.0
+    """How far they are from what the model was trained on: about 1 where they are like it."""
     drifted: bool
     """The posts of the day are unlike those the model knows: the intervals may be too narrow."""
+    scored: int = 0
+    """Posts that the model was asked about, whoever decided; what follows is of those, and shows what it knows less."""
+    mean_margin: float = 0.0
+    vocabulary_overlap: float = 0.0
+    other_share: float = 0.0
     published_at: datetime
     topics: list[Topic]
 
@@ -60,22 +71,24 @@ def parse_day(text: str | None) -> date | None:
     try:
         return date.fromisoformat(text)
     except ValueError as error:
-        raise BadInput(f"day={text} is no date: write it as 2026-11-22, or leave it out for the latest") from error
+        raise BadInput(
+            f"day={text[:LONGEST]} is no date: write it as 2026-11-22, or leave it out for the latest"
+        ) from error
 
 
 def parse_top(text: str | None) -> int:
     """How many topics: a whole number from 1, 10 when nothing is said. Raises BadInput."""
     if not text:
         return 10
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_TOP:
-        raise BadInput(f"top={text}: write a whole number from 1 to {MAX_TOP}")
+    if len(text) > LONGEST or not text.isdecimal() or not 1 <= int(text) <= MAX_TOP:  # int() refuses 4,301 digits
+        raise BadInput(f"top={text[:LONGEST]}: write a whole number from 1 to {MAX_TOP}")
     return int(text)
 
 
 def parse_format(text: str | None, accept: str | None) -> str:
     """json or csv: what is asked for, else what the Accept header says. Raises BadInput."""
     if text not in (None, "", "json", "csv"):
-        raise BadInput(f"format={text}: write json or csv")
+        raise BadInput(f"format={text[:LONGEST]}: write json or csv")
     return text or ("csv" if "text/csv" in (accept or "") else "json")
 
 
@@ -86,15 +99,8 @@ def topics_of_day(lake: Lake, day: date | None = None, top: int = 10) -> TopicsO
     if pointer is None:
         raise NotFound(f"no topics are published for {chosen}")
     lines = csv.DictReader(io.StringIO(lake.read(pointer.csv).decode()))
-    return TopicsOfDay(
-        day=pointer.day,
-        posts=pointer.posts,
-        questions=pointer.questions,
-        answers=pointer.answers,
-        drifted=pointer.drifted,
-        published_at=pointer.published_at,
-        topics=[Topic.model_validate(line) for line, _ in zip(lines, range(top), strict=False)],
-    )
+    topics = [Topic.model_validate(line) for line, _ in zip(lines, range(top), strict=False)]
+    return TopicsOfDay.model_validate({**pointer.model_dump(), "topics": topics})
 
 
 def latest_day(lake: Lake) -> date:

@@ -41,11 +41,13 @@ class DayPointer(BaseModel):
     questions: int
     answers: int
     guessed: int = 0
-    """Posts that the model decided; `drift` and what follows are of those."""
+    """Posts that the model decided."""
     drift: float = 0.0
     """How far they are from what the model was trained on: about 1 where they are like it."""
     drifted: bool = False
     """So far that the intervals may be too narrow."""
+    scored: int = 0
+    """Posts that the model was asked about, whoever decided; what follows is of those."""
     mean_margin: float = 0.0
     vocabulary_overlap: float = 0.0
     other_share: float = 0.0

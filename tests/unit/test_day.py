@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import io
 from datetime import date
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from classify.day import Contribution, topics_of_day
+from classify.model import Classified
 from classify.quantify import Reference
-from classify.tally import Tally
+from classify.tally import COUNTS, Tally
 from shared.errors import BadInput
 from tests.world import starter
 
-TOPICS = ("c#", "java", "other")
+NAMES = ("c#", "java", "other")
 DAY, NEXT = date(2026, 11, 21), date(2026, 11, 22)
 NUMBER = (DAY - date(1970, 1, 1)).days
+
+
+def said(topics: np.ndarray, posteriors: np.ndarray, margin: float, overlap: float) -> Classified:
+    """What a model says that is asked about posts, as far as counting needs it."""
+    margins, overlaps = np.full((2, len(topics)), [[margin], [overlap]], np.float32)
+    return Classified(topics, topics, posteriors, topics[:, None], margins[:, None], margins, overlaps)
 
 
 def tally(
     topics: list[int], days: list[int] | None = None, types: list[int] | None = None, guess: bool = False
 ) -> Tally:
-    made = Tally(TOPICS)
+    made = Tally(NAMES)
     count = len(topics)
     days_, types_ = np.array(days or [NUMBER] * count, np.int32), np.array(types or [1] * count)
     posteriors = np.full((count, 3), 0.1, np.float32)
     posteriors[np.arange(count), topics] = 0.8
-    guessed = np.full(count, guess)
-    made.add(days_, types_, np.array(topics, np.int32), guessed, posteriors, np.full(count, 0.5, np.float32))
+    numbers = np.array(topics, np.int32)
+    made.add(days_, types_, numbers, np.full(count, guess), said(numbers, posteriors, 0.5, 0.25))
     return made
 
 
@@ -48,7 +57,7 @@ def test_a_contribution_is_stored_and_read_back_whole() -> None:
     made = tally([0, 1, 1], guess=True)
     made.add(np.array([NUMBER + 1], np.int32), np.array([2]), np.array([2], np.int32))
     read = Contribution.from_parquet(Contribution("m1", made).to_parquet(), "here")
-    assert (read.model, read.tally.topics, read.tally.days()) == ("m1", TOPICS, [DAY, NEXT])
+    assert (read.model, read.tally.topics, read.tally.days()) == ("m1", NAMES, [DAY, NEXT])
     for day in (DAY, NEXT):
         (counted, statistics), (counted_back, statistics_back) = made.of(day), read.tally.of(day)
         assert counted == counted_back
@@ -58,12 +67,12 @@ def test_a_contribution_is_stored_and_read_back_whole() -> None:
 
 
 def test_batches_add_up_to_the_whole() -> None:
-    whole, pieces = tally([0, 1, 1, 2, 0], guess=True), Tally(TOPICS)
+    whole, pieces = tally([0, 1, 1, 2, 0], guess=True), Tally(NAMES)
     for part in ([0, 1], [1, 2, 0]):
         pieces.add_table(tally(part, guess=True).to_table())
     assert pieces.of(DAY)[0] == whole.of(DAY)[0]
     np.testing.assert_allclose(pieces.of(DAY)[1].posteriors, whole.of(DAY)[1].posteriors)
-    assert Tally(TOPICS).to_table().num_rows == 0
+    assert Tally(NAMES).to_table().num_rows == 0
 
 
 def test_known_topics_are_exact_and_need_no_model() -> None:
@@ -86,8 +95,8 @@ def test_what_the_model_decided_has_an_interval() -> None:
     made = Tally(model.topics)
     posteriors = model.reference.response[topics].astype(np.float32)
     days, types = np.full(asked, NUMBER, np.int32), np.ones(asked, np.int64)
-    made.add(days, types, topics, np.ones(asked, bool), posteriors, *np.full((2, asked), [[1], [0.5]], np.float32))
-    made.add(days[:100], types[:100], np.zeros(100, np.int32))  # a hundred posts with tags
+    made.add(days, types, topics, np.ones(asked, bool), said(topics, posteriors, 1.0, 0.5))
+    made.add(days[:100], types[:100], np.zeros(100, np.int32))  # a hundred answers whose parents have tags
     found = topics_of_day(DAY, [Contribution(model.version, made)], lambda _: model.reference)
     assert (found.posts, found.guessed) == (500, 400)
     assert sum(row["share"] for row in found.rows) == pytest.approx(1)
@@ -98,6 +107,61 @@ def test_what_the_model_decided_has_an_interval() -> None:
     assert first["low"] >= 100 / 500
     assert found.mean_margin == pytest.approx(1)
     assert found.vocabulary_overlap == pytest.approx(0.5)
+
+
+def test_estimated_shares_sum_to_one_with_the_topics_that_nobody_named() -> None:
+    model = starter()
+    asked, size = 200, len(model.topics)
+    made = Tally(model.topics)
+    topics = np.full(asked, size - 1, np.int32)
+    posteriors = np.tile(model.reference.prior.astype(np.float32), (asked, 1))  # "other", but of nothing sure
+    days, types = np.full(asked, NUMBER, np.int32), np.ones(asked, np.int64)
+    made.add(days, types, topics, np.ones(asked, bool), said(topics, posteriors, 0.1, 0.2))
+    made.add(days[:3], types[:3], np.array([7, 7, 3], np.int32))
+    found = topics_of_day(DAY, [Contribution(model.version, made)], lambda _: model.reference)
+    assert sum(row["estimated_share"] for row in found.rows) == pytest.approx(1)
+    assert [row["posts"] for row in found.rows[:4]] == [200, 2, 1, 0]
+    assert [row["rank"] for row in found.rows] == list(range(1, len(found.rows) + 1))
+    unnamed = found.rows[3:]
+    assert len(unnamed) > size / 2
+    assert all(row["posts"] == row["share"] == 0 < row["high"] for row in unnamed)
+    shares = [row["estimated_share"] for row in unnamed]
+    assert shares == sorted(shares, reverse=True)
+
+
+@pytest.mark.parametrize("guess", [True, False])
+def test_how_well_a_model_knows_a_day_is_measured_whoever_decides(guess: bool) -> None:
+    made = Tally(NAMES)
+    decided, model_says = np.array([0, 0, 1, 1], np.int32), np.array([0, 2, 2, 2], np.int32)
+    posteriors = np.full((4, 3), 1 / 3, np.float32)
+    days, types = np.full(4, NUMBER, np.int32), np.ones(4, np.int64)
+    made.add(days, types, decided, np.full(4, guess), said(model_says, posteriors, 0.5, 0.25))
+    made.add(days, types + 1, decided)  # answers of which nobody asked the model
+    reference = Reference.measure(NAMES, np.eye(3, dtype=np.float32), np.arange(3, dtype=np.int32))
+    found = topics_of_day(DAY, [Contribution("m", made)], lambda _: reference)
+    assert (found.scored, found.guessed, found.other_share) == (4, 4 * guess, 0.75)
+    assert (found.mean_margin, found.vocabulary_overlap) == (0.5, 0.25)
+
+
+def test_counts_from_before_all_posts_were_measured_are_read() -> None:
+    made = tally([0, 1, 1], guess=True)
+    table = pq.read_table(io.BytesIO(Contribution("m1", made).to_parquet())).drop_columns(["scored"])
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    read = Contribution.from_parquet(out.getvalue(), "here").tally.of(DAY)[1]
+    assert (read.scored, read.mean_margin) == (3, 0.5)
+
+
+def test_a_file_of_many_days_is_not_copied_day_by_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[int] = []
+    concatenate = np.concatenate
+    monkeypatch.setattr(np, "concatenate", lambda arrays: copies.append(len(arrays[0])) or concatenate(arrays))
+    made = Tally(NAMES)
+    for day in range(1_000):
+        made.add(np.array([day], np.int32), np.array([1]), np.array([day % 3], np.int32))
+    monkeypatch.undo()
+    assert sum(copies) < 1_000 * 2 * len(COUNTS.names)  # of rows, in all columns
+    assert len(made.days()) == made.to_table().num_rows == 1_000
 
 
 def test_a_day_without_posts_is_empty() -> None:

@@ -79,7 +79,13 @@ def test_questions_are_checked() -> None:
         "json",
         "json",
     )
-    for parse, text in ((parse_day, "soon"), (parse_top, "0"), (parse_top, "-1"), (parse_top, "²")):
+    for parse, text in (
+        (parse_day, "soon"),
+        (parse_top, "0"),
+        (parse_top, "-1"),
+        (parse_top, "²"),
+        (parse_top, "9" * 5_000),
+    ):
         with pytest.raises(BadInput):
             parse(text)
     with pytest.raises(BadInput, match="format=xml: write json or csv"):
