@@ -41,7 +41,7 @@ from classify.model import Classified, TopicModel
 from classify.models import load_model
 from classify.summary import COUNTS, SUMMARY, Summary
 from classify.tally import Tally
-from classify.text import parse_tags
+from classify.text import MAX_BODY_BYTES, parse_tags
 from shared import paths
 from shared.errors import StackTopicsError, TerminalError
 from shared.lake import FolderLake
@@ -61,6 +61,8 @@ TopicNumbers = npt.NDArray[np.int32]
 SPARK_FROM_BYTES = 2 << 30
 """Files larger than this are classified by Spark, where it can be had and nobody chose the engine."""
 BATCH_ROWS = 2_048
+LARGEST_BATCH, ROWS_AT_ONCE = 8 << 20, 128
+"""Bytes that a batch may have where texts are long, and rows that are decoded at a time to find out."""
 GROUP_ROWS = 65_536
 LARGE_GROUP, READ_BUFFER = 32 << 20, 4 << 20
 """Bytes, before compression, of a row group that is read at once at most; and of each column of a larger one."""
@@ -138,7 +140,7 @@ def _spark(lake: Lake, job: JobParameters) -> SparkSession | None:
 def run_arrow(lake: Lake, job: JobParameters) -> Summary:
     """Classify one landed file on this machine.
 
-    Texts are held 4,096 rows at a time; what stays for the whole file is some 40 bytes a post.
+    Texts are held 2,048 rows at a time in each thread; what stays for the whole file is some 30 bytes a post.
     Raises ModelError, NotFound when the file is not in landing, and TransientError.
     """
     clock = Clock()
@@ -270,7 +272,7 @@ def _classify(
 
     first = 0
     with ThreadPoolExecutor(threads) as pool:
-        for batch in _batches(file, columns):
+        for batch in _batches_of_texts(file, columns):
             posts = clean.clean(batch, job.file_day).where(census.counts(first, batch.num_rows))
             first += batch.num_rows
             answers, questions = posts.types == ANSWER, posts.types == QUESTION
@@ -309,10 +311,38 @@ def give_back_memory() -> None:
             trim(0)
 
 
-def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Batches of at most BATCH_ROWS, one row group after the other: what is read ahead is held until the last one."""
+def _batches(file: pq.ParquetFile, columns: list[str], rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+    """Batches of at most so many rows, one row group after the other: what is read ahead is held until the last one."""
     for group in range(file.num_row_groups):
-        yield from file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
+        yield from file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
+
+
+def _batches_of_texts(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch | pa.Table]:
+    """Batches of at most BATCH_ROWS and LARGEST_BATCH; bodies that do not fit are cut to what is read of them.
+
+    Nothing in a file tells how large its texts will be: a thousand bodies of a megabyte can be four kilobytes on disk.
+    """
+    waiting: list[pa.RecordBatch] = []
+    rows = size = 0
+    for few in _batches(file, columns, ROWS_AT_ONCE):
+        is_large = few.nbytes > LARGEST_BATCH
+        if waiting and (is_large or rows + few.num_rows > BATCH_ROWS or size + few.nbytes > LARGEST_BATCH):
+            yield pa.Table.from_batches(waiting)
+            waiting, rows, size = [], 0, 0
+        if is_large:
+            few = _with_short_bodies(few)
+            give_back_memory()
+            yield few
+        else:
+            waiting.append(few)
+            rows, size = rows + few.num_rows, size + few.nbytes
+    if waiting:
+        yield pa.Table.from_batches(waiting)
+
+
+def _with_short_bodies(batch: pa.RecordBatch) -> pa.RecordBatch:
+    bodies = pc.binary_slice(clean.column(batch, "Body").cast(pa.large_binary()), 0, MAX_BODY_BYTES)
+    return batch.set_column(batch.schema.names.index("Body"), "Body", bodies)
 
 
 def _rows(posts: Posts, topics: pa.Array, decided_by: Any, asked: dict[str, pa.Array]) -> pa.Table:
@@ -382,10 +412,10 @@ class _Parents:
         self._names = pa.array(names)
         numbers = pc.index_in(earlier["topic"], self._names).combine_chunks()  # a topic the model no longer has: null
         there = np.asarray(numbers.is_valid())
-        ids = np.concatenate([census.questions, np.asarray(earlier["Id"])[there]])
-        topics = np.concatenate([np.full(len(census.questions), -1, np.int32), np.asarray(numbers.drop_null())])
-        order = np.argsort(ids, kind="stable")
-        self._ids, self._topics = ids[order], topics[order].astype(np.int32)
+        known, topics = np.asarray(earlier["Id"])[there], np.asarray(numbers.drop_null(), np.int32)
+        places = np.searchsorted(census.questions, known)
+        self._ids = np.insert(census.questions, places, known) if len(known) else census.questions
+        self._topics = np.insert(np.full(len(census.questions), -1, np.int32), places, topics)
         self._questions = census.questions
 
     def known(self, parents: Ids) -> npt.NDArray[np.bool_]:

@@ -147,3 +147,17 @@ def test_what_is_not_there_is_named(lake: FolderLake, tmp_path: Path, monkeypatc
     with pytest.raises(ModelError, match="there is no model nothing"):
         run(lake, parameters.model_copy(update={"model": "nothing"}))
     assert job.main(["--lake-root", str(tmp_path), "--model", "nothing", *arguments]) == 1
+
+
+def test_long_texts_come_in_smaller_batches(tmp_path: Path) -> None:
+    """Four kilobytes on disk, and 300 MB when they are read."""
+    long = pa.array(["<p>python</p>" + "x" * 1_000_000]).take(pa.array([0] * 300))
+    table = pa.table({"Id": pa.array(range(3_300)), "Body": pa.chunked_array([["short"] * 3_000, long])})
+    pq.write_table(table, tmp_path / "posts.parquet", compression="zstd")
+    assert (tmp_path / "posts.parquet").stat().st_size < 100_000
+    with pq.ParquetFile(tmp_path / "posts.parquet") as file:
+        batches = list(job._batches_of_texts(file, ["Id", "Body"]))
+    assert [number for batch in batches for number in batch["Id"].to_pylist()] == list(range(3_300))
+    assert max(batch.num_rows for batch in batches) == job.BATCH_ROWS
+    assert max(batch.nbytes for batch in batches) < 1.1 * job.LARGEST_BATCH
+    assert {len(body) for body in batches[-1]["Body"].to_pylist()} == {job.MAX_BODY_BYTES}
