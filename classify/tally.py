@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from classify.clean import ANSWER, QUESTION
+from classify.clean import ANSWER, EPOCH, QUESTION
 from classify.quantify import DayStatistics
 
-EPOCH = date(1970, 1, 1)
 WHOLE = ("questions", "answers", "known", "said")
 SUMS = ("posteriors", "margins", "overlaps")
 

@@ -122,7 +122,7 @@ def _carries(kind: str, physical: Any) -> bool:
     import pyarrow as pa
 
     value = physical.value_type if pa.types.is_dictionary(physical) else physical
-    text = pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+    text = pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(physical)
     if pa.types.is_null(value):
         return True
     if kind == "integer":
