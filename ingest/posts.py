@@ -80,8 +80,9 @@ def _taken_in(
         return _quarantined(services, blob, version, record, str(fault)[:MAX_REASON])
     landing = paths.landing(source_id, version_id)
     archive = paths.archive(record.file_day, source_id, version_id)
-    services.lake.copy_from(blob, version, landing, services.settings.landing_proof_share)
-    services.lake.copy(landing, archive)
+    share = services.settings.landing_proof_share
+    landed = services.lake.copy_from(blob, version, landing, share)
+    services.lake.copy(landing, archive, share, landed)
     log.info("%s landed: %d rows, %d bytes, version %s", blob.what, rows, version.size, version_id)
     return record.entered(State.LANDED, services.now(), rows=rows, archive=archive)
 
