@@ -54,7 +54,7 @@ def _only(way: str) -> Callable[[Services, SourceBlob, BlobVersion, str], None]:
 
 CONTENDERS = {
     "inside the account": _only("_inside_the_account"),
-    "blocks from URL": _only("_from_url"),
+    "blocks from URL": _only("blocks_from_url"),
     "ranges through us": _only("_by_ranges"),
     "readall + upload": readall,
     "chunks() + upload": chunks,

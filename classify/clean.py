@@ -14,6 +14,9 @@ QUESTION, ANSWER = 1, 2
 
 COLUMNS = ("Id", "PostTypeId", "ParentId", "CreationDate", "Title", "Body", "Tags")
 
+EPOCH = date(1970, 1, 1)
+FIRST_DAY, LAST_DAY = (date.min - EPOCH).days, (date.max - EPOCH).days
+_A_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
 _OFFSET = r"T?\d\d:\d\d.*(?P<sign>[+-])(?P<hours>\d\d):?(?P<minutes>\d\d)$"
 
 
@@ -63,12 +66,14 @@ def clean(batch: pa.RecordBatch, file_day: date) -> Posts:
 
 
 def column(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
-    """A column as one plain array; nulls where the file has no such column."""
+    """A column as one plain array, texts of views copied; nulls where the file has no such column."""
     if name not in batch.schema.names:
         return pa.nulls(batch.num_rows)
     found = batch.column(name)
     if isinstance(found, pa.ChunkedArray):
         found = found.combine_chunks()
+    if pa.types.is_string_view(found.type):
+        return found.cast(pa.large_string())  # what Arrow can do with views leaves out `take`
     return found.dictionary_decode() if pa.types.is_dictionary(found.type) else found
 
 
@@ -83,22 +88,29 @@ def text(array: pa.Array) -> pa.Array:
 
 
 def days(array: pa.Array, file_day: date) -> np.ndarray:
-    """Days since 1970-01-01 (UTC) of timestamps of any unit and zone, of dates, or of ISO 8601 texts."""
+    """Days since 1970-01-01 (UTC) of timestamps of any unit and zone, of dates, or of ISO 8601 texts.
+
+    What is missing, unreadable or outside the years 1 to 9999 belongs to `file_day`.
+    """
     kind = array.type
-    if pa.types.is_timestamp(kind):
-        if kind.tz is not None:  # the stored instant is UTC already: forget the zone before it becomes local time
-            array = array.cast(pa.timestamp(kind.unit, "UTC")).cast(pa.timestamp(kind.unit))
-        array = array.cast(pa.date32(), safe=False)
-    elif pa.types.is_date(kind) or pa.types.is_null(kind):
-        array = array.cast(pa.date32(), safe=False)
+    if pa.types.is_date32(kind):
+        found, a_day = array.cast(pa.int32()), 1
+    elif pa.types.is_date64(kind):
+        found, a_day = array, _A_DAY["ms"]
+    elif pa.types.is_timestamp(kind):  # with or without a zone, what is stored is UTC
+        found, a_day = array, _A_DAY[kind.unit]
     else:
-        array = _moments(array.cast(pa.string())).cast(pa.date32(), safe=False)
-    unknown = (file_day - date(1970, 1, 1)).days
-    return np.asarray(pc.fill_null(array.cast(pa.int32()), unknown))
+        found, a_day = _moments(array), _A_DAY["s"]
+    known = np.asarray(found.is_valid())
+    numbers = np.asarray(pc.fill_null(found.cast(pa.int64()), 0)) // a_day
+    known &= (numbers >= FIRST_DAY) & (numbers <= LAST_DAY)
+    return np.where(known, numbers, (file_day - EPOCH).days).astype(np.int32)
 
 
 def _moments(array: pa.Array) -> pa.Array:
     """UTC seconds of ISO 8601 texts; null where a text is none."""
+    is_ascii = pc.match_substring_regex(array.cast(pa.binary()), "^[ -~]*$")
+    array = pc.if_else(is_ascii, array, None).cast(pa.string())  # other bytes may be no UTF-8
     seconds = pc.replace_substring(pc.utf8_slice_codeunits(array, 0, 19), " ", "T")
     moments = pc.coalesce(
         pc.strptime(seconds, "%Y-%m-%dT%H:%M:%S", "s", error_is_null=True),

@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from classify.clean import ANSWER, QUESTION
+from classify.clean import ANSWER, EPOCH, QUESTION
 from classify.quantify import DayStatistics
 
 if TYPE_CHECKING:
     from classify.model import Classified
 
-EPOCH = date(1970, 1, 1)
 WHOLE = ("questions", "answers", "known", "said", "scored")
 SUMS = ("posteriors", "margins", "overlaps")
 

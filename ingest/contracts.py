@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+from ingest.footer import Footer, read_footer
 from shared.errors import BadInput
 
 if TYPE_CHECKING:
@@ -40,54 +42,34 @@ POSTS = (
 )
 """The Posts table of Stack Exchange; a file may carry further columns, which are kept and not read."""
 
-MAX_COLUMNS = 1_000
-MAX_ROW_GROUPS = 100_000
-MAX_FOOTER_BYTES = 64 << 20
-"""A footer is read into memory whole; that of 100,000 row groups of 16 columns is about 60 MB."""
+MAX_FOOTER_BYTES = 8 << 20
+"""A footer is read whole and takes several times its size in memory; it has about 2 KB a row group of 16 columns."""
 MAGIC = b"PAR1"
 
 
-@dataclass(frozen=True)
-class PostsFooter:
-    """What the footer says of a file that keeps the contract."""
-
-    rows: int
-    row_groups: int
-
-
-def check_posts(file: BinaryIO, name: str, unknown_columns: Literal["keep", "refuse"] = "keep") -> PostsFooter:
+def check_posts(file: BinaryIO, name: str, unknown_columns: Literal["keep", "refuse"] = "keep") -> Footer:
     """Read the footer of `file` by ranges and hold it against the contract.
 
     Raises BadInput with every fault of `name` at once: not Parquet, missing columns, wrong types, absurd sizes, and
     columns the contract does not know where those are refused.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    room = _check_ends(file, name)
+    data, begins = _footer_of(file, name)
     try:
-        metadata = pq.read_metadata(file)
-        schema = metadata.schema.to_arrow_schema()
-    except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{name} is not a Parquet file: {error}") from error
-    if metadata.num_columns > MAX_COLUMNS or metadata.num_row_groups > MAX_ROW_GROUPS:
-        raise BadInput(
-            f"{name} declares {metadata.num_columns} columns in {metadata.num_row_groups} row groups;"
-            f" at most {MAX_COLUMNS} and {MAX_ROW_GROUPS} are read"
-        )
-    if metadata.num_rows < 0 or not 0 <= _stored(metadata) <= room:
-        raise BadInput(f"{name} declares {_stored(metadata)} bytes of columns and has {room}")
-    faults = [fault for column in POSTS if (fault := _fault(column, schema))]
+        footer = read_footer(data, begins)
+        fields = _fields(data)
+    except BadInput as error:
+        raise BadInput(f"{name} is not a Parquet file that can be read: {error}") from error
+    faults = [fault for column in POSTS if (fault := _fault(column, fields))]
     if unknown_columns == "refuse":
-        strangers = sorted(set(schema.names) - {column.name for column in POSTS})
+        strangers = sorted({stranger for stranger, _ in fields} - {column.name for column in POSTS})
         faults += [f"column {stranger} is unknown (POSTS_UNKNOWN_COLUMNS is refuse)" for stranger in strangers]
     if faults:
         raise BadInput(f"{name} breaks the contract for Posts: {'; '.join(faults)}")
-    return PostsFooter(metadata.num_rows, metadata.num_row_groups)
+    return footer
 
 
-def _check_ends(file: BinaryIO, name: str) -> int:
-    """Look at the last eight bytes, before the rest is believed; returns how many bytes stand before the footer."""
+def _footer_of(file: BinaryIO, name: str) -> tuple[bytes, int]:
+    """The bytes of the footer and where in the file they begin; the last eight bytes of the file are read first."""
     size = file.seek(0, 2)
     if size < 2 * len(MAGIC) + 4:
         raise BadInput(f"{name} is not a Parquet file: it has {size} bytes")
@@ -100,24 +82,31 @@ def _check_ends(file: BinaryIO, name: str) -> int:
         raise BadInput(
             f"{name} declares a footer of {footer} bytes, has {size} in all, and at most {MAX_FOOTER_BYTES} are read"
         )
-    file.seek(0)
-    return size - footer - 8
+    begins = file.seek(-8 - footer, 2)
+    return file.read(footer), begins
 
 
-def _stored(metadata: Any) -> int:
-    """Bytes that the columns of all row groups are said to take."""
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    return sum(group.column(place).total_compressed_size for group in groups for place in range(group.num_columns))
+def _fields(footer: bytes) -> list[tuple[str, pa.DataType]]:
+    """Names and Arrow types of the columns. No byte is fetched here: whatever is raised, the footer is the cause."""
+    import pyarrow.parquet as pq
+
+    file = io.BytesIO(MAGIC + footer + len(footer).to_bytes(4, "little") + MAGIC)
+    try:
+        return [(field.name, field.type) for field in pq.read_metadata(file).schema.to_arrow_schema()]
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BadInput(str(error)) from error
 
 
-def _fault(column: Column, schema: pa.Schema) -> str | None:
-    found = [field for field in schema if field.name == column.name]
+def _fault(column: Column, fields: list[tuple[str, pa.DataType]]) -> str | None:
+    found = [kind for name, kind in fields if name == column.name]
     if not found:
         return f"column {column.name} is missing" if column.required else None
     if len(found) > 1:
         return f"column {column.name} stands there {len(found)} times"
-    if not _carries(column.kind, found[0].type):
-        return f"column {column.name} is {found[0].type} and must be {_WORDS[column.kind]}"
+    if not _carries(column.kind, found[0]):
+        return f"column {column.name} is {found[0]} and must be {_WORDS[column.kind]}"
     return None
 
 
@@ -133,7 +122,7 @@ def _carries(kind: str, physical: Any) -> bool:
     import pyarrow as pa
 
     value = physical.value_type if pa.types.is_dictionary(physical) else physical
-    text = pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+    text = pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(physical)
     if pa.types.is_null(value):
         return True
     if kind == "integer":

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stacktopics.ingest.posts")
 
+MAX_REASON = 4_000
+"""Characters of a reason that are kept: a file decides how long its columns' names and types are."""
+
 
 def land_posts(services: Services, blob: SourceBlob) -> FileRecord | None:
     """Land the file that lies in `blob` now; returns its record, or None when nothing lies there any more.
@@ -74,11 +77,12 @@ def _taken_in(
     try:
         rows = _rows(services, blob, version)
     except BadInput as fault:
-        return _quarantined(services, blob, version, record, str(fault))
+        return _quarantined(services, blob, version, record, str(fault)[:MAX_REASON])
     landing = paths.landing(source_id, version_id)
     archive = paths.archive(record.file_day, source_id, version_id)
-    services.lake.copy_from(blob, version, landing, services.settings.landing_proof_share)
-    services.lake.copy(landing, archive)
+    share = services.settings.landing_proof_share
+    landed = services.lake.copy_from(blob, version, landing, share)
+    services.lake.copy(landing, archive, share, landed)
     log.info("%s landed: %d rows, %d bytes, version %s", blob.what, rows, version.size, version_id)
     return record.entered(State.LANDED, services.now(), rows=rows, archive=archive)
 

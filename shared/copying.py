@@ -1,19 +1,32 @@
 """Copying a source blob into the lake: inside the storage service where it allows that, else range by range through us.
 
 Every way is bound to the ETag of the version that was checked, and the copy appears in one step. Where the service
-answers with the CRC-64 of a block it has stored, the proof of the copy takes it (`shared.storage.same_content`).
+answers with the CRC-64 of a block it has stored, and where bytes pass through us, the proof of the copy takes what is
+known from that (`shared.storage.same_content`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from shared.errors import Conflict, NotFound, TransientError
-from shared.storage import COPY_RANGE, BlobVersion, BlockSum, SourceBlob, crc64, storage_errors
+from shared.errors import Conflict, NotFound, StackTopicsError, TransientError
+from shared.storage import (
+    COPY_RANGE,
+    NOTHING_KNOWN,
+    BlobVersion,
+    BlockSum,
+    Copied,
+    SourceBlob,
+    crc64,
+    error_code,
+    storage_errors,
+)
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient
@@ -28,16 +41,16 @@ WORKERS = 2
 ACCESS_LASTS = timedelta(minutes=30)
 
 
-def copy_blob(source: SourceBlob, version: BlobVersion, target: BlobClient) -> list[BlockSum]:
-    """Copy that version of a source blob onto `target`; returns the sums of its blocks if the service gives them.
+def copy_blob(source: SourceBlob, version: BlobVersion, target: BlobClient) -> Copied:
+    """Copy that version of a source blob onto `target`; returns what is known of the copy.
 
     Raises Conflict when the source has another content by then, NotFound when it is gone, TransientError.
     """
     if version.size > 0:
-        within_the_service = _inside_the_account if _same_account(source.client, target) else _from_url
-        sums = within_the_service(source, version, target)
-        if sums is not None:
-            return sums
+        within_the_service = _inside_the_account if _same_account(source.client, target) else blocks_from_url
+        copied = within_the_service(source, version, target)
+        if copied is not None:
+            return copied
     return _by_ranges(source, version, target)
 
 
@@ -47,25 +60,27 @@ def _same_account(source: BlobClient, target: BlobClient) -> bool:
     )
 
 
-def _none_if_refused(copy: Callable[[], list[BlockSum] | None]) -> list[BlockSum] | None:
+def _none_if_refused(copy: Callable[[], Copied | None]) -> Copied | None:
     """None where the service will not do a copy (not implemented, not authorized for it): another way is tried."""
     from azure.core.exceptions import HttpResponseError
 
     try:
         return copy()
-    except (NotFound, Conflict, TransientError):
+    except (Conflict, TransientError):
         raise
-    except Exception as error:
-        if isinstance(error.__cause__, HttpResponseError):
+    except StackTopicsError as error:
+        is_gone = isinstance(error, NotFound) and error_code(error) != "CannotVerifyCopySource"
+        if isinstance(error.__cause__, HttpResponseError) and not is_gone:
             return None
         raise
 
 
-def _inside_the_account(source: SourceBlob, version: BlobVersion, target: BlobClient) -> list[BlockSum] | None:
+def _inside_the_account(source: SourceBlob, version: BlobVersion, target: BlobClient) -> Copied | None:
     """Copy Blob (https://learn.microsoft.com/rest/api/storageservices/copy-blob)."""
     from azure.core import MatchConditions
+    from azure.core.exceptions import HttpResponseError
 
-    def copy() -> list[BlockSum] | None:
+    def copy() -> Copied | None:
         with storage_errors(source.what):
             started = target.start_copy_from_url(
                 source.client.url, source_etag=version.etag, source_match_condition=MatchConditions.IfNotModified
@@ -75,15 +90,23 @@ def _inside_the_account(source: SourceBlob, version: BlobVersion, target: BlobCl
             while status == "pending" and time.monotonic() < limit:
                 time.sleep(SERVER_COPY_POLL_SECONDS)
                 status = str(target.get_blob_properties().copy.status)
-        return [] if status == "success" else None
+            if status == "pending":  # while it is, no block can be staged
+                try:
+                    target.abort_copy(str(started["copy_id"]))
+                except HttpResponseError as error:
+                    if error_code(error) != "NoPendingCopyOperation":
+                        raise
+                    status = str(target.get_blob_properties().copy.status)
+        return NOTHING_KNOWN if status == "success" else None
 
     return _none_if_refused(copy)
 
 
-def _from_url(source: SourceBlob, version: BlobVersion, target: BlobClient) -> list[BlockSum] | None:
-    """Put Block From URL (https://learn.microsoft.com/rest/api/storageservices/put-block-from-url) across accounts.
+def blocks_from_url(source: SourceBlob, version: BlobVersion, target: BlobClient) -> Copied | None:
+    """Put Block From URL (https://learn.microsoft.com/rest/api/storageservices/put-block-from-url).
 
     The service reads the source with this app's identity, or by a signature of the source's key that lasts 30 minutes.
+    Returns None where it refuses.
     """
     url, access = _readable(source.client)
 
@@ -100,7 +123,11 @@ def _from_url(source: SourceBlob, version: BlobVersion, target: BlobClient) -> l
             )
         return BlockSum(offset, length, _given_crc64(staged))
 
-    return _none_if_refused(lambda: _in_blocks(stage, URL_BLOCK, version, target))
+    def copy() -> Copied:
+        with ThreadPoolExecutor(WORKERS) as pool:
+            return Copied(_commit(list(pool.map(stage, range(0, version.size, URL_BLOCK))), version, target))
+
+    return _none_if_refused(copy)
 
 
 def _readable(source: BlobClient) -> tuple[str, str | None]:
@@ -121,21 +148,29 @@ def _readable(source: BlobClient) -> tuple[str, str | None]:
     return f"{source.url}?{signature}", None
 
 
-def _by_ranges(source: SourceBlob, version: BlobVersion, target: BlobClient) -> list[BlockSum]:
-    """Ranged reads into staged blocks; what is in memory is 4 MB a worker, twice while it arrives."""
+def _by_ranges(source: SourceBlob, version: BlobVersion, target: BlobClient) -> Copied:
+    """Ranges read one after the other and staged meanwhile; in memory are 4 MB a worker and those being read."""
+    reader = source.open(version)
+    hashed = hashlib.md5(usedforsecurity=False)
+    sums: list[BlockSum] = []
+    staging: deque[Future[BlockSum]] = deque()
 
-    def move(offset: int) -> BlockSum:
-        reader = source.open(version)
-        reader.seek(offset)
-        data = reader.read(COPY_RANGE)
+    def stage(offset: int, data: bytes) -> BlockSum:
         with storage_errors(target.blob_name):
-            staged = target.stage_block(_block_id(offset), data)
-        stored = _given_crc64(staged)
+            stored = _given_crc64(target.stage_block(_block_id(offset), data))
         if stored is not None and stored != crc64(data):
             raise TransientError(f"{target.blob_name}: the block at byte {offset} changed on its way; copy it again")
         return BlockSum(offset, len(data), stored)
 
-    return _in_blocks(move, COPY_RANGE, version, target)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for offset in range(0, version.size, COPY_RANGE):
+            data = reader.read(COPY_RANGE)
+            staging.append(pool.submit(stage, offset, data))
+            hashed.update(data)
+            if len(staging) > WORKERS:
+                sums.append(staging.popleft().result())
+        sums += [each.result() for each in staging]
+    return Copied(_commit(sums, version, target), hashed.digest())
 
 
 def _block_id(offset: int) -> str:
@@ -148,14 +183,10 @@ def _given_crc64(staged: dict[str, Any]) -> int | None:
     return int.from_bytes(given, "little") if given else None
 
 
-def _in_blocks(
-    stage: Callable[[int], BlockSum], block: int, version: BlobVersion, target: BlobClient
-) -> list[BlockSum]:
-    """Stage all blocks, commit them in one step; returns their sums if the service gave one for each."""
+def _commit(sums: list[BlockSum], version: BlobVersion, target: BlobClient) -> list[BlockSum]:
+    """Make the staged blocks the blob in one step; returns their sums if the service gave one for each."""
     from azure.storage.blob import BlobBlock, ContentSettings
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        sums = list(pool.map(stage, range(0, version.size, block)))
     settings = ContentSettings(content_md5=bytearray(version.md5) if version.md5 else None)
     with storage_errors(target.blob_name):
         target.commit_block_list([BlobBlock(_block_id(each.offset)) for each in sums], content_settings=settings)

@@ -13,7 +13,7 @@ import shutil
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from shared import paths
-from shared.copying import copy_blob
+from shared.copying import blocks_from_url, copy_blob
 from shared.errors import Conflict, NotFound, TransientError
 from shared.storage import (
     COPY_RANGE,
+    NOTHING_KNOWN,
     BlobVersion,
-    BlockSum,
+    Copied,
     RangedReader,
     SourceBlob,
+    crc64_of,
     same_content,
     storage_errors,
 )
@@ -85,22 +87,28 @@ class Lake(ABC):
     def delete(self, path: str) -> None:
         """Delete a file; one that is not there is fine."""
 
-    def copy_from(self, source: SourceBlob, version: BlobVersion, path: str, proof_share: float = 0) -> None:
+    def copy_from(self, source: SourceBlob, version: BlobVersion, path: str, proof_share: float = 0) -> Copied:
         """Copy that version of a source blob to `path`, and prove its length and `proof_share` of its content.
 
-        Raises Conflict when the blob has another content by then, TransientError when the copy is not what it is.
+        Returns what is known of the copy. Raises Conflict when the blob has another content by then, TransientError
+        when the copy is not what it is.
         """
-        sums = self._copied(source, version, path)
-        if not same_content(source.open(version), self.open(path), version.md5, proof_share, sums):
+        copied = self._copied(source, version, path)
+        if not same_content(source.open(version), self.open(path), version.md5, proof_share, copied):
             raise TransientError(f"{path} is not what {source.what} is; copy it again")
+        return copied
 
     @abstractmethod
-    def _copied(self, source: SourceBlob, version: BlobVersion, path: str) -> Sequence[BlockSum]:
-        """Copy, and return the sums of the blocks that the storage service gives."""
+    def _copied(self, source: SourceBlob, version: BlobVersion, path: str) -> Copied:
+        """Copy, and return what is known of the copy."""
 
     @abstractmethod
-    def copy(self, source: str, target: str) -> None:
-        """Copy a file within the lake. Raises NotFound."""
+    def copy(self, source: str, target: str, proof_share: float = 0, known: Copied = NOTHING_KNOWN) -> None:
+        """Copy a file within the lake, and prove its length and content.
+
+        With the sums that are `known` of the source's blocks by those of the target's, as far as the storage service
+        gives them; else `proof_share` of it is read. Raises NotFound, TransientError when the copy is not what it is.
+        """
 
     def read(self, path: str) -> bytes:
         """The whole of a small file. Raises NotFound."""
@@ -199,11 +207,20 @@ class AdlsLake(Lake):
         with suppress(NotFound), storage_errors(path):
             self._files.get_file_client(path).delete_file()
 
-    def copy(self, source: str, target: str) -> None:
+    def copy(self, source: str, target: str, proof_share: float = 0, known: Copied = NOTHING_KNOWN) -> None:
         blob = SourceBlob(self._blobs.get_blob_client(source))
-        self.copy_from(blob, blob.version(), target)
+        version = blob.version()
+        expected = crc64_of(known.sums)
+        if expected is not None:
+            copied = blocks_from_url(blob, version, self._blobs.get_blob_client(target))
+            stored = crc64_of(copied.sums) if copied else None
+            if stored == expected:
+                return
+            if stored is not None:
+                raise TransientError(f"{target} is not what {source} was when it was written; copy it again")
+        self.copy_from(blob, version, target, proof_share)
 
-    def _copied(self, source: SourceBlob, version: BlobVersion, path: str) -> Sequence[BlockSum]:
+    def _copied(self, source: SourceBlob, version: BlobVersion, path: str) -> Copied:
         return copy_blob(source, version, self._blobs.get_blob_client(path))
 
 
@@ -277,17 +294,16 @@ class FolderLake(Lake):
             return cast(FileInfo, self.stat(path)).etag
 
     def open(self, path: str) -> RangedReader:
-        target = self.root / path
-        info = self.stat(path)
-        if info is None:
-            raise NotFound(f"{path} does not exist")
+        try:
+            file = (self.root / path).open("rb")
+        except FileNotFoundError as error:
+            raise NotFound(f"{path} does not exist") from error
 
         def fetch(offset: int, length: int) -> bytes:
-            with target.open("rb") as file:
-                file.seek(offset)
-                return file.read(length)
+            file.seek(offset)
+            return file.read(length)
 
-        return RangedReader(fetch, info.size, path)
+        return RangedReader(fetch, os.fstat(file.fileno()).st_size, path, file.close)
 
     @contextmanager
     def create(self, path: str) -> Iterator[BinaryIO]:
@@ -320,16 +336,27 @@ class FolderLake(Lake):
     def delete(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
 
-    def copy(self, source: str, target: str) -> None:
-        if self.stat(source) is None:
-            raise NotFound(f"{source} does not exist")
-        with self.create(target) as out, (self.root / source).open("rb") as data:
-            shutil.copyfileobj(data, out)
+    def copy(
+        self,
+        source: str,
+        target: str,
+        proof_share: float = 0,
+        known: Copied = NOTHING_KNOWN,  # noqa: ARG002 folders keep no sums
+    ) -> None:
+        with self.open(source) as data:
+            with self.create(target) as out:
+                shutil.copyfileobj(data, out, COPY_RANGE)
+            with self.open(target) as copy:
+                if not same_content(data, copy, None, proof_share):
+                    raise TransientError(f"{target} is not what {source} is; copy it again")
 
-    def _copied(self, source: SourceBlob, version: BlobVersion, path: str) -> Sequence[BlockSum]:
-        with self.create(path) as out:
-            shutil.copyfileobj(source.open(version), out, COPY_RANGE)
-        return []
+    def _copied(self, source: SourceBlob, version: BlobVersion, path: str) -> Copied:
+        hashed = hashlib.md5(usedforsecurity=False)
+        with self.create(path) as out, source.open(version) as data:
+            while piece := data.read(COPY_RANGE):
+                out.write(piece)
+                hashed.update(piece)
+        return Copied(md5=hashed.digest())
 
 
 def digest(data: bytes) -> str:

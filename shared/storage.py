@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ from shared.errors import AccessDenied, Conflict, NotFound, StackTopicsError, Te
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient
+
+log = logging.getLogger("stacktopics.shared.storage")
 
 NOT_IMPLEMENTED = 501
 
@@ -41,6 +44,11 @@ def storage_errors(what: str) -> Iterator[None]:
         raise TransientError(f"{what}: the storage service did not answer: {error}") from error
 
 
+def error_code(error: BaseException) -> str | None:
+    """The storage service's own word for an error of azure-core, or for one of ours that was made of it."""
+    return getattr(error.__cause__ or error, "error_code", None)
+
+
 def _translated(what: str, error: Any) -> StackTopicsError:
     status, code = error.status_code, getattr(error, "error_code", None) or error.reason
     if status in (409, 412):
@@ -55,10 +63,17 @@ def _translated(what: str, error: Any) -> StackTopicsError:
 class RangedReader(io.RawIOBase):
     """A seekable, read-only file over ranged reads: only what is asked for is fetched."""
 
-    def __init__(self, fetch: Callable[[int, int], bytes], size: int, name: str) -> None:
-        """`fetch(offset, length)` returns those bytes; `size` is the file's length in bytes."""
+    def __init__(
+        self, fetch: Callable[[int, int], bytes], size: int, name: str, release: Callable[[], None] = lambda: None
+    ) -> None:
+        """`fetch(offset, length)` returns those bytes; `size` is the file's length in bytes; `release` ends it."""
         super().__init__()
-        self._fetch, self._size, self._position, self.name = fetch, size, 0, name
+        self._fetch, self._size, self._position, self.name, self._release = fetch, size, 0, name, release
+
+    def close(self) -> None:
+        if not self.closed:
+            self._release()
+        super().close()
 
     def readable(self) -> bool:
         return True
@@ -111,25 +126,60 @@ def crc64(data: bytes, before: int = 0) -> int:
     return storage.compute(data, before)
 
 
+def crc64_of(sums: Sequence[BlockSum]) -> int | None:
+    """CRC-64 of a whole file by those of its blocks; None where a block has none."""
+    from azure.storage.extensions.checksums import crc64 as storage
+
+    whole = length = 0
+    for block in sums:
+        if block.crc64 is None:
+            return None
+        whole = storage.concat(0, 0, whole, length, 0, block.crc64, block.length)
+        length += block.length
+    return whole if sums else None
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What is known of a copy that was made: the sums of its blocks where the storage service gave them all, and the
+    MD5 of the bytes where they passed through us; of those each block's sum has been compared with what was sent."""
+
+    sums: Sequence[BlockSum] = ()
+    md5: bytes | None = None
+
+
+NOTHING_KNOWN = Copied()
+
+
 def same_content(
-    original: RangedReader, copy: RangedReader, md5: bytes | None, share: float, sums: Sequence[BlockSum] = ()
+    original: RangedReader, copy: RangedReader, md5: bytes | None, share: float, copied: Copied = NOTHING_KNOWN
 ) -> bool:
     """Whether `copy` holds what `original` does, in constant memory.
 
-    With `share` 1 and the original's MD5 the copy alone is read, if it has that MD5. With the `sums` of the copy's
-    blocks the original alone is read, against them. Else ranges of 4 MB are read from both. Of blocks and ranges
-    `share` are read, evenly spaced, at least the last one (a Parquet file's footer).
+    Bytes that passed through us with the original's MD5 prove what was read, and the sums of the blocks what was
+    stored: nothing more is read. With another MD5 everything is. With `share` 1 and the original's MD5 the copy alone
+    is read, if it has that MD5. With the sums of the copy's blocks the original alone is read, against them. Else
+    ranges of 4 MB are read from both. Of blocks and ranges `share` are read, evenly spaced, at least the last one (a
+    Parquet file's footer), unless `share` is 0.
     """
     size = original.size()
     if size != copy.size():
         return False
+    if copied.md5 is not None and md5 is not None:
+        if copied.md5 == md5 and copied.sums:
+            return True
+        if copied.md5 != md5:  # read wrongly, or stored with a wrong one, which nobody checks
+            log.warning("%s has another MD5 than it was stored with: all of it is compared", original.name)
+            share, md5 = 1, None
     if share == 1 and md5 is not None:
         hashed = hashlib.md5(usedforsecurity=False)
         for data in _pieces(copy, 0, size):
             hashed.update(data)
         if hashed.digest() == md5:
-            return True  # else the original may have been stored with a wrong one, which nobody checks
-    parts = sums or [BlockSum(start, min(COPY_RANGE, size - start), None) for start in range(0, size, COPY_RANGE)]
+            return True  # else the original may have been stored with a wrong one
+    parts = copied.sums or [
+        BlockSum(start, min(COPY_RANGE, size - start), None) for start in range(0, size, COPY_RANGE)
+    ]
     checked = math.ceil(len(parts) * share)
     return all(
         _is_stored(original, copy, parts[len(parts) - 1 - number * len(parts) // checked]) for number in range(checked)

@@ -30,7 +30,7 @@ from shared.ledger import FileRecord
 from shared.messages import ClassificationStarted, Message, PostsLanded
 from shared.services import Services
 from shared.settings import Settings
-from shared.storage import BlobVersion, RangedReader, SourceBlob
+from shared.storage import NOTHING_KNOWN, BlobVersion, Copied, RangedReader, SourceBlob
 
 CONTAINER = "posts"
 START = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
@@ -91,13 +91,13 @@ class IoLake(FolderLake):
         with self._io(f"delete {path}"):
             super().delete(path)
 
-    def copy(self, source: str, target: str) -> None:
+    def copy(self, source: str, target: str, proof_share: float = 0, known: Copied = NOTHING_KNOWN) -> None:
         with self._io(f"copy {target}"):
-            super().copy(source, target)
+            super().copy(source, target, proof_share, known)
 
-    def copy_from(self, source: SourceBlob, version: BlobVersion, path: str, proof_share: float = 0) -> None:
+    def copy_from(self, source: SourceBlob, version: BlobVersion, path: str, proof_share: float = 0) -> Copied:
         with self._io(f"copy {path}"):
-            super().copy_from(source, version, path, proof_share)
+            return super().copy_from(source, version, path, proof_share)
 
 
 class WorldBlob(SourceBlob):

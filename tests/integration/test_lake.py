@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from azure.core.exceptions import HttpResponseError
-from azure.storage.blob import BlobClient, BlobServiceClient
+from azure.storage.blob import BlobClient, BlobServiceClient, ContentSettings
 from azure.storage.filedatalake import FileSystemClient
 
 from shared import copying
 from shared.errors import Conflict, NotFound, TransientError
 from shared.lake import AdlsLake, FolderLake, Lake
-from shared.storage import SourceBlob, crc64
+from shared.storage import RangedReader, SourceBlob, crc64
 
 
 @pytest.fixture(params=["gateway", "folder"])
@@ -124,12 +124,16 @@ def test_a_reader_gets_ranges_of_one_content(lake: Lake) -> None:
         lake.read("nowhere")
 
 
-def test_a_reader_is_bound_to_the_content_it_opened(azure_lake: AdlsLake) -> None:
-    azure_lake.put("a", b"old content")
-    file = azure_lake.open("a")
-    azure_lake.put("a", b"new content")
-    with pytest.raises(Conflict):
-        file.read(3)
+def test_a_reader_is_bound_to_the_content_it_opened(lake: Lake) -> None:
+    lake.put("a", b"old content")
+    with lake.open("a") as file:
+        assert file.read(3) == b"old"
+        lake.put("a", b"new and longer content")
+        try:
+            assert file.read() == b" content"
+        except Conflict:
+            assert isinstance(lake, AdlsLake)
+    assert file.closed
 
 
 def test_files_are_listed_renamed_copied_and_deleted(lake: Lake) -> None:
@@ -203,7 +207,7 @@ def test_between_accounts_the_service_fetches_the_blocks_itself(
         azure_lake.copy_from(blob, version, "late")
 
 
-@pytest.mark.parametrize("way", ["_from_url", "_by_ranges"])
+@pytest.mark.parametrize("way", ["blocks_from_url", "_by_ranges"])
 def test_the_service_sums_up_each_block_it_has_stored(
     azure_lake: AdlsLake, source: BlobClient, blob_service: BlobServiceClient, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +217,7 @@ def test_the_service_sums_up_each_block_it_has_stored(
     source.upload_blob(data)
     blob = SourceBlob(source)
     with blob_service.get_blob_client(source.container_name, "copy") as target:
-        sums = getattr(copying, way)(blob, blob.version(), target)
+        sums = getattr(copying, way)(blob, blob.version(), target).sums
         assert target.download_blob().readall() == data
     expected = [(start, crc64(data[start : start + 3000])) for start in (0, 3000, 6000)]
     assert [(each.offset, each.crc64) for each in sums] == expected
@@ -231,6 +235,89 @@ def test_a_block_that_the_service_stored_otherwise_fails_the_proof(
     blob = SourceBlob(source)
     with pytest.raises(TransientError, match="landed is not what"):
         azure_lake.copy_from(blob, blob.version(), "landed", proof_share)
+
+
+def ranges_read(monkeypatch: pytest.MonkeyPatch, blob: BlobClient) -> list[int]:
+    """Where reading this blob by ranges begins, each time."""
+    found: list[int] = []
+    download = BlobClient.download_blob
+
+    def noted(client: BlobClient, offset: int | None = None, *arguments: Any, **options: Any) -> Any:
+        if client.url == blob.url and offset is not None:
+            found.append(offset)
+        return download(client, offset, *arguments, **options)
+
+    monkeypatch.setattr(BlobClient, "download_blob", noted)
+    return found
+
+
+def test_bytes_that_pass_through_us_are_held_against_the_md5_of_the_source(
+    azure_lake: AdlsLake, source: BlobClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_inside_the_account", lambda *_: None)
+    monkeypatch.setattr(copying, "COPY_RANGE", 3000)
+    data = bytes(range(256)) * 27
+    blob = SourceBlob(source)
+    right, wrong = bytearray(md5(data).digest()), bytearray(md5(b"something else").digest())
+    again = {"right": [], "none": [6000], "wrong": [6000, 3000, 0]}
+    for kind, known in {"right": right, "none": None, "wrong": wrong}.items():
+        source.stage_block("0", data)
+        source.commit_block_list(["0"], content_settings=ContentSettings(content_md5=known))
+        with monkeypatch.context() as patched:
+            read = ranges_read(patched, source)
+            copied = azure_lake.copy_from(blob, blob.version(), "landed", 0.3)
+        assert (read, copied.md5) == ([0, 3000, 6000, *again[kind]], md5(data).digest())
+        assert azure_lake.read("landed") == data
+
+
+def test_what_is_read_wrongly_on_its_way_through_us_fails_the_proof(
+    azure_lake: AdlsLake, source: BlobClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_inside_the_account", lambda *_: None)
+    source.upload_blob(
+        b"some bytes", content_settings=ContentSettings(content_md5=bytearray(md5(b"some bytes").digest()))
+    )
+    blob = SourceBlob(source)
+    version = blob.version()
+    readers = [blob.open(version), RangedReader(lambda *_: b"same bytes", 10, "wrong")]
+    monkeypatch.setattr(blob, "open", lambda _: readers.pop())
+    with pytest.raises(TransientError, match="landed is not what"):
+        azure_lake.copy_from(blob, version, "landed", proof_share=0)
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_the_archived_copy_is_held_against_the_sums_of_the_landed_one_without_reading(
+    azure_lake: AdlsLake, source: BlobClient, is_changed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "_inside_the_account", lambda *_: None)
+    monkeypatch.setattr(copying, "URL_BLOCK", 4000)
+    data = bytes(range(256)) * 27
+    source.upload_blob(data)
+    blob = SourceBlob(source)
+    landed = azure_lake.copy_from(blob, blob.version(), "landed", 1)
+    if is_changed:
+        azure_lake.put("landed", data[:-1] + b"!")
+    monkeypatch.setattr(BlobClient, "download_blob", lambda *_, **__: pytest.fail("bytes passed through us"))
+    if is_changed:
+        with pytest.raises(TransientError, match="archived is not what landed was"):
+            azure_lake.copy("landed", "archived", 1, landed)
+    else:
+        azure_lake.copy("landed", "archived", 1, landed)
+        monkeypatch.undo()
+        assert azure_lake.read("archived") == data
+
+
+def test_a_copy_within_the_lake_is_proved(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake.put("landed", b"some bytes")
+    other = type(lake).open
+
+    def damaged(self: Lake, path: str) -> RangedReader:
+        return RangedReader(lambda *_: b"same bytes", 10, path) if path == "archived" else other(self, path)
+
+    monkeypatch.setattr(type(lake), "open", damaged)
+    with pytest.raises(TransientError, match="archived is not what"):
+        lake.copy("landed", "archived", 0.1)
+    lake.copy("landed", "archived")
 
 
 def test_a_block_that_changes_on_its_way_through_us_is_not_committed(

@@ -92,6 +92,7 @@ def test_an_older_version_that_comes_late_is_superseded(tmp_path: Path) -> None:
             parquet(posts(PYTHON).set_column(0, "Id", [["one"]])),
             "column Id is string and must be a whole number",
         ),
+        (parquet(posts(PYTHON).append_column("Mood", [["good"]])).replace(b"Mood", b"M\xff\xfed"), "is not UTF-8"),
         (b"", "not a Parquet file"),
     ],
 )

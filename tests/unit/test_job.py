@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from classify import job
+from classify.day import Contribution
 from classify.job import JobParameters, run
 from classify.summary import COUNTS, SUMMARY, Summary
+from ingest.contracts import check_posts
 from shared import paths
 from shared.errors import ModelError, NotFound
 from shared.lake import FolderLake
@@ -102,6 +104,45 @@ def test_a_file_without_optional_columns_or_rows_is_fine(lake: FolderLake) -> No
     assert summary.decided_by == {"model": 1}
     summary, rows = classify(lake, posts(PYTHON).slice(0, 0))
     assert (summary.counted, rows.num_rows) == (0, 0)
+
+
+NO_UTF8 = pa.array([b"2026-01-01", b"2026-01-\xff\xff"]).cast(pa.large_binary()).view(pa.large_string())
+
+
+@pytest.mark.parametrize(
+    "dates",
+    [
+        pa.array([1_767_225_600_000_000, 1_767_225_600_000_000_000]).cast(pa.timestamp("us")),  # the last: nanoseconds
+        pa.array([1_767_225_600_000, 2**62]).cast(pa.timestamp("ms")),
+        pa.array(["2026-01-01T00:00:00", "9999-12-31T23:59:59-05:00"]),
+        NO_UTF8,
+    ],
+    ids=["nanoseconds", "extreme", "beyond the calendar", "no UTF-8"],
+)
+def test_one_bad_date_does_not_keep_a_file_from_being_published(lake: FolderLake, dates: pa.Array) -> None:
+    table = posts(PYTHON, PYTHON)
+    table = table.set_column(table.schema.get_field_index("CreationDate"), "CreationDate", dates)
+    assert check_posts(io.BytesIO(parquet(table)), "a.parquet").rows == 2
+    classify(lake, table)
+    counts = lake.read(f"{paths.post_topics('s', 'v', MODEL_VERSION, 'tags')}/{COUNTS}")
+    assert Contribution.from_parquet(counts, "counts").tally.days() == [date(2026, 1, 1), date(2026, 1, 2)]
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_texts_of_any_arrow_type_are_read(lake: FolderLake, kind: pa.DataType) -> None:
+    table = posts(PYTHON, {"PostTypeId": 5}, {"Tags": None, **CSS_BODY})
+    for name in ("Title", "Body", "Tags"):
+        column = table[name].combine_chunks()
+        column = column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind)
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    dates = pa.array(["2026-01-01", "2026-01-01", "2026-01-01T00:00:00"])
+    dates = dates.dictionary_encode() if pa.types.is_dictionary(kind) else dates.cast(kind)
+    table = table.set_column(table.schema.get_field_index("CreationDate"), "CreationDate", dates)
+    assert pq.read_schema(io.BytesIO(parquet(table))).field("Body").type == kind
+    assert check_posts(io.BytesIO(parquet(table)), "a.parquet").rows == 3
+    _, rows = classify(lake, table)
+    assert by_id(rows, "topic") == {1: "python", 3: "css"}
+    assert set(rows["day"].to_pylist()) == {date(2026, 1, 1)}
 
 
 @pytest.mark.parametrize("is_large", [True, False])

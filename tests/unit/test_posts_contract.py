@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from classify import clean
@@ -124,6 +125,36 @@ def test_the_day_of_a_post_is_the_utc_date_of_its_creation() -> None:
     assert moments([None], pa.null()) == ["2026-01-02"]
     texts = ["2012-06-12T19:49:26.940", "2012-06-12", "2012-06-12 23:49:26-02:00", "2012-06-12T00:10:00+0530", "soon"]
     assert moments(texts, pa.string()) == ["2012-06-12", "2012-06-12", "2012-06-13", "2012-06-11", "2026-01-02"]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_a_day_that_no_calendar_has_is_the_day_of_the_file(unit: str) -> None:
+    extremes = pa.array([2**63 - 1, -(2**63), 0]).cast(pa.timestamp(unit))
+    found = [str(np.datetime64(int(day), "D")) for day in clean.days(extremes, FILE_DAY)]
+    assert found == (
+        ["2262-04-11", "1677-09-21", "1970-01-01"] if unit == "ns" else ["2026-01-02", "2026-01-02", "1970-01-01"]
+    )
+
+
+def test_the_first_and_the_last_day_of_the_calendar_are_days() -> None:
+    edges = pa.array([-719_163, -719_162, 2_932_896, 2_932_897], pa.int32())
+    expected = [date(2026, 1, 2), date.min, date.max, date(2026, 1, 2)]
+    for array in (edges.cast(pa.date32()), edges.cast(pa.date32()).cast(pa.date64())):
+        assert [date(1970, 1, 1) + timedelta(days=int(day)) for day in clean.days(array, FILE_DAY)] == expected
+    texts = ["9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+05:00", "9999-12-31", "0001-01-01"]
+    assert moments(texts, pa.string()) == ["2026-01-02", "2026-01-02", "9999-12-31", "0001-01-01"]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_a_text_that_is_no_utf8_is_no_date_and_hinders_no_other(kind: pa.DataType) -> None:
+    array = (
+        pa.array([b"2012-06-12", b"\xff012-06-12", b"2012-06-1\xc3", None])
+        .cast(pa.large_binary())
+        .view(pa.large_string())
+    )
+    array = pc.cast(array, options=pc.CastOptions(kind, allow_invalid_utf8=True))
+    found = [str(np.datetime64(int(day), "D")) for day in clean.days(array, FILE_DAY)]
+    assert found == ["2012-06-12", "2026-01-02", "2026-01-02", "2026-01-02"]
 
 
 @pytest.mark.parametrize(

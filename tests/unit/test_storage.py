@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from hashlib import md5
+from itertools import pairwise
 
 import pytest
 from azure.core import exceptions as azure
 
 from shared import storage
 from shared.errors import AccessDenied, Conflict, NotFound, StackTopicsError, TerminalError, TransientError
-from shared.storage import BlockSum, RangedReader, crc64, same_content, storage_errors
+from shared.storage import BlockSum, Copied, RangedReader, crc64, crc64_of, same_content, storage_errors
 
 DATA = bytes(range(256)) * 40
 
@@ -50,6 +51,35 @@ def test_with_the_md5_the_original_is_not_read() -> None:
     assert asked == []
 
 
+def test_bytes_that_passed_with_the_md5_and_blocks_with_their_sums_are_proof_without_reading() -> None:
+    sums = [BlockSum(0, len(DATA), crc64(DATA))]
+    asked: list[int] = []
+    assert same_content(
+        reader(DATA, asked), reader(DATA, asked), md5(DATA).digest(), 0.1, Copied(sums, md5(DATA).digest())
+    )
+    assert asked == []
+    assert same_content(reader(DATA, asked), reader(DATA), md5(DATA).digest(), 0.1, Copied(md5=md5(DATA).digest()))
+    assert asked == [9216]
+
+
+def test_bytes_that_passed_with_another_md5_are_compared_whole(caplog: pytest.LogCaptureFixture) -> None:
+    for sums in ([], [BlockSum(0, len(DATA), crc64(flipped(0)))]):
+        copied = Copied(sums, md5(flipped(0)).digest())
+        assert not same_content(reader(DATA), reader(flipped(0)), md5(DATA).digest(), 0, copied)
+    assert "data has another MD5 than it was stored with" in caplog.text
+    wrongly_stored = md5(b"something else").digest()
+    assert same_content(reader(DATA), reader(DATA), wrongly_stored, 0, Copied(md5=md5(DATA).digest()))
+
+
+def test_the_sum_of_a_file_is_made_of_those_of_its_blocks() -> None:
+    starts = [0, 1, 5_000, 5_001, len(DATA)]
+    parts = [DATA[start:end] for start, end in pairwise(starts)]
+    blocks = [BlockSum(start, len(part), crc64(part)) for start, part in zip(starts, parts, strict=False)]
+    assert crc64_of(blocks) == crc64(DATA)
+    assert crc64_of([*blocks, BlockSum(len(DATA), 1, None)]) is None
+    assert crc64_of([]) is None
+
+
 def test_a_share_of_the_ranges_is_read_and_always_the_last() -> None:
     asked: list[int] = []
     assert same_content(reader(DATA, asked), reader(DATA), None, 0.3)
@@ -67,11 +97,11 @@ def test_with_the_sums_of_its_blocks_the_copy_is_not_read() -> None:
     sums = [BlockSum(start, 2560, crc64(DATA[start : start + 2560])) for start in range(0, len(DATA), 2560)]
     asked: list[int] = []
     untouched: list[int] = []
-    assert same_content(reader(DATA, asked), reader(DATA, untouched), None, 0.5, sums)
+    assert same_content(reader(DATA, asked), reader(DATA, untouched), None, 0.5, Copied(sums))
     assert asked == [7680, 8704, 9728, 2560, 3584, 4608]
     assert untouched == []
     for at in (0, 5_000, len(DATA) - 1):
-        assert not same_content(reader(flipped(at)), reader(DATA), None, 1, sums)
+        assert not same_content(reader(flipped(at)), reader(DATA), None, 1, Copied(sums))
 
 
 @pytest.mark.parametrize(

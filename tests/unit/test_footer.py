@@ -1,0 +1,226 @@
+"""Footers that were written to do harm, and those that honest writers make."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ingest import footer
+from ingest.contracts import MAX_FOOTER_BYTES, check_posts
+from shared.errors import BadInput
+from tests.world import parquet, posts
+
+I32, I64, BINARY, LIST, STRUCT = 5, 6, 8, 9, 12
+DATA_BYTES = 1_000
+"""What stands before the footer of the files made here."""
+PEAK_MIB = 250
+
+Field = tuple[int, int, bytes]
+
+
+def varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def integer(number: int) -> bytes:
+    return varint(number << 1 if number >= 0 else (-number << 1) - 1)
+
+
+def binary(value: bytes) -> bytes:
+    return varint(len(value)) + value
+
+
+def struct(*fields: Field) -> bytes:
+    return b"".join(bytes([kind]) + integer(number) + value for number, kind, value in fields) + b"\0"
+
+
+def listed(values: Sequence[bytes], kind: int = STRUCT) -> bytes:
+    return bytes([0xF0 | kind]) + varint(len(values)) + b"".join(values)
+
+
+def element(name: bytes, children: int | None = None, kind: int = 2) -> bytes:
+    what = (1, I32, integer(kind)) if children is None else (5, I32, integer(children))
+    return struct(what, (3, I32, integer(1)), (4, BINARY, binary(name)))
+
+
+def group(*chunks: bytes, rows: int = 1) -> bytes:
+    return struct((1, LIST, listed(chunks)), (2, I64, integer(0)), (3, I64, integer(rows)))
+
+
+def chunk(path: bytes = b"Id", **changes: int) -> bytes:
+    said = {"values": 1, "plain": 100, "stored": 100, "data": 4, "dictionary": 0} | changes
+    numbers = {"values": 5, "plain": 6, "stored": 7, "data": 9, "dictionary": 11}
+    columns = struct(
+        (1, I32, integer(2)),
+        (2, LIST, listed([integer(0)], I32)),
+        (3, LIST, listed([binary(path)], BINARY)),
+        (4, I32, integer(0)),
+        *((numbers[name], I64, integer(value)) for name, value in said.items()),
+    )
+    return struct((2, I64, integer(0)), (3, STRUCT, columns))
+
+
+def file_of(elements: Sequence[bytes], groups: Sequence[bytes] = (), rows: int = 0) -> bytes:
+    return struct(
+        (1, I32, integer(2)),
+        (2, LIST, listed(elements)),
+        (3, I64, integer(rows)),
+        (4, LIST, listed(groups)),
+    )
+
+
+def with_ends(footer_bytes: bytes) -> bytes:
+    return b"PAR1" + bytes(DATA_BYTES - 4) + footer_bytes + len(footer_bytes).to_bytes(4, "little") + b"PAR1"
+
+
+def check(footer_bytes: bytes) -> Any:
+    return check_posts(io.BytesIO(with_ends(footer_bytes)), "a.parquet")
+
+
+def one_column(*chunks: bytes, rows: int = 1) -> bytes:
+    return file_of([element(b"schema", 1), element(b"Id")], [group(each) for each in chunks], rows)
+
+
+def test_the_footers_made_here_are_read_by_arrow_too() -> None:
+    read = pq.read_metadata(io.BytesIO(with_ends(one_column(chunk(), chunk(data=200), rows=2))))
+    assert (read.num_rows, read.num_row_groups, read.num_columns) == (2, 2, 1)
+    assert read.row_group(1).column(0).data_page_offset == 200
+    assert read.row_group(0).column(0).total_compressed_size == 100
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "said"),
+    [
+        (file_of([element(b"x", 1)] * 20_000 + [element(b"Id")]), "20001 schema elements; at most 4000"),
+        (file_of([element(b"x", 1)] * 3_000 + [element(b"Id")]), "more than 32 groups deep"),
+        (file_of([element(b"x", 2), element(b"Id")]), "is no tree"),
+        (file_of([element(b"x", 1), element(b"Id"), element(b"Id")]), "is no tree"),
+        (file_of([element(b"x", -1), element(b"Id")]), "is no tree"),
+        (file_of([element(b"x", (1 << 32) + 1), element(b"Id")]), "is no tree"),
+        (file_of([element(b"x", 1001)] + [element(b"c%d" % n) for n in range(1001)]), "1001 columns; at most 1000"),
+        (one_column(*[chunk()] * 10_001, rows=10_001), "10001 row groups; at most 10000"),
+        (
+            file_of([element(b"x", 10)] + [element(b"c%d" % n) for n in range(10)], [group(*[chunk()] * 10)] * 5_001),
+            "50010 column chunks; at most 50000",
+        ),
+        (file_of([element(b"x", 1), element(b"\xff\xfe")]), r"column name b'\\xff\\xfe' is not UTF-8"),
+        (file_of([element(b"x", 1), element(b"n" * 1_001)]), "name of 1001 bytes"),
+        (struct((3, I64, b"\xff" * 10 + b"\x01")), "more than 64 bits"),
+        (struct((3, I64, b"\xff" * 9 + b"\x7f")), "more than 64 bits"),
+        (struct((3, I64, b"\xff")), "more than 64 bits|ends too early"),
+        (struct((3, I64, integer(1)), (3, I64, integer(1))), "rows twice"),
+        (struct((3, I32, integer(1))), "of another type"),
+        (struct((1 << 16 | 3, I64, integer(1))), "field 65539"),
+        (struct((9, 11, b"\0")), "type 11, which Parquet does not use"),
+        (struct((9, LIST, b"\x19" * 100)), "more than 32 values deep"),
+        (struct((9, LIST, listed([], I32)[:1] + varint(1 << 40))), "ends too early"),
+        (struct((9, LIST, listed([b"\0"] * 1_000_001, I32))), "1000001 entries of lists"),
+        (struct((9, BINARY, varint(1 << 40))), "ends too early"),
+        (struct((3, I64, integer(0))), "has no 'schema elements'"),
+        (b"", "ends too early"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_no_writer_makes_is_refused(bytes_: bytes, said: str) -> None:
+    with pytest.raises(BadInput, match=rf"^a\.parquet is not a Parquet file that can be read: .*({said})"):
+        check(bytes_)
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "said"),
+    [
+        (one_column(chunk(stored=-100_000), chunk(stored=100_100), rows=2), "declares 100 bytes compressed to -100000"),
+        (one_column(chunk(plain=-1)), "declares -1 bytes compressed to 100"),
+        (one_column(chunk(stored=997)), "declares 997 bytes at byte 4; columns end at 1000"),
+        (one_column(chunk(data=1_000)), "declares 100 bytes at byte 1000"),
+        (one_column(chunk(data=-4)), "at byte -4"),
+        (one_column(chunk(data=500, dictionary=-1)), "at byte -1"),
+        (one_column(chunk(stored=600), chunk(stored=600), rows=2), "declares 1200 bytes of columns and has 1000"),
+        (one_column(chunk(plain=65 << 20, stored=10)), "row group 0 declares 68157440 bytes compressed to 10"),
+        (one_column(chunk(plain=40 << 20), chunk(plain=40 << 20), rows=2), "it declares 83886080 bytes compressed to"),
+        (one_column(rows=10**15), "declares 1000000000000000 rows and its row groups others"),
+        (one_column(chunk(), rows=2), "declares 2 rows and its row groups others"),
+        (file_of([element(b"x", 1), element(b"Id")], [group(chunk(), rows=-1), group(chunk())], 0), "others"),
+        (file_of([element(b"x", 1), element(b"Id")], [group(chunk(values=10**10), rows=10**10)], 10**10), "rows in"),
+        (one_column(chunk(values=2)), "declares 2 values in 1 rows"),
+        (one_column(chunk(values=0)), "declares 0 values in 1 rows"),
+        (file_of([element(b"x", 2), element(b"Id"), element(b"B")], [group(chunk())], 1), "has not the columns"),
+        (file_of([element(b"x", 1), element(b"Id")], [group(struct((1, BINARY, binary(b"o"))))], 1), "another file"),
+        (file_of([element(b"x", 1), element(b"Id")], [group(struct())], 1), "row group without 'columns'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_sizes_places_and_rows_must_be_possible(bytes_: bytes, said: str) -> None:
+    with pytest.raises(BadInput, match=rf"^a\.parquet .*{said}"):
+        check(bytes_)
+
+
+def test_a_nested_column_has_as_many_values_as_it_likes_and_no_fewer_than_rows() -> None:
+    table = posts({}, {}, {})
+    nested = pa.array([[{"a": [1, 2], "b": {}}], [], None], pa.list_(pa.struct([("a", pa.list_(pa.int8()))])))
+    assert check_posts(io.BytesIO(parquet(table.append_column("Extra", nested))), "a.parquet").rows == 3
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "zstd", "lz4", "brotli"])
+@pytest.mark.parametrize("version", ["1.0", "2.6"])
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_constant_columns_compress_as_far_as_they_like(compression: str, version: str, use_dictionary: bool) -> None:
+    table = posts({"Body": "<p>the same</p>" * 20}).take(pa.array([0] * 200_000))
+    out = io.BytesIO()
+    pq.write_table(table, out, compression=compression, version=version, use_dictionary=use_dictionary)
+    assert check_posts(out, "a.parquet").rows == 200_000
+
+
+@pytest.mark.parametrize("rows", [0, 1, 100_000])
+def test_columns_that_are_null_throughout_are_fine(rows: int) -> None:
+    table = pa.table({field.name: pa.nulls(rows, field.type) for field in posts({}).schema})
+    assert check_posts(io.BytesIO(parquet(table)), "a.parquet").rows == rows
+
+
+def test_cut_anywhere_a_footer_is_refused() -> None:
+    data = parquet(posts({}, {}))
+    size = int.from_bytes(data[-8:-4], "little")
+    whole = data[-8 - size : -8]
+    for end in range(size):
+        with pytest.raises(BadInput):
+            footer.read_footer(whole[:end], len(data) - 8 - size)
+
+
+@pytest.mark.parametrize("made", ["chunks", "paths", "empty structs", "key values"])
+def test_the_largest_footers_that_are_read_take_bounded_memory(made: str, tmp_path: Any) -> None:
+    entry = struct((1, BINARY, binary(b"")))
+    columns = [element(b"schema", 16), *(element(b"c%d" % number) for number in range(16))]
+    paths = struct((3, LIST, listed([b"\0"] * 62_000, BINARY)))
+    footers = {
+        "chunks": lambda: file_of(columns, [group(*[chunk(b"c%d" % n, stored=0) for n in range(16)])] * 3_125, 3_125),
+        "paths": lambda: file_of(columns, [group(*[struct((3, STRUCT, paths))] * 16)], 1),
+        "empty structs": lambda: file_of(columns, [group(*[struct()] * 49_999)], 1),
+        "key values": lambda: struct((5, LIST, listed([entry] * 999_999))),
+    }
+    path = tmp_path / "a.parquet"
+    path.write_bytes(with_ends(footers[made]()))
+    assert path.stat().st_size < MAX_FOOTER_BYTES + DATA_BYTES
+    script = f"""
+import re
+from pathlib import Path
+from ingest.contracts import check_posts
+from shared.errors import BadInput
+try:
+    check_posts(Path({str(path)!r}).open("rb"), "a")
+except BadInput:
+    pass
+print(int(re.search("VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(ended.stdout) < PEAK_MIB
