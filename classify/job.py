@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import io
 import json
 import logging
 import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -39,6 +37,8 @@ from classify.clean import ANSWER, QUESTION, Posts
 from classify.day import Contribution
 from classify.model import Classified, TopicModel
 from classify.models import load_model
+from classify.questions import newest_topics, remember
+from classify.rowgroups import batches, reader
 from classify.summary import COUNTS, SUMMARY, Summary
 from classify.tally import Tally
 from classify.text import parse_tags
@@ -51,19 +51,13 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from shared.lake import Lake
-    from shared.storage import RangedReader
 
 log = logging.getLogger("stacktopics.classify.job")
 
 Ids = npt.NDArray[np.int64]
 TopicNumbers = npt.NDArray[np.int32]
 
-SPARK_FROM_BYTES = 2 << 30
-"""Files larger than this are classified by Spark, where it can be had and nobody chose the engine."""
-BATCH_ROWS = 2_048
 GROUP_ROWS = 65_536
-LARGE_GROUP, READ_BUFFER = 32 << 20, 4 << 20
-"""Bytes, before compression, of a row group that is read at once at most; and of each column of a larger one."""
 
 POST_TOPICS = pa.schema(
     {"Id": pa.int64(), "PostTypeId": pa.int32(), "day": pa.date32(), "topic": pa.string(), "decided_by": pa.string()}
@@ -72,8 +66,6 @@ POST_TOPICS = pa.schema(
 )
 """One row a post. `decided_by` is tags, model or parent. topic_1 to score_3 are the model's three best with their
 probabilities, null where the model was not asked."""
-
-QUESTION_TOPICS = pa.schema({"Id": pa.int64(), "topic": pa.string()})
 
 
 class JobParameters(BaseModel):
@@ -86,6 +78,13 @@ class JobParameters(BaseModel):
     model: str
     topic_source: Literal["tags", "model"] = "tags"
     engine: Literal["auto", "arrow", "spark"] = "auto"
+    spark_from_bytes: int = 2 << 30
+    """Larger files are classified by Spark, where the engine is auto."""
+
+    @property
+    def origin(self) -> str:
+        """Who wrote a row of `questions.QUESTION_TOPICS`; sorts by version."""
+        return f"{self.version}-{self.source_id}"
 
     @property
     def output(self) -> str:
@@ -104,7 +103,8 @@ class JobParameters(BaseModel):
 def run(lake: Lake, job: JobParameters) -> Summary:
     """Classify one landed file, by the engine that `job` asks for.
 
-    `auto` is spark for files of more than 2 GiB where Spark can be had, else arrow. The outputs are the same.
+    `auto` is spark for files of more than `spark_from_bytes` where Spark can be had, else arrow. The outputs are the
+    same.
     Raises ModelError, NotFound when the file is not in landing, TransientError, and TerminalError when Spark is asked
     for and cannot be had.
     """
@@ -122,7 +122,7 @@ def _spark(lake: Lake, job: JobParameters) -> SparkSession | None:
         return None
     if job.engine == "auto":
         landed = lake.stat(paths.landing(job.source_id, job.version))
-        if landed is None or landed.size <= SPARK_FROM_BYTES:
+        if landed is None or landed.size <= job.spark_from_bytes:
             return None
     try:
         from classify.spark import session
@@ -135,10 +135,11 @@ def _spark(lake: Lake, job: JobParameters) -> SparkSession | None:
         return None
 
 
-def run_arrow(lake: Lake, job: JobParameters) -> Summary:
-    """Classify one landed file on this machine.
+def run_arrow(lake: Lake, job: JobParameters, progress: Callable[[float], None] | None = None) -> Summary:
+    """Classify one landed file on this machine; `progress` is told the share of the rows that are scored.
 
-    Texts are held 4,096 rows at a time; what stays for the whole file is some 40 bytes a post.
+    Texts are held BATCH_ROWS at a time for each core and one more; what stays for the whole file is some 20 bytes a
+    question and 30 an answer that inherits.
     Raises ModelError, NotFound when the file is not in landing, and TransientError.
     """
     clock = Clock()
@@ -147,15 +148,15 @@ def run_arrow(lake: Lake, job: JobParameters) -> Summary:
     with clock("census"):
         landed = lake.open(paths.landing(job.source_id, job.version))
         footer = pq.read_metadata(landed)
-        census = _Census(_reader(landed, footer))  # which keeps what it read ahead: no name may hold it
+        census = _Census(reader(landed, footer))  # which keeps what it read ahead: no name may hold it
         give_back_memory()
-        parents = _Parents(census, _earlier_topics(lake, census.parents_elsewhere), model.topics)
+        parents = _Parents(census, newest_topics(lake, census.parents_elsewhere), model.topics)
     with clock("posts"), lake.create(part(job, 0)) as out, _Output(out, model.topics) as output:
-        skipped = _classify(_reader(landed, footer), census, parents, model, job, output)
+        skipped = _classify(reader(landed, footer), census, parents, model, job, output, progress or _say_nothing)
     remove_parts_from(lake, job, 1)
     with clock("counts"):
         lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, output.tally).to_parquet())
-        _remember(lake, job, parents.of_this_file())
+        remember(lake, job.origin, parents.of_this_file())
     summary = Summary(
         source_id=job.source_id,
         version=job.version,
@@ -248,7 +249,13 @@ def inherit(posts: Posts, topics: pa.Array) -> pa.Table:
 
 
 def _classify(
-    file: pq.ParquetFile, census: _Census, parents: _Parents, model: TopicModel, job: JobParameters, output: _Output
+    file: pq.ParquetFile,
+    census: _Census,
+    parents: _Parents,
+    model: TopicModel,
+    job: JobParameters,
+    output: _Output,
+    progress: Callable[[float], None],
 ) -> dict[str, int]:
     """Questions and orphaned answers batch by batch, then the answers that inherit; returns what was not counted.
 
@@ -256,7 +263,6 @@ def _classify(
     """
     skipped: Counter[str] = Counter()
     heirs: list[Posts] = []
-    columns = [name for name in clean.COLUMNS if name in file.schema_arrow.names]
     threads = os.cpu_count() or 1
     waiting: deque[tuple[Posts, Future[Scored]]] = deque()
 
@@ -270,17 +276,18 @@ def _classify(
 
     first = 0
     with ThreadPoolExecutor(threads) as pool:
-        for batch in _batches(file, columns):
+        for batch in batches(file, clean.COLUMNS):
             posts = clean.clean(batch, job.file_day).where(census.counts(first, batch.num_rows))
             first += batch.num_rows
             answers, questions = posts.types == ANSWER, posts.types == QUESTION
             skipped.update(str(kind or "null") for kind in posts.types[~(answers | questions)].tolist())
-            inherits = answers & parents.known(posts.parents)
+            inherits = answers & (posts.parents != 0) & parents.known(posts.parents)
             heirs.append(posts.where(inherits).without_texts())
             chosen = posts.where(questions | (answers & ~inherits))
             waiting.append((chosen, pool.submit(score, chosen, model, job.topic_source)))
             if len(waiting) > threads:
                 write_next()
+            progress(first / file.metadata.num_rows)
         while waiting:
             write_next()
     for posts in heirs:
@@ -290,14 +297,9 @@ def _classify(
     return dict(skipped)
 
 
-def _reader(data: RangedReader, footer: pq.FileMetaData) -> pq.ParquetFile:
-    """A reader that fetches what is asked of a small row group at once; of a large one, bit by bit.
-
-    A million posts in one group, which is what many writers make, would be half a gigabyte.
-    """
-    largest = max((footer.row_group(number).total_byte_size for number in range(footer.num_row_groups)), default=0)
-    ahead = {"buffer_size": READ_BUFFER} if largest > LARGE_GROUP else {"pre_buffer": True}
-    return pq.ParquetFile(data, metadata=footer, **ahead)
+def _say_nothing(share: float) -> None:
+    """The progress of a run that nobody watches."""
+    del share
 
 
 def give_back_memory() -> None:
@@ -307,12 +309,6 @@ def give_back_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if trim is not None:
             trim(0)
-
-
-def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Batches of at most BATCH_ROWS, one row group after the other: what is read ahead is held until the last one."""
-    for group in range(file.num_row_groups):
-        yield from file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
 
 
 def _rows(posts: Posts, topics: pa.Array, decided_by: Any, asked: dict[str, pa.Array]) -> pa.Table:
@@ -335,9 +331,8 @@ class _Census:
 
     def __init__(self, file: pq.ParquetFile) -> None:
         ids, parents, asks, answers, has_id = (np.empty(file.metadata.num_rows, kind) for kind in ("i8", "i8", *"???"))
-        columns = [name for name in ("Id", "PostTypeId", "ParentId") if name in file.schema_arrow.names]
         first = 0
-        for batch in _batches(file, columns):
+        for batch in batches(file, ("Id", "PostTypeId", "ParentId")):
             rows = slice(first, first + batch.num_rows)
             found = clean.column(batch, "Id")
             ids[rows], has_id[rows] = clean.integers(found), np.asarray(found.is_valid())
@@ -401,7 +396,7 @@ class _Parents:
 
     def of_this_file(self) -> pa.Table:
         topics = self._names.take(pa.array(self.topics(self._questions)))
-        return pa.table([self._questions, topics], schema=QUESTION_TOPICS)
+        return pa.table({"Id": self._questions, "topic": topics})
 
     def _places(self, ids: Ids) -> Ids:
         return _places(ids, self._ids)
@@ -451,37 +446,6 @@ class _Output:
         for name, counter in counters:
             for found in rows[name].value_counts().to_pylist():
                 counter[found["values"]] += found["counts"]
-
-
-def _earlier_topics(lake: Lake, ids: Ids) -> pa.Table:
-    """The topics of these questions as earlier files had them, the newest version of each: Id ascending, topic.
-
-    Only the buckets that hold such an Id are read, and of them only the row groups that may.
-    """
-    found = [QUESTION_TOPICS.empty_table()]
-    wanted = pa.array(ids)
-    for bucket in np.unique(ids // paths.QUESTION_BUCKET).tolist():
-        for info in lake.list(paths.question_topics(bucket)):
-            table = pq.read_table(lake.open(info.path), schema=QUESTION_TOPICS)
-            found.append(table.filter(pc.is_in(table["Id"], wanted)))
-    table = pa.concat_tables(found).combine_chunks()
-    _, newest = np.unique(np.asarray(table["Id"])[::-1], return_index=True)  # file names sort by version
-    return table.take(pa.array(table.num_rows - 1 - newest))
-
-
-def _remember(lake: Lake, job: JobParameters, questions: pa.Table) -> None:
-    """Keep the topics of this file's questions, which are in order, where the answers of later files look them up."""
-    buckets = np.asarray(questions["Id"]) // paths.QUESTION_BUCKET
-    starts = np.flatnonzero(np.diff(buckets, prepend=buckets[:1] - 1))
-    for first, last in pairwise([*starts.tolist(), len(buckets)]):
-        path = f"{paths.question_topics(int(buckets[first]))}/{job.version}-{job.source_id}.parquet"
-        lake.put(path, _parquet(questions.slice(first, last - first)))
-
-
-def _parquet(table: pa.Table) -> bytes:
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd")
-    return out.getvalue()
 
 
 class Clock:

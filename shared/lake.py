@@ -283,9 +283,12 @@ class FolderLake(Lake):
             raise NotFound(f"{path} does not exist")
 
         def fetch(offset: int, length: int) -> bytes:
-            with target.open("rb") as file:
-                file.seek(offset)
-                return file.read(length)
+            try:
+                with target.open("rb") as file:
+                    file.seek(offset)
+                    return file.read(length)
+            except FileNotFoundError as error:
+                raise NotFound(f"{path} does not exist any more") from error
 
         return RangedReader(fetch, info.size, path)
 
