@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import io
 import json
 import logging
 import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -39,6 +37,8 @@ from classify.clean import ANSWER, QUESTION, Posts
 from classify.day import Contribution
 from classify.model import Classified, TopicModel
 from classify.models import load_model
+from classify.questions import newest_topics, remember
+from classify.rowgroups import BATCH_ROWS, batches, reader
 from classify.summary import COUNTS, SUMMARY, Summary
 from classify.tally import Tally
 from classify.text import MAX_BODY_BYTES, parse_tags
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from shared.lake import Lake
-    from shared.storage import RangedReader
 
 log = logging.getLogger("stacktopics.classify.job")
 
@@ -60,12 +59,9 @@ TopicNumbers = npt.NDArray[np.int32]
 
 SPARK_FROM_BYTES = 2 << 30
 """Files larger than this are classified by Spark, where it can be had and nobody chose the engine."""
-BATCH_ROWS = 2_048
 LARGEST_BATCH, ROWS_AT_ONCE = 8 << 20, 128
 """Bytes that a batch may have where texts are long, and rows that are decoded at a time to find out."""
 GROUP_ROWS = 65_536
-LARGE_GROUP, READ_BUFFER = 32 << 20, 4 << 20
-"""Bytes, before compression, of a row group that is read at once at most; and of each column of a larger one."""
 
 POST_TOPICS = pa.schema(
     {"Id": pa.int64(), "PostTypeId": pa.int32(), "day": pa.date32(), "topic": pa.string(), "decided_by": pa.string()}
@@ -74,8 +70,6 @@ POST_TOPICS = pa.schema(
 )
 """One row a post. `decided_by` is tags, model or parent. topic_1 to score_3 are the model's three best with their
 probabilities, null where the model was not asked."""
-
-QUESTION_TOPICS = pa.schema({"Id": pa.int64(), "topic": pa.string()})
 
 
 class JobParameters(BaseModel):
@@ -88,6 +82,13 @@ class JobParameters(BaseModel):
     model: str
     topic_source: Literal["tags", "model"] = "tags"
     engine: Literal["auto", "arrow", "spark"] = "auto"
+    spark_from_bytes: int = 2 << 30
+    """Larger files are classified by Spark, where the engine is auto."""
+
+    @property
+    def origin(self) -> str:
+        """Who wrote a row of `questions.QUESTION_TOPICS`; sorts by version."""
+        return f"{self.version}-{self.source_id}"
 
     @property
     def output(self) -> str:
@@ -106,7 +107,8 @@ class JobParameters(BaseModel):
 def run(lake: Lake, job: JobParameters) -> Summary:
     """Classify one landed file, by the engine that `job` asks for.
 
-    `auto` is spark for files of more than 2 GiB where Spark can be had, else arrow. The outputs are the same.
+    `auto` is spark for files of more than `spark_from_bytes` where Spark can be had, else arrow. The outputs are the
+    same.
     Raises ModelError, NotFound when the file is not in landing, TransientError, and TerminalError when Spark is asked
     for and cannot be had.
     """
@@ -124,7 +126,7 @@ def _spark(lake: Lake, job: JobParameters) -> SparkSession | None:
         return None
     if job.engine == "auto":
         landed = lake.stat(paths.landing(job.source_id, job.version))
-        if landed is None or landed.size <= SPARK_FROM_BYTES:
+        if landed is None or landed.size <= job.spark_from_bytes:
             return None
     try:
         from classify.spark import session
@@ -137,8 +139,8 @@ def _spark(lake: Lake, job: JobParameters) -> SparkSession | None:
         return None
 
 
-def run_arrow(lake: Lake, job: JobParameters) -> Summary:
-    """Classify one landed file on this machine.
+def run_arrow(lake: Lake, job: JobParameters, progress: Callable[[float], None] | None = None) -> Summary:
+    """Classify one landed file on this machine; `progress` is told the share of the rows that are scored.
 
     Texts are held 2,048 rows at a time in each thread; what stays for the whole file is some 30 bytes a post.
     Raises ModelError, NotFound when the file is not in landing, and TransientError.
@@ -149,15 +151,15 @@ def run_arrow(lake: Lake, job: JobParameters) -> Summary:
     with clock("census"):
         landed = lake.open(paths.landing(job.source_id, job.version))
         footer = pq.read_metadata(landed)
-        census = _Census(_reader(landed, footer))  # which keeps what it read ahead: no name may hold it
+        census = _Census(reader(landed, footer))  # which keeps what it read ahead: no name may hold it
         give_back_memory()
-        parents = _Parents(census, _earlier_topics(lake, census.parents_elsewhere), model.topics)
+        parents = _Parents(census, newest_topics(lake, census.parents_elsewhere), model.topics)
     with clock("posts"), lake.create(part(job, 0)) as out, _Output(out, model.topics) as output:
-        skipped = _classify(_reader(landed, footer), census, parents, model, job, output)
+        skipped = _classify(reader(landed, footer), census, parents, model, job, output, progress or _say_nothing)
     remove_parts_from(lake, job, 1)
     with clock("counts"):
         lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, output.tally).to_parquet())
-        _remember(lake, job, parents.of_this_file())
+        remember(lake, job.origin, parents.of_this_file())
     summary = Summary(
         source_id=job.source_id,
         version=job.version,
@@ -250,7 +252,13 @@ def inherit(posts: Posts, topics: pa.Array) -> pa.Table:
 
 
 def _classify(
-    file: pq.ParquetFile, census: _Census, parents: _Parents, model: TopicModel, job: JobParameters, output: _Output
+    file: pq.ParquetFile,
+    census: _Census,
+    parents: _Parents,
+    model: TopicModel,
+    job: JobParameters,
+    output: _Output,
+    progress: Callable[[float], None],
 ) -> dict[str, int]:
     """Questions and orphaned answers batch by batch, then the answers that inherit; returns what was not counted.
 
@@ -258,7 +266,6 @@ def _classify(
     """
     skipped: Counter[str] = Counter()
     heirs: list[Posts] = []
-    columns = [name for name in clean.COLUMNS if name in file.schema_arrow.names]
     threads = os.cpu_count() or 1
     waiting: deque[tuple[Posts, Future[Scored]]] = deque()
 
@@ -272,17 +279,18 @@ def _classify(
 
     first = 0
     with ThreadPoolExecutor(threads) as pool:
-        for batch in _batches_of_texts(file, columns):
+        for batch in _batches_of_texts(file):
             posts = clean.clean(batch, job.file_day).where(census.counts(first, batch.num_rows))
             first += batch.num_rows
             answers, questions = posts.types == ANSWER, posts.types == QUESTION
             skipped.update(str(kind or "null") for kind in posts.types[~(answers | questions)].tolist())
-            inherits = answers & parents.known(posts.parents)
+            inherits = answers & (posts.parents != 0) & parents.known(posts.parents)
             heirs.append(posts.where(inherits).without_texts())
             chosen = posts.where(questions | (answers & ~inherits))
             waiting.append((chosen, pool.submit(score, chosen, model, job.topic_source)))
             if len(waiting) > threads:
                 write_next()
+            progress(first / file.metadata.num_rows)
         while waiting:
             write_next()
     for posts in heirs:
@@ -292,14 +300,9 @@ def _classify(
     return dict(skipped)
 
 
-def _reader(data: RangedReader, footer: pq.FileMetaData) -> pq.ParquetFile:
-    """A reader that fetches what is asked of a small row group at once; of a large one, bit by bit.
-
-    A million posts in one group, which is what many writers make, would be half a gigabyte.
-    """
-    largest = max((footer.row_group(number).total_byte_size for number in range(footer.num_row_groups)), default=0)
-    ahead = {"buffer_size": READ_BUFFER} if largest > LARGE_GROUP else {"pre_buffer": True}
-    return pq.ParquetFile(data, metadata=footer, **ahead)
+def _say_nothing(share: float) -> None:
+    """The progress of a run that nobody watches."""
+    del share
 
 
 def give_back_memory() -> None:
@@ -311,22 +314,18 @@ def give_back_memory() -> None:
             trim(0)
 
 
-def _batches(file: pq.ParquetFile, columns: list[str], rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-    """Batches of at most so many rows, one row group after the other: what is read ahead is held until the last one."""
-    for group in range(file.num_row_groups):
-        yield from file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
-
-
-def _batches_of_texts(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch | pa.Table]:
+def _batches_of_texts(file: pq.ParquetFile) -> Iterator[pa.RecordBatch | pa.Table]:
     """Batches of at most BATCH_ROWS and LARGEST_BATCH; bodies that do not fit are cut to what is read of them.
 
     Nothing in a file tells how large its texts will be: a thousand bodies of a megabyte can be four kilobytes on disk.
     """
     waiting: list[pa.RecordBatch] = []
     rows = size = 0
-    for few in _batches(file, columns, ROWS_AT_ONCE):
-        is_large = few.nbytes > LARGEST_BATCH
-        if waiting and (is_large or rows + few.num_rows > BATCH_ROWS or size + few.nbytes > LARGEST_BATCH):
+    for few in batches(file, clean.COLUMNS, rows=ROWS_AT_ONCE):
+        is_large = few.get_total_buffer_size() > LARGEST_BATCH
+        if waiting and (
+            is_large or rows + few.num_rows > BATCH_ROWS or size + few.get_total_buffer_size() > LARGEST_BATCH
+        ):
             yield pa.Table.from_batches(waiting)
             waiting, rows, size = [], 0, 0
         if is_large:
@@ -335,7 +334,7 @@ def _batches_of_texts(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.R
             yield few
         else:
             waiting.append(few)
-            rows, size = rows + few.num_rows, size + few.nbytes
+            rows, size = rows + few.num_rows, size + few.get_total_buffer_size()
     if waiting:
         yield pa.Table.from_batches(waiting)
 
@@ -365,9 +364,8 @@ class _Census:
 
     def __init__(self, file: pq.ParquetFile) -> None:
         ids, parents, asks, answers, has_id = (np.empty(file.metadata.num_rows, kind) for kind in ("i8", "i8", *"???"))
-        columns = [name for name in ("Id", "PostTypeId", "ParentId") if name in file.schema_arrow.names]
         first = 0
-        for batch in _batches(file, columns):
+        for batch in batches(file, ("Id", "PostTypeId", "ParentId")):
             rows = slice(first, first + batch.num_rows)
             found = clean.column(batch, "Id")
             ids[rows], has_id[rows] = clean.integers(found), np.asarray(found.is_valid())
@@ -431,7 +429,7 @@ class _Parents:
 
     def of_this_file(self) -> pa.Table:
         topics = self._names.take(pa.array(self.topics(self._questions)))
-        return pa.table([self._questions, topics], schema=QUESTION_TOPICS)
+        return pa.table({"Id": self._questions, "topic": topics})
 
     def _places(self, ids: Ids) -> Ids:
         return _places(ids, self._ids)
@@ -481,37 +479,6 @@ class _Output:
         for name, counter in counters:
             for found in rows[name].value_counts().to_pylist():
                 counter[found["values"]] += found["counts"]
-
-
-def _earlier_topics(lake: Lake, ids: Ids) -> pa.Table:
-    """The topics of these questions as earlier files had them, the newest version of each: Id ascending, topic.
-
-    Only the buckets that hold such an Id are read, and of them only the row groups that may.
-    """
-    found = [QUESTION_TOPICS.empty_table()]
-    wanted = pa.array(ids)
-    for bucket in np.unique(ids // paths.QUESTION_BUCKET).tolist():
-        for info in lake.list(paths.question_topics(bucket)):
-            table = pq.read_table(lake.open(info.path), schema=QUESTION_TOPICS)
-            found.append(table.filter(pc.is_in(table["Id"], wanted)))
-    table = pa.concat_tables(found).combine_chunks()
-    _, newest = np.unique(np.asarray(table["Id"])[::-1], return_index=True)  # file names sort by version
-    return table.take(pa.array(table.num_rows - 1 - newest))
-
-
-def _remember(lake: Lake, job: JobParameters, questions: pa.Table) -> None:
-    """Keep the topics of this file's questions, which are in order, where the answers of later files look them up."""
-    buckets = np.asarray(questions["Id"]) // paths.QUESTION_BUCKET
-    starts = np.flatnonzero(np.diff(buckets, prepend=buckets[:1] - 1))
-    for first, last in pairwise([*starts.tolist(), len(buckets)]):
-        path = f"{paths.question_topics(int(buckets[first]))}/{job.version}-{job.source_id}.parquet"
-        lake.put(path, _parquet(questions.slice(first, last - first)))
-
-
-def _parquet(table: pa.Table) -> bytes:
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd")
-    return out.getvalue()
 
 
 class Clock:

@@ -11,7 +11,7 @@ import io
 import os
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -24,25 +24,29 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark import StorageLevel
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
+from pyspark.sql import Column, DataFrame, DataFrameWriter, SparkSession
 from pyspark.sql import functions as F
 
 from classify import clean
 from classify.clean import ANSWER, QUESTION
 from classify.day import Contribution
-from classify.job import BATCH_ROWS, POST_TOPICS, Clock, JobParameters, part, remove_parts_from, score
+from classify.job import POST_TOPICS, Clock, JobParameters, part, remove_parts_from, score
 from classify.model import TopicModel
 from classify.models import load_model
+from classify.questions import check_not_merged, files_of, merge
+from classify.rowgroups import BATCH_ROWS
 from classify.summary import COUNTS, SUMMARY, Summary
 from classify.tally import COUNTS as COUNT_ROWS
 from classify.tally import Tally
 from shared import paths
-from shared.errors import TerminalError
+from shared.errors import Conflict, TerminalError, TransientError
 
 if TYPE_CHECKING:
     from shared.lake import Lake
 
 ROWS_A_PART = 4_000_000
+QUESTIONS_BLOCK = 128 << 10
+"""Bytes of a row group of question topics: who looks a question up reads one."""
 SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.execution.arrow.maxRecordsPerBatch": str(BATCH_ROWS),
@@ -99,10 +103,17 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
             superseded = keep(_superseded(census))
             duplicates = superseded.count()
             counted = census.join(superseded, "row_index", "left_anti")
-            earlier = keep(_earlier_topics(spark, lake, job, counted, model.topics))
+            elsewhere = keep(_parents_elsewhere(counted))
+            buckets = [row["bucket"] for row in elsewhere.select(_bucket()).distinct().collect()]
+            known = files_of(lake, buckets)
+            earlier = keep(_earlier_topics(spark, job, elsewhere, known, model.topics))
             heirs = keep(_heirs(counted, earlier))
             unread = keep(superseded.union(heirs.select("row_index")))
             unread.count()  # from now on its size is known: where it is small, the texts need no shuffle
+            try:
+                check_not_merged(lake, buckets, known)
+            except Conflict as error:
+                raise TransientError(f"{error}; another attempt finds them") from error
         with clock("posts"):
             texts = posts.where(F.col("PostTypeId").isin(QUESTION, ANSWER)).join(unread, "row_index", "left_anti")
             scorer = partial(_score, tuple(model.to_files().items()), job.model, job.file_day, job.topic_source)
@@ -232,25 +243,30 @@ def _questions_in(counted: DataFrame) -> DataFrame:
 
 
 def _answers_in(counted: DataFrame) -> DataFrame:
-    return counted.where(F.col("PostTypeId") == ANSWER)
+    """Those that name a question."""
+    return counted.where((F.col("PostTypeId") == ANSWER) & (F.col("ParentId") != 0))
+
+
+def _bucket() -> Column:
+    return F.shiftright("Id", BUCKET_BITS).alias("bucket")
+
+
+def _parents_elsewhere(counted: DataFrame) -> DataFrame:
+    """The Ids of questions that answers name and the file does not hold."""
+    asked = _answers_in(counted).select(F.col("ParentId").alias("Id")).distinct()
+    return asked.join(_questions_in(counted), "Id", "left_anti")
 
 
 def _earlier_topics(
-    spark: SparkSession, lake: Lake, job: JobParameters, counted: DataFrame, topics: tuple[str, ...]
+    spark: SparkSession, job: JobParameters, elsewhere: DataFrame, files: Sequence[str], topics: tuple[str, ...]
 ) -> DataFrame:
-    """Id and topic of the questions that only earlier files hold, by the newest of them, if the model has the topic.
-
-    Only the buckets that hold such an Id are read.
-    """
-    asked = _answers_in(counted).where("ParentId != 0").select(F.col("ParentId").alias("Id")).distinct()
-    elsewhere = asked.join(_questions_in(counted), "Id", "left_anti")
-    buckets = elsewhere.select(F.shiftright("Id", BUCKET_BITS).alias("bucket")).distinct().collect()
-    files = [info.path for row in buckets for info in lake.list(paths.question_topics(row["bucket"]))]
+    """Id and topic of these questions as earlier files had them, by the newest of them, if the model has the topic."""
     if not files:
         return spark.createDataFrame([], "Id long, topic string")
-    known = spark.read.schema("Id long, topic string").parquet(*(_address(job, path) for path in files))
-    named = known.select("Id", "topic", F.col("_metadata.file_name").alias("file"))  # names sort by version
-    newest = named.join(elsewhere, "Id", "left_semi").groupBy("Id").agg(F.max_by("topic", "file").alias("topic"))
+    known = spark.read.schema("Id long, topic string, origin string").parquet(*(_address(job, path) for path in files))
+    written_by = F.coalesce("origin", F.regexp_replace("_metadata.file_name", r"\.parquet$", ""))
+    named = known.select("Id", "topic", written_by.alias("origin"))
+    newest = named.join(elsewhere, "Id", "left_semi").groupBy("Id").agg(F.max_by("topic", "origin").alias("topic"))
     return newest.where(F.col("topic").isin(*topics))
 
 
@@ -332,11 +348,13 @@ def _write_rows(rows: DataFrame, parts: int, lake: Lake, job: JobParameters, fol
 
 def _write_question_topics(questions: DataFrame, lake: Lake, job: JobParameters, folder: str) -> None:
     """One file a bucket, where the answers of later files look their questions up."""
-    placed = questions.withColumn("bucket", F.shiftright("Id", BUCKET_BITS))
+    placed = questions.select("*", F.lit(job.origin).alias("origin"), _bucket())
     together = placed.repartition("bucket").sortWithinPartitions("bucket", "Id")
-    for path in _write(together.write.partitionBy("bucket"), f"{folder}/questions", lake, job):
+    writer = together.write.partitionBy("bucket").option("parquet.block.size", QUESTIONS_BLOCK)
+    for path in _write(writer, f"{folder}/questions", lake, job):
         bucket = int(path.split("/")[-2].removeprefix("bucket="))
-        lake.rename(path, f"{paths.question_topics(bucket)}/{job.version}-{job.source_id}.parquet")
+        lake.rename(path, paths.question_topics_of(bucket, job.origin))
+        merge(lake, bucket)
 
 
 def _write(writer: DataFrameWriter, folder: str, lake: Lake, job: JobParameters) -> list[str]:

@@ -91,7 +91,7 @@ def model(version: str) -> str:
 def post_topics(source: str, version: str, model: str, topic_source: str) -> str:
     """The folder a classification writes: part-*.parquet, counts.parquet and, last, summary.json.
 
-    Named by all that decides its content, so that what lies there never changes.
+    Named by all that decides its content but one: which earlier questions were known when it ran (decision 0004).
     """
     return f"post_topics/source={source}/{version}/{model}-by-{topic_source}"
 
@@ -99,6 +99,10 @@ def post_topics(source: str, version: str, model: str, topic_source: str) -> str
 def question_topics(bucket: int) -> str:
     """The folder with the topics of the questions whose Id // QUESTION_BUCKET is `bucket`."""
     return f"question_topics/ids={bucket}"
+
+
+def question_topics_of(bucket: int, origin: str) -> str:
+    return f"{question_topics(bucket)}/{origin}.parquet"
 
 
 QUESTION_BUCKET = 1 << 20

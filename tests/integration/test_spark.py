@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from classify import clean, job
+from classify import clean
 from classify.job import POST_TOPICS, JobParameters, run
 from classify.models import current_version
+from classify.questions import QUESTION_TOPICS
 from classify.summary import COUNTS, SUMMARY, Summary
 from shared import paths
 from shared.errors import NotFound, TerminalError
@@ -136,6 +137,7 @@ def mixed() -> pa.Table:
         {**ANSWER, "Id": 3, "ParentId": 5_000_000},  # of an earlier file
         {**ANSWER, "Id": 4, "ParentId": 999},  # of nobody
         {**ANSWER, "Id": 5, "ParentId": None},
+        {**JAVA, "Id": 0},  # not the question of answers that name none
         {**PYTHON, "Id": 7},  # comes again
         {**ANSWER, "Id": 8, "ParentId": 7},
         {**JAVA, "Id": 7, "CreationDate": datetime(2026, 11, 20, 23, 59)},
@@ -167,8 +169,8 @@ def with_earlier(root: Path) -> FolderLake:
     ):
         for bucket in {number >> 20 for number in topics}:
             found = {number: topic for number, topic in topics.items() if number >> 20 == bucket}
-            table = pa.table([list(found), list(found.values())], schema=job.QUESTION_TOPICS)
-            lake.put(f"{paths.question_topics(bucket)}/{name}.parquet", parquet(table))
+            table = pa.table([list(found), list(found.values()), [name] * len(found)], schema=QUESTION_TOPICS)
+            lake.put(paths.question_topics_of(bucket, name), parquet(table))
     return lake
 
 
@@ -249,13 +251,11 @@ def test_what_is_not_there_is_named_and_nothing_is_left(spark: Any, tmp_path: Pa
 def test_auto_takes_spark_for_large_files_where_it_can_be_had(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def engine_of(choice: str) -> str:
-        lake = classified(tmp_path, posts(PYTHON), choice)
+    def engine_of(choice: str, spark_from_bytes: int = 10) -> str:
+        lake = classified(tmp_path, posts(PYTHON), choice, spark_from_bytes=spark_from_bytes)
         return Summary.model_validate_json(lake.read(f"{parameters(lake, choice).output}/{SUMMARY}")).engine
 
-    assert engine_of("auto") == "arrow"
-    monkeypatch.setattr(job, "SPARK_FROM_BYTES", 10)
-    assert (engine_of("auto"), engine_of("arrow")) == ("spark", "arrow")
+    assert (engine_of("auto", 1 << 20), engine_of("auto"), engine_of("arrow")) == ("arrow", "spark", "arrow")
 
     def no_java() -> None:
         raise TerminalError("no Java")

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from classify import job
+from classify import job, rowgroups
 from classify.day import Contribution
 from classify.job import JobParameters, run
 from classify.summary import COUNTS, SUMMARY, Summary
@@ -73,6 +73,32 @@ def test_answers_inherit_from_this_file_or_an_earlier_one(lake: FolderLake) -> N
     assert by_id(rows, "topic") == {1: "python", 2: "python", 3: "java", 4: "css"}
     assert by_id(rows, "decided_by") == {1: "parent", 2: "tags", 3: "parent", 4: "model"}
     assert (summary.questions, summary.answers) == (1, 3)
+
+
+def test_an_answer_without_a_question_does_not_inherit_from_question_0(lake: FolderLake) -> None:
+    table = posts({**PYTHON, "Id": 0}, {**ANSWER, "Id": 1, "ParentId": None, **CSS_BODY})
+    _, rows = classify(lake, table)
+    assert by_id(rows, "decided_by") == {0: "tags", 1: "model"}
+    assert by_id(rows, "topic") == {0: "python", 1: "css"}
+
+
+def test_how_well_the_model_knows_the_posts_is_kept_also_where_tags_decide(lake: FolderLake) -> None:
+    table = posts(
+        {**PYTHON, **CSS_BODY}, {**PYTHON, "Title": "qwrtzp", "Body": "<p>xkcdq</p>"}, {**ANSWER, "ParentId": 1}
+    )
+    found = []
+    for source in ("tags", "model"):
+        summary, _ = classify(lake, table, topic_source=source)
+        output = paths.post_topics("s", "v", MODEL_VERSION, source)
+        tally = Contribution.from_parquet(lake.read(f"{output}/{COUNTS}"), source).tally
+        found.append(tally.of(date(2026, 11, 21))[1])
+        assert summary.answers == 1
+    by_tags, by_model = found
+    assert (by_tags.guessed, by_model.guessed) == (0, 2)
+    assert by_tags.scored == by_model.scored == 2
+    assert by_tags.others == by_model.others == 1
+    assert by_tags.mean_margin == by_model.mean_margin != 0
+    assert 0 < by_tags.vocabulary_overlap == by_model.vocabulary_overlap < 1
 
 
 def test_every_parent_that_is_not_in_the_file_is_looked_up_once() -> None:
@@ -156,10 +182,10 @@ def test_of_a_large_row_group_little_is_held_at_once(is_large: bool, monkeypatch
         return data[offset : offset + length]
 
     if is_large:
-        monkeypatch.setattr(job, "LARGE_GROUP", len(data) // 2)
-        monkeypatch.setattr(job, "READ_BUFFER", 1 << 20)
-    file = job._reader(RangedReader(fetch, len(data), "posts"), pq.read_metadata(io.BytesIO(data)))
-    assert pa.Table.from_batches(job._batches(file, ["Body"])) == bodies
+        monkeypatch.setattr(rowgroups, "LARGE_GROUP", len(data) // 2)
+        monkeypatch.setattr(rowgroups, "READ_BUFFER", 1 << 20)
+    file = rowgroups.reader(RangedReader(fetch, len(data), "posts"), pq.read_metadata(io.BytesIO(data)))
+    assert pa.Table.from_batches(rowgroups.batches(file, ["Body"])) == bodies
     assert (max(fetched) < len(data) / 2) == is_large
 
 
@@ -168,7 +194,9 @@ def test_batches_and_row_groups_do_not_show(
 ) -> None:
     table = pq.read_table(shared_data / "posts.parquet").slice(4_000, 1_500)
     _, whole = classify(lake, table)
+    monkeypatch.setattr(rowgroups, "BATCH_ROWS", 97)
     monkeypatch.setattr(job, "BATCH_ROWS", 97)
+    monkeypatch.setattr(job, "ROWS_AT_ONCE", 10)
     monkeypatch.setattr(job, "GROUP_ROWS", 100)
     _, pieces = classify(lake, table)
     order = [("Id", "ascending")]
@@ -197,7 +225,7 @@ def test_long_texts_come_in_smaller_batches(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "posts.parquet", compression="zstd")
     assert (tmp_path / "posts.parquet").stat().st_size < 100_000
     with pq.ParquetFile(tmp_path / "posts.parquet") as file:
-        batches = list(job._batches_of_texts(file, ["Id", "Body"]))
+        batches = list(job._batches_of_texts(file))
     assert [number for batch in batches for number in batch["Id"].to_pylist()] == list(range(3_300))
     assert max(batch.num_rows for batch in batches) == job.BATCH_ROWS
     assert max(batch.nbytes for batch in batches) < 1.1 * job.LARGEST_BATCH

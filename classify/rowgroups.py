@@ -1,0 +1,61 @@
+"""Reading a Parquet file by its row groups: which of them are worth it, and how much of one at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from shared.storage import RangedReader
+
+BATCH_ROWS = 2_048
+LARGE_GROUP, READ_BUFFER = 32 << 20, 4 << 20
+"""Bytes, before compression, of a row group that is read at once at most; and of each column of a larger one."""
+
+
+def reader(data: RangedReader | Any, footer: pq.FileMetaData) -> pq.ParquetFile:
+    """A reader that fetches what is asked of a small row group at once; of a large one, bit by bit.
+
+    A million posts in one group, which is what many writers make, would be half a gigabyte.
+    """
+    largest = max((footer.row_group(number).total_byte_size for number in range(footer.num_row_groups)), default=0)
+    ahead = {"buffer_size": READ_BUFFER} if largest > LARGE_GROUP else {"pre_buffer": True}
+    return pq.ParquetFile(data, metadata=footer, **ahead)
+
+
+def batches(
+    file: pq.ParquetFile, columns: Sequence[str], groups: Sequence[int] | None = None, rows: int | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Batches of at most so many rows, else BATCH_ROWS, one row group after the other.
+
+    What is read ahead is held until the last batch of its group. Of `groups`, else of all; those of `columns` that the
+    file has. Arrow's own threads would each keep the memory of the largest texts they have seen.
+    """
+    there = [name for name in columns if name in file.schema_arrow.names]
+    for group in range(file.num_row_groups) if groups is None else groups:
+        yield from file.iter_batches(rows or BATCH_ROWS, row_groups=[group], columns=there, use_threads=False)
+
+
+def bounds(file: pq.ParquetFile, column: str) -> list[pa.Array | None]:
+    """Of each row group the least and the greatest value of a column of whole numbers, dates or moments.
+
+    None where the file does not tell both, or where values are missing.
+    """
+    kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else pa.null()
+    if not (pa.types.is_integer(kind) or pa.types.is_date32(kind) or pa.types.is_timestamp(kind)):
+        return [None] * file.num_row_groups
+    place = file.metadata.schema.names.index(column)
+    found = (file.metadata.row_group(group).column(place).statistics for group in range(file.num_row_groups))
+    return [_bounds(statistics, kind) for statistics in found]
+
+
+def _bounds(statistics: pq.Statistics | None, kind: pa.DataType) -> pa.Array | None:
+    if statistics is None or not statistics.has_min_max or statistics.null_count != 0:
+        return None
+    if pa.types.is_integer(kind):
+        return pa.array([statistics.min, statistics.max], kind)
+    raw = pa.int32() if pa.types.is_date32(kind) else pa.int64()
+    return pa.array([statistics.min_raw, statistics.max_raw], raw).cast(kind)
