@@ -8,6 +8,7 @@ margins into probabilities is fitted on margins of posts that the model which sc
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from classify.card import CARD, REPORT, card, mean_report
 from classify.hinge import PARTS, Labels, train_left_out
 from classify.model import (
     KNOTS,
@@ -429,52 +431,6 @@ def read_posts(files: list[Path]) -> Iterator[pa.RecordBatch]:
             yield from parquet.iter_batches(columns=list(COLUMNS))
 
 
-def card(model: TopicModel, reports: list[Report], files: list[Path]) -> str:
-    """The model card: what the model was made of, and how it did on the folds of a cross-validation."""
-
-    def row(what: str, measure: Callable[[Report], float]) -> str:
-        values = [measure(report) for report in reports]
-        return f"| {what} | {np.mean(values):.4f} | {min(values):.4f} to {max(values):.4f} |"
-
-    return "\n".join(
-        [
-            f"# Topic model {model.version}",
-            "",
-            f"Finds which of {len(model.topics) - 1} topics (or `{OTHER}`) a Stack Overflow post is about,",
-            f"by {len(model.vocabulary):,} features of its title and body.",
-            "",
-            f"* Made {model.trained_on['date']} from {model.trained_on['questions']:,} tagged questions in",
-            f"  {', '.join(file.name for file in files)} by `python -m classify.fit`.",
-            "* The posts are user contributions to the Stack Exchange network, licensed CC BY-SA",
-            "  (https://stackoverflow.com/help/licensing). The model holds hashes of words and weights, no text.",
-            "* It knows English, and the topics and years of the training posts. What came later shows as a growing",
-            "  share of `other` and as drift of the day.",
-            "",
-            f"Measured by {len(reports)}-fold cross-validation (folds by hash of Id; mean, and range over folds).",
-            f"A day is {DAY} posts drawn from the fold; on shifted days the log-chances of topics are moved at random,",
-            f"with a standard deviation of {SHIFT}.",
-            "",
-            "| | mean | folds |",
-            "|---|---|---|",
-            row("hit@1: the best topic is among the post's tags", lambda report: report.hit_at_1),
-            row("primary topic found, of posts that carry a topic", lambda report: report.primary_accuracy),
-            row("topic found, `other` included, of all posts", lambda report: report.topic_accuracy),
-            row("macro-F1 of the topic", lambda report: report.macro_f1),
-            row("calibration error of the best topic's score", lambda report: report.calibration_error),
-            row("total variation of a day's estimated shares", lambda report: report.days.histogram_error),
-            row("the same of counted answers", lambda report: report.days.counted_error),
-            row("95 % intervals that hold the truth (shares of 2 % and more)", lambda report: report.days.coverage),
-            row(
-                "shifted days: total variation of estimated shares", lambda report: report.shifted_days.histogram_error
-            ),
-            row("shifted days: that of counted answers", lambda report: report.shifted_days.counted_error),
-            row("shifted days: intervals that hold the truth", lambda report: report.shifted_days.coverage),
-            row("shifted days marked as drifted", lambda report: report.shifted_days.drifted),
-            "",
-        ]
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Train on all posts given, measure by cross-validation, write the model and its card."""
     parser = argparse.ArgumentParser(prog="python -m classify.fit", description="Train a topic model on posts.")
@@ -486,7 +442,11 @@ def main(arguments: list[str] | None = None) -> int:
     reports = cross_validate(questions, options.topics)
     model, _ = fit(questions, options.topics)
     model.save(options.out)
-    (options.out / "card.md").write_text(card(model, reports, options.posts), encoding="utf-8")
+    measured = f"Measured by {len(reports)}-fold cross-validation (folds by hash of Id; mean, and range over folds)."
+    files = [file.name for file in options.posts]
+    page = card(model, reports, files, made_by="python -m classify.fit", measured=measured)
+    (options.out / CARD).write_text(page, encoding="utf-8")
+    (options.out / REPORT).write_text(json.dumps(mean_report(reports), indent=1), encoding="utf-8")
     return 0
 
 
