@@ -37,7 +37,7 @@ SERVER_COPY_LIMIT_SECONDS = 120
 URL_BLOCK = 64 << 20
 """Bytes the service fetches by itself for one block; none of them passes through us."""
 WORKERS = 2
-"""With blocks of 4 MB through us 1 GB peaks at 97 MiB in a function that starts with 87."""
+"""With blocks of 4 MB through us a copy takes 17 MiB beyond what the function starts with, whatever its size."""
 ACCESS_LASTS = timedelta(minutes=30)
 
 

@@ -31,6 +31,7 @@ from shared.storage import (
     RangedReader,
     SourceBlob,
     crc64_of,
+    error_code,
     same_content,
     storage_errors,
 )
@@ -172,27 +173,33 @@ class AdlsLake(Lake):
                 client.create_file()
             upload = _Upload(client, temporary)
             yield cast(BinaryIO, upload)
-            upload.finish()
-            self.rename(temporary, path)
+            self._rename(temporary, path, upload.finish())
         except BaseException:
             with suppress(NotFound), storage_errors(temporary):
                 client.delete_file()
             raise
 
     def rename(self, source: str, target: str) -> None:
-        try:
-            self._rename(source, target)
-        except NotFound as error:
-            if getattr(error.__cause__, "error_code", None) != "RenameDestinationParentPathNotFound":
-                raise
-            with storage_errors(target):
-                self._files.create_directory(target.rpartition("/")[0])
-            self._rename(source, target)
+        info = self.stat(source)
+        if info is None:
+            raise NotFound(f"{source} does not exist")
+        self._rename(source, target, info.etag)
 
-    def _rename(self, source: str, target: str) -> None:
+    def _rename(self, source: str, target: str, etag: str) -> None:
+        """Move the file that has this ETag, which a rename keeps."""
         client = self._files.get_file_client(source)
-        with storage_errors(source):
-            client.rename_file(f"{client.file_system_name}/{target}")
+        try:
+            with storage_errors(source):
+                client.rename_file(f"{client.file_system_name}/{target}")
+        except NotFound as error:
+            if error_code(error) == "RenameDestinationParentPathNotFound":
+                with storage_errors(target):
+                    self._files.create_directory(target.rpartition("/")[0])
+                self._rename(source, target, etag)
+                return
+            moved = self.stat(target)  # the answer may have been lost, and the SDK have asked again
+            if moved is None or moved.etag != etag:
+                raise
 
     def list(self, prefix: str) -> Iterator[FileInfo]:
         try:
@@ -250,11 +257,12 @@ class _Upload(io.RawIOBase):
         del self._pending[:length]
         self._sent += length
 
-    def finish(self) -> None:
+    def finish(self) -> str:
+        """Make what was written readable; returns the file's ETag."""
         if self._pending:
             self._append(len(self._pending))
         with storage_errors(self._name):
-            self._client.flush_data(self._sent)
+            return _quoted(self._client.flush_data(self._sent)["etag"])
 
 
 class FolderLake(Lake):

@@ -52,7 +52,8 @@ def archive(day: date, source: str, version: str) -> str:
 
 
 def quarantine(source: str, version: str, name: str) -> str:
-    return f"quarantine/posts/{source}/{version}/{name.rsplit('/', 1)[-1]}"
+    """Where the bytes of a refused file are kept: beside its reason, whatever it is called."""
+    return f"quarantine/posts/{source}/{version}/file-{name.rsplit('/', 1)[-1]}"
 
 
 def quarantine_reason(source: str, version: str) -> str:

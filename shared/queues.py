@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from shared.settings import Settings
 
 POISON_SUFFIX = "-poison"
+ROLE = "Storage Queue Data Contributor on the account"
 BLOB_POISON_QUEUE = "webjobs-blobtrigger-poison"
 
 
@@ -38,17 +39,17 @@ class Queue:
         """
         body, wait = message.model_dump_json(), max(0, round(delay.total_seconds()))
         try:
-            with storage_errors(f"queue {self.name}"):
+            with storage_errors(f"queue {self.name}", ROLE):
                 self._client.send_message(body, visibility_timeout=wait, time_to_live=-1)
         except NotFound:
-            with storage_errors(f"queue {self.name}"):
+            with storage_errors(f"queue {self.name}", ROLE):
                 self._client.create_queue()
                 self._client.send_message(body, visibility_timeout=wait, time_to_live=-1)
 
     def length(self) -> int:
         """About how many messages wait; 0 where there is no such queue."""
         try:
-            with storage_errors(f"queue {self.name}"):
+            with storage_errors(f"queue {self.name}", ROLE):
                 return int(self._client.get_queue_properties().approximate_message_count or 0)
         except NotFound:
             return 0

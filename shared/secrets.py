@@ -46,7 +46,7 @@ class Secrets:
 
     def _from_vault(self, name: str) -> str:
         assert self._vault is not None
-        with storage_errors(f"secret {name} in {self._vault.vault_url}"):
+        with storage_errors(f"secret {name} in {self._vault.vault_url}", "Key Vault Secrets User on the vault"):
             value = self._vault.get_secret(name).value
         if not value:
             raise NotFound(f"secret {name} in {self._vault.vault_url} is empty")

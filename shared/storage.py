@@ -22,14 +22,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("stacktopics.shared.storage")
 
 NOT_IMPLEMENTED = 501
+SOURCE_ROLE = "Storage Blob Data Contributor on the account"
 
 COPY_RANGE = 4 << 20
 """Bytes read at a time where bytes must pass through us: with 8 MB Azurite takes a sixth less time, we 20 MiB more."""
 
 
 @contextmanager
-def storage_errors(what: str) -> Iterator[None]:
-    """Translate azure-core's errors about `what` (a path or blob) into the tree of `shared.errors`."""
+def storage_errors(what: str, role: str = "Storage Blob Data Owner on the account") -> Iterator[None]:
+    """Translate azure-core's errors about `what` (a path or blob) into the tree of `shared.errors`.
+
+    `role` is what the identity needs where it is forbidden.
+    """
     from azure.core import exceptions as azure
 
     try:
@@ -39,22 +43,23 @@ def storage_errors(what: str) -> Iterator[None]:
     except azure.ClientAuthenticationError as error:
         raise AccessDenied(f"{what}: not authenticated; check the connection or the identity's roles") from error
     except azure.HttpResponseError as error:
-        raise _translated(what, error) from error
+        raise _translated(what, error, role) from error
     except azure.AzureError as error:
         raise TransientError(f"{what}: the storage service did not answer: {error}") from error
 
 
 def error_code(error: BaseException) -> str | None:
     """The storage service's own word for an error of azure-core, or for one of ours that was made of it."""
-    return getattr(error.__cause__ or error, "error_code", None)
+    code = getattr(error.__cause__ if isinstance(error, StackTopicsError) else error, "error_code", None)
+    return getattr(code, "value", code)  # an enumeration of those the SDK knows, else text
 
 
-def _translated(what: str, error: Any) -> StackTopicsError:
-    status, code = error.status_code, getattr(error, "error_code", None) or error.reason
+def _translated(what: str, error: Any, role: str) -> StackTopicsError:
+    status, code = error.status_code, error_code(error) or error.reason
     if status in (409, 412):
         return Conflict(f"{what}: {code}")
     if status == 403:
-        return AccessDenied(f"{what}: {code}; grant the identity Storage Blob Data Owner on the account")
+        return AccessDenied(f"{what}: {code}; grant the identity {role}")
     if status is None or status in (408, 429) or (status >= 500 and status != NOT_IMPLEMENTED):
         return TransientError(f"{what}: the storage service answered {status} {code}")
     return TerminalError(f"{what}: the storage service answered {status} {code}")
@@ -220,7 +225,7 @@ class SourceBlob:
 
     def version(self) -> BlobVersion:
         """What lies there now. Raises NotFound."""
-        with storage_errors(self.what):
+        with storage_errors(self.what, SOURCE_ROLE):
             found = self.client.get_blob_properties()
         return BlobVersion(
             container=found.container or self.client.container_name,
@@ -236,7 +241,7 @@ class SourceBlob:
         from azure.core import MatchConditions
 
         def fetch(offset: int, length: int) -> bytes:
-            with storage_errors(self.what):
+            with storage_errors(self.what, SOURCE_ROLE):
                 return self.client.download_blob(
                     offset, length, etag=version.etag, match_condition=MatchConditions.IfNotModified
                 ).readall()
@@ -244,12 +249,19 @@ class SourceBlob:
         return RangedReader(fetch, version.size, self.what)
 
     def delete(self, version: BlobVersion) -> bool:
-        """Delete `version`; False when it is gone already or another content has taken its place."""
+        """Delete `version` and its snapshots; False when it is gone or another content has taken its place.
+
+        Raises TransientError when something else keeps it there, such as a lease or a policy.
+        """
         from azure.core import MatchConditions
 
         try:
-            with storage_errors(self.what):
-                self.client.delete_blob(etag=version.etag, match_condition=MatchConditions.IfNotModified)
-        except (NotFound, Conflict):
+            with storage_errors(self.what, SOURCE_ROLE):
+                self.client.delete_blob("include", etag=version.etag, match_condition=MatchConditions.IfNotModified)
+        except NotFound:
             return False
+        except Conflict as error:
+            if error_code(error) == "ConditionNotMet":
+                return False
+            raise TransientError(f"{error}: it is landed and cannot be deleted; end what holds it") from error
         return True

@@ -189,6 +189,19 @@ def test_a_source_blob_is_copied_bound_to_its_version(
         blob.version()
 
 
+def test_a_source_is_deleted_with_its_snapshots_and_not_while_it_is_leased(source: BlobClient) -> None:
+    source.upload_blob(b"some bytes")
+    source.create_snapshot()
+    blob = SourceBlob(source)
+    version = blob.version()
+    lease = source.acquire_lease(15)
+    with pytest.raises(TransientError, match="LeaseIdMissing: it is landed and cannot be deleted"):
+        blob.delete(version)
+    lease.release()
+    assert blob.delete(version) is True
+    assert not source.exists()
+
+
 @pytest.mark.parametrize("size", [1, 5 << 20])
 def test_between_accounts_the_service_fetches_the_blocks_itself(
     azure_lake: AdlsLake, source: BlobClient, size: int, monkeypatch: pytest.MonkeyPatch

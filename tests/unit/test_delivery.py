@@ -109,6 +109,19 @@ def test_a_file_that_breaks_its_contract_is_kept_with_a_reason(tmp_path: Path, c
     assert not world.messages
 
 
+@pytest.mark.parametrize("name", ["in/reason.json", "in/", "in/..", "in/_tmp-a.parquet"])
+def test_no_name_of_a_refused_file_gets_into_the_way_of_its_reason(tmp_path: Path, name: str) -> None:
+    world = World(tmp_path)
+    world.upload(name, b"no parquet")
+    world.work(tries=0)
+    (record,) = world.services.ledger.records()
+    reason = paths.quarantine_reason(record.source_id, record.version)
+    assert record.quarantine is not None
+    assert world.lake.read(record.quarantine) == b"no parquet"
+    assert "not a Parquet file" in world.lake.read(reason).decode()
+    assert {info.path for info in world.lake.list("quarantine")} == {record.quarantine, reason}
+
+
 def test_a_failed_run_is_tried_again_with_another_token_and_then_given_up(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.runs.outcomes = [RunState("running"), RunState("failed", "FAILED: no cluster")]

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from hashlib import md5
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from azure.core import exceptions as azure
 
 from shared import storage
 from shared.errors import AccessDenied, Conflict, NotFound, StackTopicsError, TerminalError, TransientError
-from shared.storage import BlockSum, Copied, RangedReader, crc64, crc64_of, same_content, storage_errors
+from shared.lake import AdlsLake
+from shared.messages import PostsLanded
+from shared.queues import Queue
+from shared.secrets import Secrets
+from shared.storage import BlockSum, Copied, RangedReader, SourceBlob, crc64, crc64_of, same_content, storage_errors
 
 DATA = bytes(range(256)) * 40
 
@@ -102,6 +108,27 @@ def test_with_the_sums_of_its_blocks_the_copy_is_not_read() -> None:
     assert untouched == []
     for at in (0, 5_000, len(DATA) - 1):
         assert not same_content(reader(flipped(at)), reader(DATA), None, 1, Copied(sums))
+
+
+def test_who_is_forbidden_is_told_the_role_that_is_missing() -> None:
+    def forbid(*_: Any, **__: Any) -> None:
+        error = azure.HttpResponseError("no")
+        error.status_code = 403
+        raise error
+
+    asked = SimpleNamespace(
+        queue_name="q", blob_name="b", container_name="c", vault_url="v", url="u",
+        send_message=forbid, get_secret=forbid, get_blob_properties=forbid, get_blob_client=lambda _: asked,
+    )  # fmt: skip
+    landed = PostsLanded(source_id="a", version="b")
+    for call, role in (
+        (lambda: Queue(asked).send(landed), "Storage Queue Data Contributor"),
+        (lambda: Secrets({}, asked).get("postgres-password"), "Key Vault Secrets User"),
+        (lambda: SourceBlob(asked).version(), "Storage Blob Data Contributor"),
+        (lambda: AdlsLake(asked, asked).stat("a"), "Storage Blob Data Owner"),
+    ):
+        with pytest.raises(AccessDenied, match=f"grant the identity {role} on the"):
+            call()
 
 
 @pytest.mark.parametrize(
