@@ -23,9 +23,8 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from serve.show import days_table, dump_line, files_table, topics_table
+from serve.show import days_table, dump_line, files_table, reference_table, topics_table
 from serve.topics import parse_day, topics_of_day
-from shared import paths
 from shared.catalog import day_pointer, published_days
 from shared.errors import BadInput, StackTopicsError
 from shared.queues import poison_queues
@@ -48,20 +47,30 @@ DEFAULT_FILE = Path(LOCAL_SETTINGS_FILE)
 @app.command()
 def status(file: SettingsFile = DEFAULT_FILE, last: Annotated[int, typer.Option(help="How many files.")] = 20) -> None:
     """Files, days, reference tables and poison queues; exit code 1 when something needs a person."""
+    from ingest.reference import last_record
+
     services, console = Services(file), Console()
     records = sorted(services.ledger.records(), key=lambda record: record.order)
     console.print(files_table(records[-last:]))
     days = published_days(services.lake)
     console.print(days_table(len(days), [found for day in days[-10:] if (found := day_pointer(services.lake, day)[0])]))
-    for info in list(services.lake.list(paths.REFERENCE_RECORDS))[-1:]:
-        console.print(f"Reference tables: {info.path}, {info.last_modified:%Y-%m-%d %H:%M:%S}")
+    copied = last_record(services.lake)
+    console.print(reference_table(copied) if copied else "Reference tables: never copied")
     poison = {name: services.queue(name).length() for name in poison_queues(services.settings)}
     console.print("Poison queues: " + ", ".join(f"{name} {count}" for name, count in poison.items()))
     needing = [record for record in records if record.state in ("failed", "quarantined")]
+    copy_needs_a_person = copied is not None and copied.state != "published"
+    if copied and copy_needs_a_person:
+        reason = copied.reason or "it began and did not end"
+        console.print(f"[red]the reference copy of {copied.week} needs a person:[/red]")
+        console.print(f"  {copied.state}: {reason}", highlight=False, markup=False, soft_wrap=True)
+    for change in copied.changes if copied else []:
+        console.print(f"columns changed in {change}", highlight=False, markup=False, soft_wrap=True)
     if needing or any(poison.values()):
         console.print(f"[red]{len(needing)} files and {sum(poison.values())} poison messages need a person[/red]")
         for record in needing[-last:]:
             console.print(f"  {record.source.name}: {record.reason}", highlight=False, soft_wrap=True)
+    if needing or any(poison.values()) or copy_needs_a_person:
         raise typer.Exit(1)
 
 
@@ -285,11 +294,14 @@ def _lake(services: Services) -> str:
 
 
 def _table(services: Services, table: str) -> str:
-    from ingest.pgcopy import plan_table
+    from ingest.pgcopy import begin_snapshot
+    from ingest.reference import plan_of
 
     with closing(services.postgres()) as connection:
-        plan = plan_table(connection, services.settings.reference_schema, table)
-    return f"{len(plan.columns)} columns"
+        begin_snapshot(connection, services.settings.postgres_statement_timeout_seconds)
+        plan = plan_of(connection, services.settings, table)
+    key = f"key {', '.join(plan.key)}" if plan.key else "no key"
+    return f"{len(plan.columns)} columns, {key}"
 
 
 def main() -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import suppress
 from typing import TypeVar
-
-PUT_POLL_SECONDS = 0.1
 
 T = TypeVar("T")
 
@@ -17,37 +14,67 @@ class Abandoned(Exception):
     """The consumer has gone; raised inside the producer so that it unwinds."""
 
 
-def run_ahead(produce: Callable[[Callable[[T], None]], None], depth: int, name: str) -> Generator[T, None, None]:
+def run_ahead(
+    produce: Callable[[Callable[[T], None]], None],
+    depth: int,
+    name: str,
+    budget: int | None = None,
+    size: Callable[[T], int] | None = None,
+) -> Generator[T, None, None]:
     """Yield what `produce(put)` puts, while it runs in a thread of that name at most `depth` items ahead.
 
+    With a `budget`, items wait only while the sum of their `size` is within it; one that is larger waits alone.
     An exception in `produce` is raised here, after the items before it. Closing the generator raises Abandoned in the
     producer's next `put` and waits for its end: a producer that may block elsewhere must be woken by the caller first.
     """
-    items: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(depth)
-    abandoned = threading.Event()
+    waiting: deque[tuple[T, int]] = deque()
+    changed = threading.Condition()
+    held = 0
+    over = abandoned = False
+    failure: BaseException | None = None
 
-    def put(item: tuple[T] | BaseException | None) -> None:
-        while not abandoned.is_set():
-            with suppress(queue.Full):
-                return items.put(item, timeout=PUT_POLL_SECONDS)
-        raise Abandoned
+    def put(item: T) -> None:
+        nonlocal held
+        weight = size(item) if size else 0
+
+        def has_room() -> bool:
+            return abandoned or not waiting or (len(waiting) < depth and (budget is None or held + weight <= budget))
+
+        with changed:
+            changed.wait_for(has_room)
+            if abandoned:
+                raise Abandoned
+            waiting.append((item, weight))
+            held += weight
+            changed.notify()
 
     def run() -> None:
-        end: BaseException | None = None
+        nonlocal over, failure
         try:
-            produce(lambda item: put((item,)))
+            produce(put)
         except BaseException as error:  # noqa: BLE001 - carried over to the consumer
-            end = error
-        with suppress(Abandoned):
-            put(end)
+            failure = error
+        with changed:
+            over = True
+            changed.notify()
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     try:
-        while (item := items.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item[0]
+        while True:
+            with changed:
+                changed.wait_for(lambda: waiting or over)
+                if not waiting:
+                    break
+                item, weight = waiting.popleft()
+                held -= weight
+                changed.notify()
+            yield item
+            del item  # else it stays until the next one is there
+        if failure is not None:
+            raise failure
     finally:
-        abandoned.set()
+        with changed:
+            abandoned = True
+            changed.notify()
         thread.join()

@@ -3,7 +3,7 @@
 The server sends `COPY (SELECT …) TO STDOUT (FORMAT binary)`; psycopg2 hands over one row a message; numpy decodes
 some thousands of rows at a time, column by column. No Python code runs for a single value.
 
-What becomes of a type:
+What becomes of a type (docs/operations.md has it in full):
 
     bool int2 int4 int8 float4 float8 oid          bool, int16, int32, int64, float32, float64, uint32
     numeric(p,s) up to 38 digits                   decimal128
@@ -45,8 +45,11 @@ ROWS_PER_BATCH = 8192
 """What is decoded at once stays in the processor's cache; 128 thousand rows do not."""
 
 BYTES_PER_BATCH = 8 << 20
-BATCHES_AHEAD = 12
-"""Enough to go on decoding while a row group of 64 thousand rows is encoded."""
+LARGE_BATCH, RELEASE_EVERY = 4 << 20, 16 << 20
+"""Of blocks this large, Arrow's allocator keeps many that another thread has freed, until told to release them."""
+
+BATCHES_AHEAD, BYTES_AHEAD = 12, 32 << 20
+"""Enough to go on decoding while a row group of 64 thousand rows is encoded; wide rows are bounded by their bytes."""
 
 SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 END_MARK = b"\xff\xff"
@@ -60,6 +63,9 @@ FIRST_DAY, LAST_DAY = -730_119, 2_921_939  # 0001-01-01 and 9999-12-31, counted 
 FIRST_MICROSECOND, LAST_MICROSECOND = FIRST_DAY * 86_400_000_000, (LAST_DAY + 1) * 86_400_000_000 - 1
 
 MAX_DECIMAL_DIGITS = 38
+
+DECLARED = b"stacktopics.postgres_type"
+"""Under this name a field's metadata hold the column's type as the server declares it."""
 
 Fate = Literal["refuse", "null"]
 
@@ -75,11 +81,15 @@ class Irregular:
 
 @dataclass(frozen=True)
 class Column:
-    """A column as it is carried: `kind` says how its wire form is decoded, `arrow` what it becomes."""
+    """A column as it is carried: `kind` says how its wire form is decoded, `arrow` what it becomes.
+
+    `declared` is the type in the server's words.
+    """
 
     name: str
     kind: str
     arrow: pa.DataType
+    declared: str = ""
 
     @property
     def by_cast(self) -> bool:
@@ -89,12 +99,13 @@ class Column:
 
 @dataclass(frozen=True)
 class TablePlan:
-    """How one table is copied; made by `plan_table`."""
+    """How one table is copied; made by `plan_table`. `key` holds the columns that tell its rows apart, if any do."""
 
     schema: str
     table: str
     columns: tuple[Column, ...]
     server_encoding: str
+    key: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -102,7 +113,9 @@ class TablePlan:
 
     @cached_property
     def arrow_schema(self) -> pa.Schema:
-        return pa.schema([(column.name, column.arrow) for column in self.columns])
+        return pa.schema(
+            [pa.field(column.name, column.arrow, metadata={DECLARED: column.declared}) for column in self.columns]
+        )
 
     @cached_property
     def stretches(self) -> list[np.dtype[Any]]:
@@ -116,13 +129,20 @@ class TablePlan:
     @property
     def copy_statement(self) -> sql.Composed:
         """COPY of every column, cast to text where the binary form is not read here."""
+        return sql.SQL("COPY ({}) TO STDOUT (FORMAT binary)").format(self._query)
+
+    @property
+    def probe_statement(self) -> sql.Composed:
+        """The same query for no row: the server refuses it where the role may not read one of the columns."""
+        return sql.SQL("{} LIMIT 0").format(self._query)
+
+    @property
+    def _query(self) -> sql.Composed:
         values = [
             sql.SQL("{}::text").format(sql.Identifier(column.name)) if column.by_cast else sql.Identifier(column.name)
             for column in self.columns
         ]
-        return sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT (FORMAT binary)").format(
-            sql.SQL(", ").join(values), self.source
-        )
+        return sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(values), self.source)
 
 
 # ---- the session and the plan -------------------------------------------------------------------------------------
@@ -161,25 +181,51 @@ COLUMNS = """
 """
 
 
+KEYS = """
+    SELECT i.indisprimary, array_agg(a.attname::text ORDER BY a.attnum)
+    FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+    WHERE c.oid = to_regclass(%s) AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+      AND NOT (c.relkind = 'r' AND c.relhassubclass)
+    GROUP BY i.indexrelid, i.indisprimary HAVING bool_and(a.attnotnull)
+"""
+"""Sets of columns that the server itself keeps unique and free of NULL. An index of a table with heirs (the old kind,
+not partitions) does not reach their rows, which a SELECT of the table returns too."""
+
+
 def begin_snapshot(connection: Any, statement_timeout_seconds: float) -> None:
-    """Start the one read-only transaction in which every table is seen at the same moment."""
-    connection.set_client_encoding("UTF8")
-    connection.set_session(isolation_level="REPEATABLE READ", readonly=True, autocommit=False)
-    with connection.cursor() as cursor:
-        cursor.execute(PINNED_SESSION, [int(statement_timeout_seconds * 1000)])
+    """Start the one read-only transaction in which every table is seen at the same moment.
+
+    Raises what `postgres_errors` raises.
+    """
+    with postgres_errors("the snapshot"):
+        connection.set_client_encoding("UTF8")
+        connection.set_session(isolation_level="REPEATABLE READ", readonly=True, autocommit=False)
+        with connection.cursor() as cursor:
+            cursor.execute(PINNED_SESSION, [int(statement_timeout_seconds * 1000)])
 
 
-def plan_table(connection: Any, schema: str, table: str, excluded: frozenset[str] = frozenset()) -> TablePlan:
+def plan_table(
+    connection: Any,
+    schema: str,
+    table: str,
+    excluded: frozenset[str] = frozenset(),
+    key: tuple[str, ...] = (),
+) -> TablePlan:
     """Read a table's columns from the catalogue and decide what becomes of each; holds the table against changes.
 
-    `excluded` columns are left out. Raises BadInput naming every column that cannot be carried, NotFound for a table
-    or view that is not there, AccessDenied when the role may not read it.
+    `excluded` columns are left out. `key` names the columns that must tell rows apart; without it that is the primary
+    key, if there is one and all of it is copied. Raises BadInput naming every column that cannot be carried, or a key
+    that is none, with how many rows break it; NotFound for a table or view that is not there; AccessDenied when the
+    role may not read all that is copied.
     """
     relation = sql.SQL("{}.{}").format(sql.Identifier(schema), sql.Identifier(table))
     with postgres_errors(f"{schema}.{table}"), connection.cursor() as cursor:
         cursor.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(relation))  # locks it until the transaction ends
         cursor.execute(COLUMNS, (schema, table))
         found = cursor.fetchall()
+        cursor.execute(KEYS, [relation.as_string(cursor)])
+        declared_keys = cursor.fetchall()
     faults = [f"excluded column {name} does not exist" for name in sorted(excluded - {row[0] for row in found})]
     carried = [row for row in found if row[0] not in excluded]
     faults += [f"column {row[0]} is of the pseudo-type {row[1]}" for row in carried if row[3] == "p"]
@@ -189,16 +235,47 @@ def plan_table(connection: Any, schema: str, table: str, excluded: frozenset[str
         faults.append("no column is left to copy")
     if faults:
         raise BadInput(f"{schema}.{table} cannot be copied: {'; '.join(faults)} (see REFERENCE_EXCLUDE_COLUMNS)")
-    columns = tuple(_column(name, base, modifier) for name, _, modifier, _, base in carried)
-    return TablePlan(schema, table, columns, connection.get_parameter_status("server_encoding"))
+    columns = tuple(_column(name, base, modifier, declared) for name, declared, modifier, _, base in carried)
+    names = {column.name for column in columns}
+    if lost := sorted(set(key) - names):
+        raise BadInput(f"{schema}.{table} has no columns {lost} among those that are copied (see REFERENCE_KEYS)")
+    primary = next((tuple(of) for is_primary, of in declared_keys if is_primary and names.issuperset(of)), ())
+    plan = TablePlan(schema, table, columns, connection.get_parameter_status("server_encoding"), key or primary)
+    with postgres_errors(plan.name), connection.cursor() as cursor:
+        cursor.execute(plan.probe_statement)
+    if plan.key and not any(set(of) == set(plan.key) for _, of in declared_keys):
+        _check_key(connection, plan)
+    return plan
 
 
-def _column(name: str, base: str, modifier: int) -> Column:
+def _check_key(connection: Any, plan: TablePlan) -> None:
+    """Have the server count the rows that break the key: an index would say so for nothing, but there is none."""
+    columns = [sql.Identifier(name) for name in plan.key]
+    statement = sql.SQL(
+        "SELECT coalesce(sum(rows) FILTER (WHERE incomplete), 0),"
+        " coalesce(sum(rows - 1) FILTER (WHERE NOT incomplete), 0)"
+        " FROM (SELECT count(*) AS rows, {} AS incomplete FROM {} GROUP BY {}) AS keys"
+    ).format(
+        sql.SQL(" OR ").join(sql.SQL("{} IS NULL").format(column) for column in columns),
+        plan.source,
+        sql.SQL(", ").join(columns),
+    )
+    with postgres_errors(plan.name), connection.cursor() as cursor:
+        cursor.execute(statement)
+        without, again = cursor.fetchone()
+    if without or again:
+        raise BadInput(
+            f"{plan.name}: ({', '.join(plan.key)}) is no key: {without} rows have NULL in it, "
+            f"{again} rows repeat that of another (see REFERENCE_KEYS)"
+        )
+
+
+def _column(name: str, base: str, modifier: int, declared: str) -> Column:
     if base == "numeric" and (decimal := _decimal(modifier)):
-        return Column(name, "numeric", decimal)
+        return Column(name, "numeric", decimal, declared)
     if base in KINDS and base != "numeric":
-        return Column(name, base, KINDS[base].arrow)
-    return Column(name, "text by cast", pa.string())
+        return Column(name, base, KINDS[base].arrow, declared)
+    return Column(name, "text by cast", pa.string(), declared)
 
 
 def _decimal(modifier: int) -> pa.DataType | None:
@@ -459,19 +536,33 @@ class TableCopy:
         Raises, after the last batch, BadInput naming every column with irregular values that are to be refused, and
         how many; TransientError when the connection breaks or the rows that came are not those that the server sent.
         """
-        cursor = self._connection.cursor()
+        with postgres_errors(self.plan.name):
+            cursor = self._connection.cursor()
 
         def receive(put: Callable[[pa.RecordBatch], None]) -> None:
-            sink = RowSink(lambda rows: put(decode(rows, self.plan, self._tally)), self.plan.name)
+            unreleased = 0
+
+            def put_decoded(rows: WireRows) -> None:
+                nonlocal unreleased
+                batch = decode(rows, self.plan, self._tally)
+                del rows  # not to hold both while the queue is full
+                unreleased += batch.nbytes if batch.nbytes > LARGE_BATCH else 0
+                if unreleased > RELEASE_EVERY:
+                    pa.default_memory_pool().release_unused()
+                    unreleased = 0
+                put(batch)
+
+            sink = RowSink(put_decoded, self.plan.name)
             with postgres_errors(self.plan.name):
                 cursor.copy_expert(self.plan.copy_statement.as_string(cursor), sink)
             sink.finish()
 
-        with closing(cursor), closing(run_ahead(receive, BATCHES_AHEAD, f"copy {self.plan.name}")) as received:
+        with closing(cursor), closing(self._ahead(receive)) as received:
             try:
                 for batch in received:
                     self.rows += batch.num_rows
                     yield batch
+                    del batch  # a large one must not stay until the next one comes
             except BaseException:
                 with suppress(psycopg2.Error):  # a connection that is gone needs no cancelling
                     self._connection.cancel()  # else the copying thread waits for the server to send all the rest
@@ -479,6 +570,11 @@ class TableCopy:
             if cursor.rowcount != self.rows:
                 raise TransientError(f"{self.plan.name}: {self.rows} of {cursor.rowcount} rows arrived")
         self._refuse()
+
+    def _ahead(
+        self, receive: Callable[[Callable[[pa.RecordBatch], None]], None]
+    ) -> Generator[pa.RecordBatch, None, None]:
+        return run_ahead(receive, BATCHES_AHEAD, f"copy {self.plan.name}", BYTES_AHEAD, lambda batch: batch.nbytes)
 
     def _refuse(self) -> None:
         refused = {
@@ -525,20 +621,30 @@ class RowSink:
 
     def _collect(self) -> Generator[None, bytes, None]:
         row = _without_header((yield))
-        while True:  # the last row of a batch begins the next one: it may be the end mark
-            buffer, sizes = self._buffer, self._sizes = bytearray(row), [len(row)]
-            for _ in range(ROWS_PER_BATCH):
+        while True:  # the row that no longer fits begins the next batch: it may be the end mark
+            filled = len(row)
+            buffer, sizes = self._buffer, self._sizes = bytearray(row), [filled]
+            for _ in range(ROWS_PER_BATCH - 1):
                 row = yield
-                buffer += row
-                sizes.append(len(row))
-                if len(buffer) > BYTES_PER_BATCH:
+                size = len(row)
+                filled += size
+                if filled > BYTES_PER_BATCH:
                     break
-            del buffer[-len(row) :], sizes[-1]
+                buffer += row
+                sizes.append(size)
+            else:
+                row = yield
+            del buffer, sizes
             self._hand_over()
 
     def _hand_over(self) -> None:
-        self._buffer += PADDING
-        self._put(WireRows(self._buffer, np.array(self._sizes, np.int64)))
+        self._put(self._taken())
+
+    def _taken(self) -> WireRows:
+        """The rows so far, which are kept nowhere else from here on."""
+        buffer, self._buffer = self._buffer, bytearray()
+        buffer += PADDING
+        return WireRows(buffer, np.array(self._sizes, np.int64))
 
 
 def _without_header(message: bytes) -> bytes:

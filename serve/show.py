@@ -93,6 +93,24 @@ def days_table(days: int, last: Sequence[DayPointer]) -> Table:
     return table
 
 
+def reference_table(record: Any) -> Table:
+    """What the last weekly copy made of each table; takes an `ingest.reference.ReferenceRecord`."""
+    colour = "green" if record.state == "published" else "red"
+    table = Table(
+        title=f"Reference tables of {record.week}: [{colour}]{record.state}[/{colour}], "
+        f"begun {record.started_at:%Y-%m-%d %H:%M:%S}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    for name in ("table", "rows", "bytes", "key", "checksum", "seconds"):
+        table.add_column(name, justify="right" if name in ("rows", "bytes", "seconds") else "left")
+    for name, written in record.tables.items():
+        numbers = (f"{written.rows:,}", f"{written.bytes:,}")
+        table.add_row(name, *numbers, ", ".join(written.key), written.checksum, f"{written.seconds:.1f}")
+    return table
+
+
 def dump_line(report: Any) -> str:
     """What became of a file of a data dump; takes an `ingest.dump.DumpReport`."""
     line = f"{report.source}: {report.rows_in:,} rows in, {report.rows_out:,} out, {report.rejected:,} set aside"

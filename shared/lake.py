@@ -80,9 +80,17 @@ class Lake(ABC):
     def rename(self, source: str, target: str) -> None:
         """Move a file onto `target` in one step, replacing what is there. Raises NotFound."""
 
-    @abstractmethod
     def list(self, prefix: str) -> Iterator[FileInfo]:
         """Every finished file below the folder `prefix`, by name; nothing when there is no such folder."""
+        return (file for file in self._walk(prefix) if _finished(file.path))
+
+    def unfinished(self, prefix: str) -> Iterator[FileInfo]:
+        """The files below `prefix` that `create` is writing, or was when its process died."""
+        return (file for file in self._walk(prefix) if not _finished(file.path))
+
+    @abstractmethod
+    def _walk(self, prefix: str) -> Iterator[FileInfo]:
+        """Every file below the folder `prefix`, by name."""
 
     @abstractmethod
     def delete(self, path: str) -> None:
@@ -201,11 +209,11 @@ class AdlsLake(Lake):
             if moved is None or moved.etag != etag:
                 raise
 
-    def list(self, prefix: str) -> Iterator[FileInfo]:
+    def _walk(self, prefix: str) -> Iterator[FileInfo]:
         try:
             with storage_errors(prefix):
                 for found in self._files.get_paths(prefix, recursive=True):
-                    if not found.is_directory and _finished(found.name):
+                    if not found.is_directory:
                         yield FileInfo(found.name, found.content_length, _quoted(found.etag), found.last_modified)
         except NotFound:
             return
@@ -332,11 +340,11 @@ class FolderLake(Lake):
         except FileNotFoundError as error:
             raise NotFound(f"{source} does not exist") from error
 
-    def list(self, prefix: str) -> Iterator[FileInfo]:
+    def _walk(self, prefix: str) -> Iterator[FileInfo]:
         found = []
         for folder, _, names in os.walk(self.root / prefix, followlinks=True):
             base = Path(folder).relative_to(self.root)
-            found += [(base / name).as_posix() for name in names if _finished(name)]
+            found += [(base / name).as_posix() for name in names]
         for path in sorted(found):
             if info := self.stat(path):
                 yield info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 
 TEMPORARY_PREFIX = "_tmp-"
 """File names that start so are unfinished; Spark, Synapse and pyarrow skip names that start with `_`."""
@@ -83,6 +83,12 @@ def reference_previous(table: str, iso_week: str) -> str:
 def iso_week(moment: datetime) -> str:
     year, week, _ = moment.isocalendar()
     return f"{year}-W{week:02}"
+
+
+def weeks_before(week: str, weeks: int) -> str:
+    """The ISO week that came so many before another."""
+    year, _, number = week.partition("-W")
+    return iso_week(datetime.fromisocalendar(int(year), int(number), 1) - timedelta(weeks=weeks))
 
 
 def model(version: str) -> str:

@@ -128,13 +128,15 @@ class Services:
     def postgres(self) -> Any:
         """A new psycopg2 connection to the reference database; the caller closes it.
 
-        Raises TransientError when the server cannot be reached, AccessDenied when it refuses the login.
+        Raises TransientError when the server cannot be reached, AccessDenied when it refuses the login, NotFound when
+        it has no such database, TerminalError when it cannot be trusted or speaks no TLS.
         """
         import psycopg2
 
         settings = self.settings
         secret = settings.postgres_password_secret
         where = f"Postgres {settings.postgres_host}:{settings.postgres_port}/{settings.postgres_database}"
+        verifies = settings.postgres_sslmode.startswith("verify")
         try:
             return psycopg2.connect(
                 host=settings.postgres_host,
@@ -143,7 +145,7 @@ class Services:
                 user=settings.postgres_user,
                 password=self.secrets.get(secret).get_secret_value(),
                 sslmode=settings.postgres_sslmode,
-                sslrootcert=settings.postgres_sslrootcert,
+                sslrootcert=settings.postgres_sslrootcert or (_system_certificates() if verifies else None),
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
                 keepalives_idle=30,
                 keepalives_interval=10,
@@ -151,14 +153,20 @@ class Services:
                 application_name="stacktopics",
             )
         except psycopg2.OperationalError as error:
-            said = str(error).strip()
+            said = " ".join(str(error).split())
+            if "does not match host name" in said:
+                raise TerminalError(f"{where}: {said}; POSTGRES_HOST must be a name in the certificate") from error
+            if "certificate" in said:
+                hint = "set POSTGRES_SSLROOTCERT to a file with the server's CA (for Amazon RDS, Amazon's bundle)"
+                raise TerminalError(f"{where}: {said}; {hint}") from error
+            if "does not support SSL" in said:
+                hint = "turn TLS on there; POSTGRES_SSLMODE=disable sends all in the clear"
+                raise TerminalError(f"{where}: {said}; {hint}") from error
             if "authentication failed" in said or "no pg_hba.conf entry" in said:
                 self.secrets.forget(secret)
                 raise AccessDenied(f"{where} refuses {settings.postgres_user}: {said}") from error
             if "does not exist" in said:
                 raise NotFound(f"{where}: {said}") from error
-            if "certificate" in said:
-                raise TerminalError(f"{where}: {said}; set POSTGRES_SSLROOTCERT to the server's CA bundle") from error
             raise TransientError(f"{where} cannot be reached: {said}") from error
 
     def lake_at(self, root: str) -> Lake:
@@ -210,6 +218,18 @@ class Services:
         from azure.identity import DefaultAzureCredential
 
         return DefaultAzureCredential(managed_identity_client_id=client_id)
+
+
+def _system_certificates() -> str | None:
+    """The system's file of CA certificates, where it has one.
+
+    libpq's own `sslrootcert=system` looks where the OpenSSL inside psycopg2-binary was built, which is nowhere here.
+    """
+    import ssl
+
+    known = ssl.get_default_verify_paths()
+    files = [known.cafile, f"{known.capath}/ca-certificates.crt" if known.capath else None]
+    return next((file for file in files if file and Path(file).is_file()), None)
 
 
 @cache

@@ -119,10 +119,12 @@ class Settings(BaseSettings):
     postgres_password_secret: str = "postgres-password"
     postgres_sslmode: Literal["disable", "require", "verify-ca", "verify-full"] = "verify-full"
     postgres_sslrootcert: str | None = None
-    postgres_statement_timeout_seconds: float = Field(default=1800, gt=0)
+    postgres_statement_timeout_seconds: float = Field(default=900, gt=0)
     reference_schema: str = "raw_st"
     reference_tables: Annotated[tuple[str, ...], NoDecode] = ("users", "post_types")
     reference_exclude_columns: Annotated[tuple[str, ...], NoDecode] = ()
+    reference_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    reference_allow_empty: Annotated[tuple[str, ...], NoDecode] = ()
     reference_max_shrink: float = Field(default=0.1, ge=0, le=1)
     reference_keep_weeks: int = Field(default=4, ge=0)
     reference_schema_policy: Literal["evolve", "freeze"] = "evolve"
@@ -153,7 +155,9 @@ class Settings(BaseSettings):
     key_vault_url: str | None = None
     secret_cache_seconds: float = Field(default=300, ge=0)
 
-    @field_validator("reference_tables", "reference_exclude_columns", mode="before")
+    @field_validator(
+        "reference_tables", "reference_exclude_columns", "reference_keys", "reference_allow_empty", mode="before"
+    )
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,7 @@ from shared import paths
 from shared.errors import AccessDenied, BadInput, NotFound, SettingsError, StackTopicsError, TransientError
 from shared.lake import AdlsLake, FolderLake
 from shared.services import Services
+from shared.storage import RangedReader
 from tests.localcloud_fixtures import CREDENTIAL
 from tests.postgres_fixtures import Database
 from tests.world import settings
@@ -114,6 +116,15 @@ def test_the_snapshots_before_are_kept_for_some_weeks(company: Company) -> None:
     assert not list(folder.iterdir())
 
 
+def test_weeks_without_a_copy_count_as_weeks(company: Company) -> None:
+    for week in (0, 1, 7, 8):  # from 2026-W47; the year has 53 weeks
+        company.copy(weeks_later=week, reference_keep_weeks=2)
+    kept = {file.stem for file in (company.lake.root / "reference/users/previous").iterdir()}
+    assert kept == {"2027-W01"}
+    company.copy(weeks_later=12, reference_keep_weeks=3)
+    assert not list((company.lake.root / "reference/users/previous").iterdir())
+
+
 def test_both_tables_are_of_the_same_moment(company: Company) -> None:
     class BusyLake(FolderLake):
         def create(self, path: str) -> AbstractContextManager[BinaryIO]:
@@ -126,7 +137,7 @@ def test_both_tables_are_of_the_same_moment(company: Company) -> None:
     company.copy(reference_tables="users,post_types")
     assert (company.table().num_rows, company.table("post_types").num_rows) == (1000, 2)
     company.copy(reference_tables="post_types,users")
-    assert (company.table().num_rows, company.table("post_types").num_rows) == (1003, 5)  # late ones of the record too
+    assert (company.table().num_rows, company.table("post_types").num_rows) == (1004, 6)  # late ones of the records too
 
 
 def spoil_born(company: Company) -> None:
@@ -149,7 +160,7 @@ def drop(company: Company) -> None:
     ("happens", "error", "state", "said"),
     [
         (spoil_born, BadInput, "refused", "10 in column born: infinite dates (REFERENCE_INFINITY=null"),
-        (empty, BadInput, "refused", "users is empty; the lake keeps 1000 rows"),
+        (empty, BadInput, "refused", "users is empty; the lake keeps 1000 rows; if that is right, name users in"),
         (shrink, BadInput, "refused", "users shrank from 1000 to 899 rows, by more than 10%"),
         (drop, NotFound, "failed", "users does not exist"),
     ],
@@ -185,6 +196,58 @@ def test_a_first_copy_of_an_empty_table_is_refused(company: Company) -> None:
     assert company.files() == {}
 
 
+def test_a_table_that_may_be_empty_blocks_no_other(company: Company) -> None:
+    company.copy()
+    empty(company)
+    company.database.run("INSERT INTO raw.post_types VALUES (3, 'Wiki')")
+    with pytest.raises(BadInput, match="users is empty"):
+        company.copy(weeks_later=1, reference_allow_empty="post_types", reference_max_shrink=1)
+    record = company.copy(weeks_later=1, reference_allow_empty="users")
+    assert (record.tables["users"].rows, company.table().num_rows, company.table("post_types").num_rows) == (0, 0, 3)
+    assert company.table().schema.names == ["id", "name", "about", "born"]
+    company.database.run("INSERT INTO raw.users (id) VALUES (1)")
+    company.copy(weeks_later=2)
+    assert company.table().num_rows == 1
+    with pytest.raises(SettingsError, match="REFERENCE_ALLOW_EMPTY: user names no table"):
+        company.copy(reference_allow_empty="user")
+
+
+def test_the_primary_key_is_the_key_unless_a_setting_names_another(company: Company) -> None:
+    company.database.run("ALTER TABLE raw.post_types ADD PRIMARY KEY (id)")
+    tables = company.copy(reference_keys="users.id, users.name").tables
+    assert {name: table.key for name, table in tables.items()} == {"post_types": ["id"], "users": ["id", "name"]}
+    company.database.run("ALTER TABLE raw.users ADD PRIMARY KEY (id)")
+    assert (
+        company.copy(reference_exclude_columns="users.id").tables["users"].key == []
+    )  # a key that is left out is none
+
+
+@pytest.mark.parametrize(
+    ("happens", "said"),
+    [
+        ("UPDATE raw.users SET id = 7 WHERE id IN (8, 9)", "(id) is no key: 0 rows have NULL in it, 2 rows repeat"),
+        ("UPDATE raw.users SET id = NULL WHERE id IN (8, 9, 10)", "(id) is no key: 3 rows have NULL in it, 0 rows"),
+    ],
+)
+def test_a_key_that_is_none_is_refused_with_the_numbers(company: Company, happens: str, said: str) -> None:
+    company.copy(reference_keys="users.id")
+    before = company.files()
+    company.database.run(happens)
+    with pytest.raises(BadInput) as refused:
+        company.copy(reference_keys="users.id")
+    assert f"{company.database.schema}.users: {said}" in str(refused.value)
+    assert company.files() == before
+    assert company.record().state == "refused"
+
+
+def test_a_key_that_leads_nowhere_is_refused(company: Company) -> None:
+    for key in ("users.Id", "users.secret"):
+        with pytest.raises(BadInput, match=r"has no columns \['(Id|secret)'\] among those that are copied"):
+            company.copy(reference_keys=key)
+    with pytest.raises(SettingsError, match=r"REFERENCE_KEYS: user\.id names no table"):
+        company.copy(reference_keys="user.id")
+
+
 CHANGE = """
     ALTER TABLE raw.users DROP COLUMN about; ALTER TABLE raw.users ADD COLUMN likes int;
     ALTER TABLE raw.users ALTER COLUMN id TYPE bigint
@@ -196,7 +259,7 @@ def test_changed_columns_are_reported(company: Company) -> None:
     assert (first.added, first.dropped, first.retyped) == ([], [], [])
     company.database.run(CHANGE)
     changed = company.copy().tables["users"]
-    assert (changed.added, changed.dropped, changed.retyped) == (["likes"], ["about"], ["id: int32 -> int64"])
+    assert (changed.added, changed.dropped, changed.retyped) == (["likes"], ["about"], ["id: integer -> bigint"])
     assert company.table().schema.names == ["id", "name", "born", "likes"]
 
 
@@ -204,9 +267,37 @@ def test_a_frozen_schema_refuses_changed_columns(company: Company) -> None:
     company.copy(reference_schema_policy="freeze")
     before = company.files()
     company.database.run(CHANGE)
-    with pytest.raises(BadInput, match=r"added \['likes'\], dropped \['about'\], retyped \['id: int32 -> int64'\]"):
+    with pytest.raises(BadInput, match=r"added \['likes'\], dropped \['about'\], retyped \['id: integer -> bigint'\]"):
         company.copy(reference_schema_policy="freeze")
     assert company.files() == before
+
+
+ALIKE = {"about": ("text", "jsonb", "to_jsonb(about)"), "name": ("text", "character varying(99)", "name")}
+
+
+@pytest.mark.parametrize("column", ALIKE)
+def test_a_type_that_is_carried_as_the_one_before_is_still_another(
+    company: Company, column: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    company.copy()
+    was, now, using = ALIKE[column]
+    company.database.run(f"ALTER TABLE raw.users ALTER COLUMN {column} TYPE {now} USING {using}")
+    with pytest.raises(BadInput, match="while REFERENCE_SCHEMA_POLICY is freeze") as refused:
+        company.copy(reference_schema_policy="freeze")
+    assert f"{column}: {was} -> {now}" in str(refused.value)
+    record = company.copy()
+    assert record.tables["users"].retyped == [f"{column}: {was} -> {now}"]
+    assert f"users changed: added [], dropped [], retyped ['{column}: {was} -> {now}']" in caplog.text
+    assert record.changes == [f"users: added [], dropped [], retyped ['{column}: {was} -> {now}']"]
+    assert company.copy(weeks_later=1, reference_schema_policy="freeze").changes == []
+
+
+def test_a_snapshot_without_declared_types_is_compared_by_what_was_carried(company: Company) -> None:
+    company.copy()
+    path = company.lake.root / paths.reference("users")
+    old = pq.read_table(path)
+    pq.write_table(old.cast(pa.schema([pa.field(field.name, field.type) for field in old.schema])), path)
+    assert company.copy(reference_schema_policy="freeze").changes == []
 
 
 def test_values_emptied_by_a_setting_are_counted_and_still_proved(company: Company) -> None:
@@ -311,6 +402,186 @@ def test_trouble_that_passes_is_tried_again(company: Company, monkeypatch: pytes
     assert company.record("2026-W48").state == "failed"
 
 
+def test_a_server_that_ends_the_copy_is_asked_again(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend dies while it sends rows, once."""
+    monkeypatch.setattr(reference, "BACK_OFF", wait_none())
+    company.database.run("INSERT INTO raw.users SELECT i, md5(i::text) FROM generate_series(1001, 400000) i")
+    services, backends = company.services(reference_attempts=2), []
+
+    def postgres() -> Any:
+        connection = company.database.connect()
+        backends.append(connection.info.backend_pid)
+        return connection
+
+    class EndingLake(FolderLake):
+        @contextmanager
+        def create(self, path: str) -> Iterator[BinaryIO]:
+            with super().create(path) as out:
+                yield out if len(backends) > 1 or "users" not in path else EndingFile(out)
+
+    class EndingFile(io.RawIOBase):
+        def __init__(self, out: BinaryIO) -> None:
+            self.out = out
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            if self.out.tell() == 0:  # the first row group: rows wait on both sides
+                assert company.database.run(
+                    f"SELECT state FROM pg_stat_activity WHERE pid = {backends[0]} AND query LIKE 'COPY%'"
+                ) == [("active",)]
+                company.database.run(f"SELECT pg_terminate_backend({backends[0]})")
+            return self.out.write(data)
+
+        def tell(self) -> int:
+            return self.out.tell()
+
+    services.replace(lake=EndingLake(company.lake.root))
+    services.postgres = postgres  # type: ignore[method-assign]
+    record = copy_reference(services, MONDAY)
+    assert len(set(backends)) == 2
+    assert (record.state, record.tables["users"].rows, company.table().num_rows) == ("published", 400000, 400000)
+    assert company.files().keys() == {paths.reference("users"), paths.reference("post_types")}
+
+
+def test_a_connection_that_is_gone_at_once_is_tried_again(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "BACK_OFF", wait_none())
+    services, tries = company.services(reference_attempts=2), []
+
+    def postgres() -> Any:
+        connection = company.database.connect()
+        tries.append(1)
+        if len(tries) == 1:
+            company.database.run(f"SELECT pg_terminate_backend({connection.info.backend_pid})")
+        return connection
+
+    services.postgres = postgres  # type: ignore[method-assign]
+    assert copy_reference(services, MONDAY).state == "published"
+    assert len(tries) == 2
+
+
+def test_every_error_is_recorded_and_what_was_published_stays_in_the_record(
+    company: Company, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = company.copy()
+    monkeypatch.setattr(reference, "file_checksum", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        company.copy()
+    record = company.record()
+    assert (record.state, record.reason) == ("failed", "integer division or modulo by zero")
+    assert (record.tables, record.published_at) == (published.tables, published.published_at)
+    assert record.published_at is not None
+
+
+def test_a_lake_that_fails_altogether_does_not_hide_why(company: Company, caplog: pytest.LogCaptureFixture) -> None:
+    class LostLake(FolderLake):
+        def delete(self, path: str) -> None:
+            raise TransientError(f"no {path}")
+
+        def put(self, path: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
+            raise TransientError(f"no {path}")
+
+    spoil_born(company)
+    company.lake = LostLake(company.lake.root)
+    with pytest.raises(BadInput, match="10 in column born"):
+        company.copy()
+    for said in (f"{reference.INCOMING}", "could not be deleted", f"{WEEK}.json could not be written"):
+        assert said in caplog.text
+
+
+def test_a_file_that_cannot_be_read_back_does_not_wait_for_the_server(company: Company) -> None:
+    class UnreadableLake(FolderLake):
+        def open(self, path: str) -> RangedReader:
+            raise TransientError("the service is busy")
+
+    company.lake = UnreadableLake(company.lake.root)
+    company.database.run("CREATE VIEW raw.slow AS SELECT 1 AS id")
+    company.database.run(
+        "CREATE FUNCTION raw.wait() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1 FROM pg_sleep(60)';"
+        "CREATE OR REPLACE VIEW raw.slow AS SELECT CASE WHEN current_query() LIKE '%hashint4extended%'"
+        " THEN raw.wait() ELSE 1 END AS id"
+    )
+    clock = time.monotonic()
+    with pytest.raises(TransientError, match="the service is busy"):
+        company.copy(reference_tables="slow", reference_exclude_columns=())
+    assert time.monotonic() - clock < 20
+
+
+class Crash(BaseException):
+    """The process died here."""
+
+
+class MortalLake(FolderLake):
+    """A lake whose `fatal` rename, from 1, is the last thing its process did before it."""
+
+    fatal: int | None = 2
+    renames = 0
+
+    def rename(self, source: str, target: str) -> None:
+        self.renames += 1
+        if self.renames == self.fatal:
+            raise Crash
+        super().rename(source, target)
+
+
+def test_renames_that_a_crash_prevented_are_made_up_for(company: Company) -> None:
+    company.copy()
+    company.database.run("INSERT INTO raw.users (id) VALUES (5000); INSERT INTO raw.post_types VALUES (3, 'Wiki')")
+    company.lake = MortalLake(company.lake.root)
+    with pytest.raises(Crash):
+        company.copy(weeks_later=1)
+    assert (company.table().num_rows, company.table("post_types").num_rows) == (1001, 2)
+    assert company.record("2026-W48").state == "publishing"
+
+    company.lake = FolderLake(company.lake.root)
+    services = company.services()
+    assert reference.finish_publication(services, idle_for=timedelta(days=9999)) is None
+    finished = reference.finish_publication(services)
+    assert finished == company.record("2026-W48")
+    assert finished is not None
+    assert (finished.state, finished.incoming, finished.tables["users"].rows) == ("published", {}, 1001)
+    assert (company.table().num_rows, company.table("post_types").num_rows) == (1001, 3)
+    kept = {paths.reference_previous(table, WEEK) for table in ("users", "post_types")}
+    assert company.files().keys() == {paths.reference("users"), paths.reference("post_types"), *kept}
+    assert reference.finish_publication(services) is None
+
+
+def test_the_next_copy_first_finishes_the_one_before(company: Company) -> None:
+    company.lake = MortalLake(company.lake.root)
+    with pytest.raises(Crash):
+        company.copy()
+    company.lake = FolderLake(company.lake.root)
+    drop(company)
+    with pytest.raises(NotFound):
+        company.copy(weeks_later=1)
+    assert (company.table().num_rows, company.table("post_types").num_rows) == (1000, 2)
+    assert (company.record().state, company.record("2026-W48").state) == ("published", "failed")
+
+
+def test_a_lake_that_fails_at_a_rename_leaves_a_record_to_go_on_from(company: Company) -> None:
+    class BusyLake(MortalLake):
+        def rename(self, source: str, target: str) -> None:
+            try:
+                super().rename(source, target)
+            except Crash:
+                raise TransientError("the service is busy") from None
+
+    company.lake = BusyLake(company.lake.root)
+    with pytest.raises(TransientError, match="the service is busy"):
+        company.copy()
+    assert (company.record().state, company.record().reason) == ("publishing", "the service is busy")
+    finished = reference.finish_publication(company.services())
+    assert finished is not None
+    assert (finished.state, finished.reason, company.table("post_types").num_rows) == ("published", None, 2)
+
+
+def test_a_record_of_another_shape_does_not_stop_the_copy(company: Company, caplog: pytest.LogCaptureFixture) -> None:
+    company.lake.put(paths.reference_record("2026-W46"), b'{"format": 7}')
+    assert company.copy().state == "published"
+    assert "holds no ReferenceRecord" in caplog.text
+
+
 def test_a_refused_login_is_not_tried_again(company: Company) -> None:
     services, tries = company.services(reference_attempts=3), []
 
@@ -327,10 +598,14 @@ def test_a_refused_login_is_not_tried_again(company: Company) -> None:
 def test_leftovers_of_dead_runs_are_deleted_after_a_day(company: Company) -> None:
     dead = f"reference/users/{reference.INCOMING}dead"
     company.lake.put(dead, b"half")
+    unfinished = company.lake.root / "reference/users" / f"{paths.TEMPORARY_PREFIX}0-{reference.INCOMING}killed"
+    unfinished.write_bytes(b"less than half")
     copy_reference(company.services(), datetime.now(UTC))
     assert company.lake.stat(dead)
+    assert unfinished.exists()
     copy_reference(company.services(), datetime.now(UTC) + timedelta(days=2))
     assert company.lake.stat(dead) is None
+    assert not unfinished.exists()
     assert company.table().num_rows == 1000
 
 
