@@ -46,7 +46,7 @@ def bounds(file: pq.ParquetFile, column: str) -> list[pa.Array | None]:
     kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else pa.null()
     if not (pa.types.is_integer(kind) or pa.types.is_date32(kind) or pa.types.is_timestamp(kind)):
         return [None] * file.num_row_groups
-    place = file.metadata.schema.names.index(column)
+    place = [file.schema.column(number).path for number in range(len(file.schema))].index(column)
     found = (file.metadata.row_group(group).column(place).statistics for group in range(file.num_row_groups))
     return [_bounds(statistics, kind) for statistics in found]
 
