@@ -23,10 +23,12 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
+from classify.summary import Training
 from serve.show import days_table, dump_line, files_table, topics_table
 from serve.topics import parse_day, topics_of_day
 from shared import paths
 from shared.catalog import day_pointer, published_days
+from shared.documents import decode
 from shared.errors import BadInput, StackTopicsError
 from shared.queues import poison_queues
 from shared.services import Services
@@ -55,6 +57,11 @@ def status(file: SettingsFile = DEFAULT_FILE, last: Annotated[int, typer.Option(
     console.print(days_table(len(days), [found for day in days[-10:] if (found := day_pointer(services.lake, day)[0])]))
     for info in list(services.lake.list(paths.REFERENCE_RECORDS))[-1:]:
         console.print(f"Reference tables: {info.path}, {info.last_modified:%Y-%m-%d %H:%M:%S}")
+    for info in list(services.lake.list(paths.TRAINING_RECORDS))[-1:]:
+        training = decode(Training, services.lake.read(info.path), info.path)
+        became = f"{training.candidate} was {'promoted' if training.promoted else 'kept aside'}"
+        line = f"Training: {info.path}, {info.last_modified:%Y-%m-%d %H:%M:%S}: {became}; {training.reason}"
+        console.print(line, highlight=False, soft_wrap=True)
     poison = {name: services.queue(name).length() for name in poison_queues(services.settings)}
     console.print("Poison queues: " + ", ".join(f"{name} {count}" for name, count in poison.items()))
     needing = [record for record in records if record.state in ("failed", "quarantined")]
@@ -268,7 +275,9 @@ def _looks(services: Services) -> Iterator[tuple[str, Callable[[], str]]]:
     yield f"lake {settings.lake_uri}", lambda: _lake(services)
     for table in settings.reference_tables:
         yield f"table {settings.reference_schema}.{table}", lambda table=table: _table(services, table)  # type: ignore[misc]
-    yield f"Databricks job {settings.databricks_job_id}", lambda: services.job_runs.job_name(settings.databricks_job_id)
+    for job in (settings.databricks_job_id, settings.databricks_training_job_id):
+        if job is not None:
+            yield f"Databricks job {job}", lambda job=job: services.job_runs.job_name(job)  # type: ignore[misc]
 
 
 def _container(services: Services) -> str:

@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from classify import clean, fit, rowgroups
 from classify.card import card, mean_report
 from classify.models import current_model, load_model, promote, store_model
+from classify.summary import Training
 from classify.tally import EPOCH
 from classify.text import parse_tags
 from shared import paths
@@ -68,20 +69,6 @@ class TrainParameters(BaseModel):
             parser.add_argument(f"--{name.replace('_', '-')}", required=field.is_required())
         given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
         return cls.model_validate(given)
-
-
-class Training(BaseModel):
-    """What came of a training run; `runs/training/<until>.json`. `found` is the share of held-out tagged questions
-    whose best topic is among their tags: it can be compared between models with different topics."""
-
-    candidate: str
-    current: str
-    questions: int
-    held_out: int
-    candidate_found: float
-    current_found: float
-    promoted: bool
-    reason: str
 
 
 def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, float], None] | None = None) -> Training:
