@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -86,15 +86,27 @@ def _put_files(lake: Lake, version: str, files: dict[str, bytes]) -> None:
         lake.put(f"{paths.model(version)}/{name}", files[name])
 
 
-def versions(lake: Lake) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every version with its report (empty for one that has none), oldest first."""
+class Stored(NamedTuple):
+    """A model in the lake: what it was trained on, and its report (empty for one that has none)."""
+
+    version: str
+    trained_on: dict[str, Any]
+    report: dict[str, Any]
+
+
+def versions(lake: Lake) -> Iterator[Stored]:
+    """Every version, oldest first. Raises ModelError for one that is damaged."""
     manifests = (info for info in lake.list("models/topics") if info.path.endswith("/model.json"))
     for info in sorted(manifests, key=lambda info: info.last_modified):
         version = info.path.split("/")[-2]
         try:
-            yield version, json.loads(lake.read(f"{paths.model(version)}/{REPORT}"))
+            report = lake.read(f"{paths.model(version)}/{REPORT}")
         except NotFound:
-            yield version, {}
+            report = b"{}"
+        try:
+            yield Stored(version, json.loads(lake.read(info.path))["trained_on"], json.loads(report))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{paths.model(version)} is damaged: {error!r}") from error
 
 
 def promote(lake: Lake, version: str, reason: str, instead_of: tuple[CurrentModel, str] | None = None) -> CurrentModel:

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -159,6 +160,22 @@ def archived_questions(lake: Lake, until: date, days: int) -> Iterator[pa.Table]
 
 def _overlap(bounds: npt.NDArray[np.int32], days: range) -> bool:
     return bool(bounds[0] < days.stop and bounds[1] >= days.start)
+
+
+def read_questions(files: Sequence[Path], progress: Callable[[float], None]) -> Posts:
+    """The tagged questions of Posts files on disk. Raises BadInput that names a file without any, or that is none."""
+
+    def tables() -> Iterator[pa.Table]:
+        for number, path in enumerate(files):
+            with rowgroups.opened(path, fit.COLUMNS) as file:
+                for group in range(file.num_row_groups):
+                    yield from questions_in(file, [group])
+                    progress((number + (group + 1) / file.num_row_groups) / len(files))
+
+    try:
+        return fit.tagged_questions(tables())
+    except BadInput as error:
+        raise BadInput(f"{', '.join(map(str, files))}: {error}") from error
 
 
 def questions_in(

@@ -137,7 +137,7 @@ def test_a_candidate_is_promoted_only_if_it_is_better(filled: FolderLake) -> Non
     better = train(filled, parameters(margin=-1.0))
     assert better.promoted
     assert better.candidate == kept.candidate == current_version(filled)
-    assert {version for version, _ in versions(filled)} == {starter, kept.candidate}
+    assert [found.version for found in versions(filled)] == [starter, kept.candidate]
     assert rollback(filled).version == starter
     assert current_model(filled)[0].reason == f"rolled back from {kept.candidate}"
 
@@ -147,7 +147,7 @@ def test_the_card_and_the_report_tell_what_was_measured(filled: FolderLake) -> N
     folder = paths.model(kept.candidate)
     report, text = json.loads(filled.read(f"{folder}/{REPORT}")), filled.read(f"{folder}/{CARD}").decode()
     assert (report["folds"], report["posts"], report["topics"]) == (1, kept.held_out, 4)
-    assert dict(versions(filled))[kept.candidate] == report
+    assert {found.version: found.report for found in versions(filled)}[kept.candidate] == report
     for said in (kept.reason, "CC BY-SA", "in the 7 days to 2026-11-22", f"{report['hit_at_1']:.4f}"):
         assert said in text
     for part in ("days", "shifted_days"):
@@ -241,7 +241,7 @@ def test_a_model_that_is_half_written_has_no_manifest(tmp_path: Path, others: li
             with pytest.raises(ModelError):
                 load_model(lake, others[0].version)
     assert halves > 4
-    assert list(versions(lake)) == [(others[0].version, {})]
+    assert list(versions(lake)) == [(others[0].version, others[0].trained_on, {})]
 
 
 def test_the_starter_comes_with_its_report_where_it_has_one(
@@ -253,7 +253,7 @@ def test_the_starter_comes_with_its_report_where_it_has_one(
     monkeypatch.setattr(models, "STARTER", starter)
     assert list(versions(lake)) == []
     version = current_version(lake)
-    assert list(versions(lake)) == [(version, {"folds": 5, "hit_at_1": 0.5})]
+    assert [found.report for found in versions(lake)] == [{"folds": 5, "hit_at_1": 0.5}]
     assert (starter / MANIFEST).read_bytes() == lake.read(f"{paths.model(version)}/{MANIFEST}")
 
 
