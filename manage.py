@@ -12,9 +12,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import SecretStr
@@ -23,9 +24,12 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
+from classify.summary import Training
 from serve.show import days_table, dump_line, files_table, reference_table, topics_table
 from serve.topics import parse_day, topics_of_day
+from shared import paths
 from shared.catalog import day_pointer, published_days
+from shared.documents import decode
 from shared.errors import BadInput, StackTopicsError
 from shared.queues import poison_queues
 from shared.services import Services
@@ -56,6 +60,11 @@ def status(file: SettingsFile = DEFAULT_FILE, last: Annotated[int, typer.Option(
     console.print(days_table(len(days), [found for day in days[-10:] if (found := day_pointer(services.lake, day)[0])]))
     copied = last_record(services.lake)
     console.print(reference_table(copied) if copied else "Reference tables: never copied")
+    for info in list(services.lake.list(paths.TRAINING_RECORDS))[-1:]:
+        training = decode(Training, services.lake.read(info.path), info.path)
+        became = f"{training.candidate} was {'promoted' if training.promoted else 'kept aside'}"
+        line = f"Training: {info.path}, {info.last_modified:%Y-%m-%d %H:%M:%S}: {became}; {training.reason}"
+        console.print(line, highlight=False, soft_wrap=True)
     poison = {name: services.queue(name).length() for name in poison_queues(services.settings)}
     console.print("Poison queues: " + ", ".join(f"{name} {count}" for name, count in poison.items()))
     needing = [record for record in records if record.state in ("failed", "quarantined")]
@@ -121,24 +130,37 @@ def check(file: SettingsFile = DEFAULT_FILE) -> None:
 
 @app.command()
 def train(
-    posts: Annotated[list[Path], typer.Option(help="A Posts file; may be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],
-    topics: Annotated[int, typer.Option(help="How many topics, beside `other`.")] = 100,
+    posts: Annotated[list[Path], typer.Option(help="Posts files: --posts a b, or --posts a --posts b.")],
+    more: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
+    topics: Annotated[int, typer.Option(min=2, help="How many topics, beside `other`.")] = 100,
 ) -> None:
-    """Train a topic model on the tagged questions of Posts files."""
-    from classify.fit import fit, read_posts
+    """Train a topic model on the tagged questions of Posts files; writes its card and report too."""
+    from classify.card import CARD, REPORT, card, mean_report
+    from classify.fit import fit
+    from classify.train import check_enough, read_questions
 
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("reading", total=1.0)
-        model, report = fit(
-            read_posts(posts),
-            topics,
-            progress=lambda step, done: progress.update(task, description=step, completed=done),
-        )
-        progress.update(task, description="done", completed=1.0)
+    files = [*posts, *(more or [])]
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out} is a file: name a folder")
+    with _progress() as tell:
+        questions = read_questions(files, partial(tell, "reading"))
+        check_enough(len(questions), topics, f"in {', '.join(map(str, files))}")
+        model, report = fit(questions, topics, progress=tell)
+    text = card(
+        model,
+        [report],
+        [file.name for file in files],
+        made_by="manage.py train",
+        measured=f"Measured on {report.posts:,} questions, each scored by a model that was trained without it; the"
+        " vocabulary and the calibration had seen them.",
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / REPORT).write_text(json.dumps(mean_report([report]), indent=1), encoding="utf-8")
+    (out / CARD).write_text(text, encoding="utf-8")
     model.save(out)
     typer.echo(f"{model.version} is in {out}")
-    Console().print(_figures(report.to_json()))
+    Console().print(_figures(report.to_json(), "on posts left out in turn"))
 
 
 @app.command()
@@ -148,14 +170,24 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Measure a topic model on the tagged questions of a file."""
-    from classify.fit import evaluate, read_posts
+    from classify.fit import evaluate, own_topics
     from classify.model import TopicModel
+    from classify.train import FEWEST, read_questions
 
-    report = evaluate(TopicModel.load(model), read_posts([posts])).to_json()
+    loaded = TopicModel.load(model)
+    with _progress() as tell:
+        questions = read_questions([posts], partial(tell, "reading"))
+        if len(questions) < FEWEST or not own_topics(questions.tags, loaded.topics[:-1]).any():
+            raise BadInput(
+                f"{posts} has {len(questions)} tagged questions: {FEWEST} are needed to measure a model, and among them"
+                " one with one of its topics"
+            )
+        tell("scoring", None)
+        report = evaluate(loaded, questions).to_json()
     if as_json:
         typer.echo(json.dumps(report, indent=1))
     else:
-        Console().print(_figures(report))
+        Console().print(_figures(report, f"on the tagged questions of {posts.name}"))
 
 
 @app.command()
@@ -163,12 +195,19 @@ def score(
     posts: Annotated[Path, typer.Option(help="A Posts file.")],
     model: Annotated[Path, typer.Option(help="Folder of the model.")],
     out: Annotated[Path, typer.Option(help="Parquet file for one row a post.")],
-    topic_source: Annotated[str, typer.Option(help="Who decides a question that has tags: tags or model.")] = "model",
+    topic_source: Annotated[
+        Literal["tags", "model"],
+        typer.Option(help="Who decides a question that has tags; in the pipeline TOPIC_SOURCE."),
+    ] = "model",
 ) -> None:
-    """The topics of a file's questions and answers, as the classification job writes them."""
+    """The topics of a file's questions and answers, in the form in which the classification job writes them.
+
+    The model is asked, whatever tags a question has, because who calls this wants to know what it says.
+    """
     from classify.job import score_file
 
-    summary = score_file(posts, model, out, topic_source)
+    with _progress() as tell:
+        summary = score_file(posts, model, out, topic_source, partial(tell, "scoring"))
     typer.echo(f"{summary.counted:,} posts in {out}: {summary.decided_by}")
 
 
@@ -217,12 +256,15 @@ def models(context: typer.Context, file: SettingsFile = DEFAULT_FILE) -> None:
 
     lake = context.obj.lake
     table, current = Table(box=SIMPLE_HEAD), current_version(lake)
-    for name in ("", "version", "hit@1", "primary", "macro F1", "posts"):
+    for name in ("", "version", "hit@1", "primary", "macro F1", "day's error", "coverage", "measured on", "trained on"):
         table.add_column(name)
-    for version, report in versions(lake):
-        figures = [report.get(name) for name in ("hit_at_1", "primary_accuracy", "macro_f1")]
+    for version, trained_on, report in versions(lake):
+        days = report.get("days", {})
+        figures = [*map(report.get, ("hit_at_1", "primary_accuracy", "macro_f1"))]
+        figures += [*map(days.get, ("histogram_error", "coverage"))]
         shown = ["" if figure is None else f"{figure:.4f}" for figure in figures]
-        table.add_row("*" if version == current else "", version, *shown, str(report.get("posts", "")))
+        posts = [f"{report['posts']:,}" if "posts" in report else "", f"{trained_on.get('questions', 0):,}"]
+        table.add_row("*" if version == current else "", version, *shown, *posts)
     Console().print(table)
 
 
@@ -242,9 +284,22 @@ def rollback_model(context: typer.Context) -> None:
     typer.echo(f"{rollback(context.obj.lake).version} is current")
 
 
-def _figures(report: dict[str, Any]) -> Table:
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float | None], None]]:
+    """A bar on standard error that is told a step and the share that is done; None where nobody knows."""
+    with Progress(console=Console(stderr=True)) as bars:
+        task = bars.add_task("", total=1.0)
+
+        def tell(step: str, done: float | None) -> None:
+            bars.update(task, description=step, completed=done or 0.0, total=None if done is None else 1.0)
+
+        yield tell
+        bars.update(task, description="done", completed=1.0, total=1.0)
+
+
+def _figures(report: dict[str, Any], heading: str) -> Table:
     table = Table(box=SIMPLE_HEAD)
-    table.add_column("on posts it has not seen")
+    table.add_column(heading)
     table.add_column("", justify="right")
     flat = report | {
         f"{kind}.{name}": value for kind in ("days", "shifted_days") for name, value in report[kind].items()
@@ -277,7 +332,9 @@ def _looks(services: Services) -> Iterator[tuple[str, Callable[[], str]]]:
     yield f"lake {settings.lake_uri}", lambda: _lake(services)
     for table in settings.reference_tables:
         yield f"table {settings.reference_schema}.{table}", lambda table=table: _table(services, table)  # type: ignore[misc]
-    yield f"Databricks job {settings.databricks_job_id}", lambda: services.job_runs.job_name(settings.databricks_job_id)
+    for job in (settings.databricks_job_id, settings.databricks_training_job_id):
+        if job is not None:
+            yield f"Databricks job {job}", lambda job=job: services.job_runs.job_name(job)  # type: ignore[misc]
 
 
 def _container(services: Services) -> str:

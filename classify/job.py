@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import json
 import logging
 import os
 import sys
@@ -32,10 +31,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from classify import clean
+from classify import clean, rowgroups
 from classify.clean import ANSWER, QUESTION, Posts
 from classify.day import Contribution
-from classify.model import Classified, TopicModel
+from classify.model import MANIFEST, Classified, TopicModel
 from classify.models import load_model
 from classify.questions import newest_topics, remember
 from classify.rowgroups import BATCH_ROWS, batches, reader
@@ -43,7 +42,7 @@ from classify.summary import COUNTS, SUMMARY, Summary
 from classify.tally import Tally
 from classify.text import MAX_BODY_BYTES, parse_tags
 from shared import paths
-from shared.errors import StackTopicsError, TerminalError
+from shared.errors import BadInput, ModelError, StackTopicsError, TerminalError
 from shared.lake import FolderLake
 from shared.services import Services
 
@@ -182,26 +181,33 @@ def warm_up() -> None:
     TopicModel.load(Path(__file__).with_name("starter")).classify(pa.nulls(1, pa.string()), pa.nulls(1, pa.string()))
 
 
-def score_file(posts: Path, model: Path, out: Path, topic_source: str) -> Summary:
-    """Classify a file on disk with a model on disk, without a lake; writes the rows of POST_TOPICS to `out`."""
-    with TemporaryDirectory(dir=out.absolute().parent) as folder:
+def score_file(
+    posts: Path, model: Path, out: Path, topic_source: str, progress: Callable[[float], None] | None = None
+) -> Summary:
+    """Classify a file on disk with a model on disk, without a lake; writes the rows of POST_TOPICS to `out`.
+
+    Raises ModelError for what is no model, BadInput for what is no file of posts or no place for `out`.
+    """
+    if not (model / MANIFEST).is_file():
+        raise ModelError(f"no topic model in {model}: it has no {MANIFEST}")
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise BadInput(f"{out} is a folder, or in one that is not there: name a file")
+    with rowgroups.opened(posts, ("Id", "PostTypeId")), TemporaryDirectory(dir=out.absolute().parent) as folder:
         lake = FolderLake(Path(folder))
-        version = json.loads((model / "model.json").read_text())["version"]
         job = JobParameters.model_validate(
             {
                 "lake_root": folder,
                 "source_id": "file",
                 "version": "1",
                 "file_day": paths.file_day(posts.name, datetime.fromtimestamp(posts.stat().st_mtime, UTC)),
-                "model": version,
+                "model": "given",
                 "topic_source": topic_source,
-                "engine": "arrow",
             }
         )
-        for link, target in ((paths.landing("file", "1"), posts), (paths.model(version), model)):
+        for link, target in ((paths.landing("file", "1"), posts), (paths.model("given"), model)):
             (lake.root / link).parent.mkdir(parents=True)
             (lake.root / link).symlink_to(target.absolute())
-        summary = run(lake, job)
+        summary = run_arrow(lake, job, progress)
         (lake.root / job.output / "part-00000.parquet").replace(out)
     return summary
 

@@ -16,7 +16,7 @@ from classify.summary import SUMMARY, Summary
 from shared import paths
 from shared.databricks import RunState, idempotency_token
 from shared.documents import decode
-from shared.errors import NotFound, TransientError
+from shared.errors import NotFound, TerminalError, TransientError
 from shared.ledger import ENDED, FileRecord, Run, State
 from shared.messages import ClassificationStarted, PostsLanded
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from shared.services import Services
 
 log = logging.getLogger("stacktopics.classify.launch")
+
+TRAININGS_A_WEEK = 7
+"""Runs that may be started in a week as long as all before them have failed."""
 
 
 def launch(services: Services, message: PostsLanded) -> FileRecord:
@@ -82,26 +85,34 @@ def watch(services: Services, message: ClassificationStarted) -> FileRecord:
 
 
 def retrain(services: Services) -> int | None:
-    """Start this week's training run, once; returns its id, or None where no training job is set.
+    """Start this week's training run; returns its id, or None where no training job is set.
 
-    What comes of it is for the run to say: `runs/training/…` in the lake, and `manage.py models`.
+    Called again in the same week it finds the same run, unless that failed or the settings of the training changed:
+    then it starts the next one. What comes of it is for the run to say: `runs/training/…` in the lake.
+    Raises TransientError when Databricks is busy, TerminalError when every run that a week may have has failed.
     """
     settings = services.settings
     if settings.databricks_training_job_id is None:
         log.warning("DATABRICKS_TRAINING_JOB_ID is not set: the topic model stays as it is")
         return None
     today = services.now().date()
-    parameters = {
+    learned = {
         "lake_root": settings.lake_uri,
-        "until": today.isoformat(),
         "days": str(settings.training_days),
+        "max_questions": str(settings.training_max_questions),
         "topics": str(settings.training_topics),
         "margin": str(settings.training_margin),
     }
-    token = idempotency_token("training", paths.iso_week(services.now()))
-    run_id = services.job_runs.start(settings.databricks_training_job_id, parameters, token)
-    log.info("the training until %s is run %d", today, run_id)
-    return run_id
+    for attempt in range(1, TRAININGS_A_WEEK + 1):
+        token = idempotency_token("training", paths.iso_week(services.now()), *learned.values(), attempt)
+        parameters = learned | {"until": today.isoformat()}
+        run_id = services.job_runs.start(settings.databricks_training_job_id, parameters, token)
+        state = _look(services, run_id)
+        if state.status != "failed":
+            log.info("the training until %s is run %d, attempt %d of this week", today, run_id, attempt)
+            return run_id
+        log.warning("training run %d has failed: %s", run_id, state.message)
+    raise TerminalError(f"{TRAININGS_A_WEEK} training runs of this week have failed, the last one is {run_id}")
 
 
 def _with_model(services: Services, record: FileRecord) -> FileRecord:
@@ -127,6 +138,8 @@ def _started(services: Services, record: FileRecord) -> Run:
         "file_day": record.file_day.isoformat(),
         "model": record.model or "",
         "topic_source": settings.topic_source,
+        "engine": settings.classify_engine,
+        "spark_from_bytes": str(settings.classify_spark_from_bytes),
     }
     now = services.now()
     run_id = services.job_runs.start(settings.databricks_job_id, parameters, token)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from shared.errors import BadInput
 
 if TYPE_CHECKING:
     from shared.storage import RangedReader
@@ -24,6 +28,22 @@ def reader(data: RangedReader | Any, footer: pq.FileMetaData) -> pq.ParquetFile:
     largest = max((footer.row_group(number).total_byte_size for number in range(footer.num_row_groups)), default=0)
     ahead = {"buffer_size": READ_BUFFER} if largest > LARGE_GROUP else {"pre_buffer": True}
     return pq.ParquetFile(data, metadata=footer, **ahead)
+
+
+@contextmanager
+def opened(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """A Parquet file on disk that has these columns. Raises BadInput that names the file, also while it is read."""
+    if not path.is_file():
+        raise BadInput(f"{path} is not there, or no file")
+    try:
+        with path.open("rb") as data, reader(data, pq.read_metadata(path)) as file:
+            if missing := [name for name in columns if name not in file.schema_arrow.names]:
+                raise BadInput(f"{path} has no column {', '.join(missing)}")
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Arrow
+            raise
+        raise BadInput(f"{path} cannot be read as a Parquet file of posts: {error}") from error
 
 
 def batches(
@@ -47,7 +67,7 @@ def bounds(file: pq.ParquetFile, column: str) -> list[pa.Array | None]:
     kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else pa.null()
     if not (pa.types.is_integer(kind) or pa.types.is_date32(kind) or pa.types.is_timestamp(kind)):
         return [None] * file.num_row_groups
-    place = file.metadata.schema.names.index(column)
+    place = [file.schema.column(number).path for number in range(len(file.schema))].index(column)
     found = (file.metadata.row_group(group).column(place).statistics for group in range(file.num_row_groups))
     return [_bounds(statistics, kind) for statistics in found]
 

@@ -1,4 +1,4 @@
-"""What a classification leaves in its output folder beside part-*.parquet: the job writes it, publishing reads it."""
+"""What runs leave for others to read: a classification in its output folder, a training run in `runs/training/`."""
 
 from __future__ import annotations
 
@@ -31,3 +31,17 @@ class Summary(BaseModel):
     @property
     def counted(self) -> int:
         return self.questions + self.answers
+
+
+class Training(BaseModel):
+    """What came of a training run; `runs/training/<until>.json`. `found` is the share of held-out tagged questions
+    whose best topic is among their tags: it can be compared between models with different topics."""
+
+    candidate: str
+    current: str
+    questions: int
+    held_out: int
+    candidate_found: float
+    current_found: float
+    promoted: bool
+    reason: str

@@ -1,6 +1,7 @@
 """What a Databricks training run executes: the archive's tagged questions in, a candidate model out.
 
-    python -m classify.train --lake-root ROOT --until 2026-11-22 [--days 365] [--topics 100] [--margin 0.002]
+    python -m classify.train --lake-root ROOT --until 2026-11-22 [--days 365] [--max-questions 1000000] [--topics 100]
+        [--margin 0.002]
 
 A fifth of the questions, chosen by a hash of their Id, is held out. The candidate is trained on the rest and becomes
 the current model only if it finds more of the held-out posts' topics than the current one, by at least `margin`.
@@ -11,23 +12,31 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from classify import clean, fit
-from classify.models import current_version, load_model, promote, store_model
+from classify import clean, fit, rowgroups
+from classify.card import card, mean_report
+from classify.clean import EPOCH
+from classify.models import current_model, load_model, promote, store_model
+from classify.summary import Training
+from classify.text import parse_tags
 from shared import paths
 from shared.catalog import source_pointer
-from shared.errors import BadInput, StackTopicsError
+from shared.errors import BadInput, Conflict, StackTopicsError
 from shared.services import Services
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from classify.fit import Posts
     from classify.model import TopicModel
     from shared.lake import Lake
@@ -36,6 +45,9 @@ log = logging.getLogger("stacktopics.classify.train")
 
 HELD_OUT = 5
 """One fold of so many is held out."""
+FEWEST, QUESTIONS_A_TOPIC = 50, 10
+"""Tagged questions without which nothing is learned or measured."""
+HASHES = 1 << 40
 
 
 class TrainParameters(BaseModel):
@@ -44,6 +56,9 @@ class TrainParameters(BaseModel):
     lake_root: str
     until: date
     days: int = 365
+    """Questions created in so many days up to `until` are learned from."""
+    max_questions: int = 1_000_000
+    """If there are more, those with the smallest hashes of their Ids."""
     topics: int = 100
     margin: float = 0.002
 
@@ -57,93 +72,166 @@ class TrainParameters(BaseModel):
         return cls.model_validate(given)
 
 
-class Training(BaseModel):
-    """What came of a training run; `runs/training/<until>.json`. `found` is the share of held-out tagged questions
-    whose best topic is among their tags: it can be compared between models with different topics."""
-
-    candidate: str
-    current: str
-    questions: int
-    held_out: int
-    candidate_found: float
-    current_found: float
-    promoted: bool
-    reason: str
-
-
 def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, float], None] | None = None) -> Training:
-    """Train, compare, and promote if it is worth it. Raises BadInput when the window holds too little."""
-    questions = fit.tagged_questions(archived_questions(lake, parameters.until, parameters.days))
-    held_out = fit.folds_of(questions.ids, HELD_OUT) == 0
-    if len(questions) < 10 * parameters.topics or not held_out.any():
-        raise BadInput(
-            f"{len(questions)} tagged questions in the {parameters.days} days to {parameters.until} are too few"
-            f" for {parameters.topics} topics: widen the window or ask for fewer topics"
-        )
-    candidate, _ = fit.fit(questions.take(~held_out), parameters.topics, progress=progress)
-    tested = questions.take(held_out)
-    report = fit.evaluate(candidate, tested).to_json()
-    current = current_version(lake)
-    candidate_found, current_found = found(candidate, tested), found(load_model(lake, current), tested)
-    better = candidate_found >= current_found + parameters.margin
-    verdict = "better" if better else "not better"
-    reason = (
-        f"{verdict} than {current} on {len(tested)} held-out questions: {candidate_found:.4f} against"
-        f" {current_found:.4f}, {parameters.margin} more is asked for"
-    )
-    version = store_model(lake, candidate, report, card(candidate, int((~held_out).sum()), report, parameters, reason))
-    if better:
-        promote(lake, version, reason)
+    """Train, compare, and promote if it is worth it; what came of it is also in `runs/training/`.
+
+    Raises BadInput when the window holds too little.
+    """
+    window = f"in the {parameters.days} days to {parameters.until}"
+    archived = archived_questions(lake, parameters.until, parameters.days)
+    questions = fit.tagged_questions(sample(archived, parameters.max_questions))
+    number, held_out = len(questions), fit.folds_of(questions.ids, HELD_OUT) == 0
+    check_enough(number, parameters.topics, window)
+    tested, questions = questions.take(held_out), questions.take(~held_out)
+    candidate, _ = fit.fit(questions, parameters.topics, progress=progress)
+    pointer, etag = current_model(lake)
+    current = load_model(lake, pointer.version)
+    candidate_found, current_found = found(candidate, tested), found(current, tested)
     result = Training(
-        candidate=version,
-        current=current,
-        questions=len(questions),
+        candidate=candidate.version,
+        current=pointer.version,
+        questions=number,
         held_out=len(tested),
         candidate_found=candidate_found,
         current_found=current_found,
-        promoted=better,
-        reason=reason,
+        promoted=candidate_found >= current_found + parameters.margin and candidate.version != pointer.version,
+        reason=f"{candidate_found:.4f} against {current_found:.4f} of {pointer.version} on {len(tested)} held-out"
+        f" questions, {parameters.margin} more is asked for",
     )
+    if candidate.version == pointer.version:
+        result.reason = f"{pointer.version} is the current model: the same questions make the same model"
+    else:
+        result.reason = f"{'better' if result.promoted else 'not better'}: {result.reason}"
+        report = fit.evaluate(candidate, tested)
+        text = card(
+            candidate,
+            [report],
+            [f"the archive, {window}"],
+            made_by="python -m classify.train",
+            measured=f"Measured on {len(tested):,} questions held out by a hash of their Ids, of which it saw none.",
+            remark=f"Compared with the model before it: {result.reason}.",
+        )
+        store_model(lake, candidate, mean_report([report]), text)
+    if result.promoted:
+        try:
+            promote(lake, candidate.version, result.reason, (pointer, etag))
+        except Conflict:
+            result.promoted = False
+            result.reason += f"; kept aside, because {pointer.version} is not the current model any more"
     lake.put(paths.training_record(parameters.until), result.model_dump_json(indent=1).encode())
     return result
 
 
+def check_enough(questions: int, topics: int, where: str) -> None:
+    """Raise BadInput when so many tagged questions are too few to learn so many topics from."""
+    needed = max(QUESTIONS_A_TOPIC * topics, FEWEST)
+    if questions < needed:
+        raise BadInput(
+            f"{questions} tagged questions {where} are too few for {topics} topics: {needed} are needed; take more"
+            " posts or fewer topics"
+        )
+
+
 def archived_questions(lake: Lake, until: date, days: int) -> Iterator[pa.Table]:
-    """The questions of the archive's files of `days` days up to `until`, of each source the version that counts."""
-    for number in range(days):
-        for info in lake.list(paths.archive_of(until - timedelta(days=number))):
-            source, name = info.path.split("/")[-2:]
-            pointer, _ = source_pointer(lake, source)
+    """The questions that were created in the `days` days up to `until`, of each source the version that counts.
+
+    Where a file says so, row groups without posts of these days are not read: all files of the archive are looked at,
+    because the day in the name of a file is not the day of its posts.
+    """
+    window = range((until - timedelta(days=days - 1) - EPOCH).days, (until - EPOCH).days + 1)
+    files = [info.path for info in lake.list(paths.ARCHIVE)]
+    versions = Counter(path.split("/")[-2] for path in files)
+    for path in files:
+        *_, year, month, day, source, name = path.split("/")
+        if versions[source] > 1:
+            pointer, _etag = source_pointer(lake, source)
             if pointer is not None and f"{pointer.version}.parquet" != name:
                 continue
-            with lake.open(info.path) as file, pq.ParquetFile(file) as parquet:
-                present = [column for column in fit.COLUMNS if column in parquet.schema_arrow.names]
-                for batch in parquet.iter_batches(columns=present):
-                    yield _plain(batch)
+        file_day = date(int(year), int(month), int(day))
+        data = lake.open(path)
+        with rowgroups.reader(data, pq.read_metadata(data)) as file:
+            groups = [
+                group
+                for group, bounds in enumerate(rowgroups.bounds(file, "CreationDate"))
+                if bounds is None or _overlap(clean.days(bounds, file_day), window)
+            ]
+            yield from questions_in(file, groups, window, file_day)
 
 
-def _plain(batch: pa.RecordBatch) -> pa.Table:
-    """The columns training reads, whatever types the file used."""
-    columns: dict[str, Any] = {name: clean.integers(clean.column(batch, name)) for name in ("Id", "PostTypeId")}
-    return pa.table(columns | {name: clean.text(clean.column(batch, name)) for name in ("Title", "Body", "Tags")})
+def _overlap(bounds: npt.NDArray[np.int32], days: range) -> bool:
+    return bool(bounds[0] < days.stop and bounds[1] >= days.start)
+
+
+def read_questions(files: Sequence[Path], progress: Callable[[float], None]) -> Posts:
+    """The tagged questions of Posts files on disk. Raises BadInput that names a file without any, or that is none."""
+
+    def tables() -> Iterator[pa.Table]:
+        for number, path in enumerate(files):
+            with rowgroups.opened(path, fit.COLUMNS) as file:
+                for group in range(file.num_row_groups):
+                    yield from questions_in(file, [group])
+                    progress((number + (group + 1) / file.num_row_groups) / len(files))
+
+    try:
+        return fit.tagged_questions(tables())
+    except BadInput as error:
+        raise BadInput(f"{', '.join(map(str, files))}: {error}") from error
+
+
+def questions_in(
+    file: pq.ParquetFile, groups: Sequence[int] | None = None, days: range | None = None, file_day: date = EPOCH
+) -> Iterator[pa.Table]:
+    """The tagged questions of a Posts file's row groups, in the columns that training reads, whatever types it uses.
+
+    With `days` (since 1970-01-01) those created on one of them; posts without a date were on `file_day`.
+    """
+    for batch in rowgroups.batches(file, (*fit.COLUMNS, "CreationDate"), groups):
+        posts = clean.clean(batch, file_day)
+        chosen = (posts.types == clean.QUESTION) & np.asarray(parse_tags(posts.tags).is_valid())
+        if days is not None:
+            chosen &= (posts.days >= days.start) & (posts.days < days.stop)
+        if chosen.any():
+            kept = posts.where(chosen)
+            yield pa.table([kept.ids, kept.types, kept.titles, kept.bodies, kept.tags], names=list(fit.COLUMNS))
+
+
+def sample(batches: Iterable[pa.Table], most: int) -> Iterator[pa.Table]:
+    """The rows with the smallest hashes of Id, at most so many: the same in whatever order they come.
+
+    While it reads it holds a quarter more.
+    """
+    kept: list[pa.Table] = []
+    hashes: list[npt.NDArray[np.int64]] = []
+    below, rows = HASHES, 0
+
+    def keep(table: pa.Table, hashed: npt.NDArray[np.int64]) -> None:
+        chosen = hashed < below
+        kept.append(table if chosen.all() else table.filter(pa.array(chosen)))
+        hashes.append(hashed[chosen])
+
+    def cut() -> None:
+        """Keep what is below the hash of the first row too many."""
+        nonlocal below, rows
+        below = int(np.partition(np.concatenate(hashes), most)[most])
+        for _ in range(len(kept)):  # one by one, so that no second copy of all is held
+            keep(kept.pop(0), hashes.pop(0))
+        rows = sum(map(len, hashes))
+
+    for table in batches:
+        keep(table, fit.folds_of(np.asarray(table["Id"]), HASHES))
+        rows += len(hashes[-1])
+        if rows > most + most // 4:
+            cut()
+    if rows > most:
+        cut()
+    while kept:
+        yield kept.pop(0)
 
 
 def found(model: TopicModel, posts: Posts) -> float:
     """Share of posts whose best topic is among their tags."""
     best = model.classify(posts.titles, posts.bodies).best
     return float(fit.own_topics(posts.tags, model.topics[:-1])[np.arange(len(posts)), best].mean())
-
-
-def card(model: TopicModel, questions: int, report: dict[str, Any], parameters: TrainParameters, reason: str) -> str:
-    """The model card: what it was trained on, and what was measured on posts it had not seen."""
-    shown = {name: value for name, value in report.items() if isinstance(value, int | float)}
-    figures = "\n".join(f"| {name} | {value:.4g} |" for name, value in shown.items())
-    return (
-        f"# {model.version}\n\n"
-        f"Trained on {questions:,} tagged questions of the {parameters.days} days to"
-        f" {parameters.until}, for {len(model.topics) - 1} topics and `other`.\n\n{reason.capitalize()}.\n\n"
-        f"| on held-out questions | |\n|---|---|\n{figures}\n"
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

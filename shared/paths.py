@@ -9,10 +9,12 @@ from datetime import date, datetime, timedelta
 TEMPORARY_PREFIX = "_tmp-"
 """File names that start so are unfinished; Spark, Synapse and pyarrow skip names that start with `_`."""
 
+ARCHIVE = "archive/posts"
 CURRENT_MODEL = "models/topics/current.json"
 DAYS = "catalog/days"
 FILE_RECORDS = "runs/posts"
 REFERENCE_RECORDS = "runs/reference"
+TRAINING_RECORDS = "runs/training"
 
 _DATE_IN_NAME = re.compile(r"(?<!\d)(\d{4})[-_]?(\d{2})[-_]?(\d{2})(?!\d)")
 
@@ -42,13 +44,8 @@ def landing(source: str, version: str) -> str:
     return f"landing/posts/{source}/{version}.parquet"
 
 
-def archive_of(day: date) -> str:
-    """The folder with every file of a day."""
-    return f"archive/posts/{day:%Y/%m/%d}"
-
-
 def archive(day: date, source: str, version: str) -> str:
-    return f"{archive_of(day)}/{source}/{version}.parquet"
+    return f"{ARCHIVE}/{day:%Y/%m/%d}/{source}/{version}.parquet"
 
 
 def quarantine(source: str, version: str, name: str) -> str:
@@ -69,7 +66,7 @@ def reference_record(iso_week: str) -> str:
 
 
 def training_record(until: date) -> str:
-    return f"runs/training/{until.isoformat()}.json"
+    return f"{TRAINING_RECORDS}/{until.isoformat()}.json"
 
 
 def reference(table: str) -> str:

@@ -142,9 +142,12 @@ class Settings(BaseSettings):
     databricks_token_secret: str = "databricks-token"
     databricks_training_job_id: int | None = None
     training_days: int = Field(default=365, ge=1)
+    training_max_questions: int = Field(default=1_000_000, ge=1)
     training_topics: int = Field(default=100, ge=2)
     training_margin: float = 0.002
     topic_source: Literal["tags", "model"] = "tags"
+    classify_engine: Literal["auto", "arrow", "spark"] = "auto"
+    classify_spark_from_bytes: int = Field(default=2 << 30, ge=0)
     classification_attempts: int = Field(default=3, ge=1)
     classification_deadline_seconds: float = Field(default=7200, gt=0)
     watch_first_delay_seconds: float = Field(default=15, ge=0)

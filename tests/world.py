@@ -100,6 +100,19 @@ class IoLake(FolderLake):
             return super().copy_from(source, version, path, proof_share)
 
 
+def mortal(root: Path, calls: int) -> IoLake:
+    """A lake whose user dies after so many calls."""
+    left = itertools.count(calls, -1)
+
+    @contextmanager
+    def passes(what: str) -> Iterator[None]:
+        yield
+        if next(left) == 1:
+            raise Crash(what)
+
+    return IoLake(root, passes)
+
+
 class WorldBlob(SourceBlob):
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name, self.what = world, name, f"{CONTAINER}/{name}"

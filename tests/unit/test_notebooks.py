@@ -5,20 +5,22 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import classify.train
 from classify.job import JobParameters
 from classify.models import current_version
-from classify.summary import SUMMARY, Summary
-from classify.train import Training, TrainParameters
+from classify.summary import SUMMARY, Summary, Training
+from classify.train import TrainParameters
 from shared import paths
 from shared.lake import FolderLake
+from tests.unit.topic_posts import questions
 from tests.world import parquet, posts
 
 NOTEBOOKS = Path(__file__).parents[2] / "classify" / "notebooks"
@@ -99,6 +101,19 @@ def test_the_training_takes_the_jobs_parameters_from_widgets(tmp_path: Path, mon
     given = {"lake_root": str(tmp_path), "until": "2026-11-22", "topics": "20"}
     assert run_on_databricks(monkeypatch, "train_topics.py", **given) == result.model_dump_json()
     assert asked == [TrainParameters(lake_root=str(tmp_path), until=date(2026, 11, 22), topics=20)]
+
+
+def test_the_training_is_plain_python_too(tmp_path: Path) -> None:
+    lake = FolderLake(tmp_path / "lake")
+    table = questions(400)
+    created = pa.repeat(pa.scalar(datetime(2026, 11, 22), pa.timestamp("us")), len(table))
+    lake.put(paths.archive(date(2026, 11, 22), "s", "v"), parquet(table.append_column("CreationDate", created)))
+    given = {"lake-root": str(lake.root), "until": "2026-11-22", "days": "7", "topics": "4", "margin": "-1"}
+    arguments = [f"--{name}={value}" for name, value in given.items()]
+    subprocess.run([sys.executable, NOTEBOOKS / "train_topics.py", *arguments], cwd=tmp_path, check=True)
+    training = Training.model_validate_json(lake.read(paths.training_record(date(2026, 11, 22))))
+    assert (training.questions, training.promoted) == (400, True)
+    assert current_version(lake) == training.candidate
 
 
 @pytest.mark.parametrize("name", ["classify_posts.py", "train_topics.py"])

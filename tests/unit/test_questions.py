@@ -16,7 +16,7 @@ from shared import paths
 from shared.errors import TransientError
 from shared.lake import FileInfo, FolderLake
 from shared.storage import RangedReader
-from tests.world import Crash, IoLake, World, parquet
+from tests.world import Crash, mortal, parquet
 
 
 class CountingLake(FolderLake):
@@ -135,17 +135,15 @@ def full(root: Path) -> dict[int, str]:
 
 def test_wherever_a_merge_dies_nothing_is_lost_and_the_next_one_ends_it(tmp_path: Path) -> None:
     deaths = 0
-    for fail_at in range(1_000):
-        root = tmp_path / str(fail_at)
+    for calls in range(1, 1_000):
+        root = tmp_path / str(calls)
         expected = full(root)
-        world = World.__new__(World)
-        world.calls, world.fail_at, world.disturbed = [], fail_at, True
         try:
-            merge(IoLake(root, world.io), 0)
+            merge(mortal(root, calls), 0)
         except Crash:
             deaths += 1
             lake = FolderLake(root)
-            assert known(lake, *expected) == expected, fail_at
+            assert known(lake, *expected) == expected, calls
             remember(lake, origin(31), topics({31: "31"}))
             for _ in range(MANY_FILES):
                 merge(lake, 0)

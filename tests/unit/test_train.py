@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from classify import models, rowgroups
 from classify import train as train_module
-from classify.models import current_model, current_version, load_model, promote, rollback, versions
-from classify.train import TrainParameters, archived_questions, main, train
+from classify.card import CARD, REPORT, card, mean_report
+from classify.fit import cross_validate, fit
+from classify.model import MANIFEST, TopicModel
+from classify.models import current_model, current_version, load_model, promote, rollback, store_model, versions
+from classify.train import Training, TrainParameters, archived_questions, main, sample, train
 from shared import paths
 from shared.catalog import SourcePointer, move_pointer
-from shared.errors import BadInput, ModelError
+from shared.errors import BadInput, Conflict, ModelError
 from shared.lake import FolderLake
-from tests.world import parquet, posts
+from tests.unit.topic_posts import questions
+from tests.world import Crash, mortal, parquet, posts
 
 UNTIL = date(2026, 11, 22)
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
 def parameters(**changes: object) -> TrainParameters:
-    return TrainParameters.model_validate({"lake_root": "-", "until": UNTIL, "days": 7, "topics": 5} | changes)
+    return TrainParameters.model_validate({"lake_root": "-", "until": UNTIL, "days": 7, "topics": 4} | changes)
+
+
+def created(table: pa.Table, moment: datetime) -> pa.Table:
+    return table.append_column("CreationDate", pa.repeat(pa.scalar(moment, pa.timestamp("us")), len(table)))
 
 
 @pytest.fixture
@@ -31,56 +44,223 @@ def lake(tmp_path: Path) -> FolderLake:
 
 
 @pytest.fixture
-def filled(lake: FolderLake, shared_data: Path) -> FolderLake:
-    table = pq.read_table(shared_data / "posts.parquet").slice(0, 1_500)
-    lake.put(paths.archive(UNTIL, "s", "v"), parquet(table))
+def filled(lake: FolderLake) -> FolderLake:
+    lake.put(paths.archive(UNTIL, "s", "v"), parquet(created(questions(500), datetime(2026, 11, 20))))
     return lake
 
 
-def test_the_window_and_the_version_that_counts_are_read(lake: FolderLake) -> None:
+@pytest.fixture(scope="module")
+def others() -> list[TopicModel]:
+    """Two models that know hardly anything."""
+    return [fit(questions(60, seed), topics=2)[0] for seed in (1, 2)]
+
+
+def titles(lake: FolderLake, days: int = 7) -> list[str]:
+    found = archived_questions(lake, UNTIL, days)
+    return sorted(title for table in found for title in table["Title"].to_pylist())
+
+
+def test_the_version_that_counts_is_read(lake: FolderLake) -> None:
     for day, source, version in ((20, "a", "v1"), (20, "a", "v2"), (21, "b", "v1"), (10, "c", "v1")):
         table = posts({"Title": f"{source} {version}", "Tags": "<x>"}).drop_columns(["ParentId"])
         lake.put(paths.archive(date(2026, 11, day), source, version), parquet(table))
-    now = datetime(2026, 11, 22, tzinfo=UTC)
-    pointer = SourcePointer(version="v2", output="-", last_modified=now, first_seen=now, days=[])
+    pointer = SourcePointer(version="v2", output="-", last_modified=NOW, first_seen=NOW, days=[])
     move_pointer(lake, paths.source_pointer("a"), pointer, None)
-    titles = [title for table in archived_questions(lake, UNTIL, 7) for title in table["Title"].to_pylist()]
-    assert sorted(titles) == ["a v2", "b v1"]
+    assert titles(lake) == ["a v2", "b v1", "c v1"]
 
 
-@pytest.mark.timeout(300)
-def test_a_candidate_is_promoted_only_if_it_is_better(filled: FolderLake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_posts_are_of_the_day_they_were_created_on_whatever_day_the_file_has(lake: FolderLake) -> None:
+    days = {"first": datetime(2026, 11, 16), "last": datetime(2026, 11, 22, 23, 59), "none": None}
+    days |= {"before": datetime(2026, 11, 15, 23, 59), "after": datetime(2026, 11, 23)}
+    table = posts(*({"Title": name, "Tags": "<x>", "CreationDate": day} for name, day in days.items()))
+    lake.put(paths.archive(date(2011, 1, 1), "monthly", "v"), parquet(table))
+    untagged = posts({"Title": "untagged"}, {"Title": "no question", "Tags": "<x>", "PostTypeId": 2})
+    lake.put(paths.archive(UNTIL, "daily", "v"), parquet(untagged))
+    assert titles(lake) == ["first", "last"]
+    lake.put(paths.archive(UNTIL, "monthly", "v"), parquet(table))
+    lake.delete(paths.archive(date(2011, 1, 1), "monthly", "v"))
+    assert titles(lake) == ["first", "last", "none"]
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+def test_row_groups_of_other_days_are_not_read(lake: FolderLake, unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = datetime(2026, 11, 1, 12)
+    rows = [{"Title": f"{day:02}", "Tags": "<x>", "CreationDate": first + timedelta(day)} for day in range(30)]
+    table = posts(*rows)
+    place = table.schema.get_field_index("CreationDate")
+    table = table.set_column(place, "CreationDate", table["CreationDate"].cast(pa.timestamp(unit, "Europe/Berlin")))
+    path = lake.root / paths.archive(UNTIL, "s", "v")
+    path.parent.mkdir(parents=True)
+    pq.write_table(table, path, row_group_size=3)
+    read: list[int] = []
+    batches = rowgroups.batches
+
+    def noted(file: Any, columns: Any, groups: Any = None) -> Any:
+        read.extend(groups)
+        return batches(file, columns, groups)
+
+    monkeypatch.setattr(rowgroups, "batches", noted)
+    assert titles(lake) == [f"{day:02}" for day in range(15, 22)]
+    assert read == [5, 6, 7]
+
+
+def test_a_sample_is_the_same_in_any_order_and_small() -> None:
+    ids = np.arange(10_000)
+    tables = [pa.table({"Id": part}) for part in np.array_split(ids, 100)]
+
+    def sampled(tables: list[pa.Table]) -> list[int]:
+        return sorted(number for table in sample(tables, 1_000) for number in table["Id"].to_pylist())
+
+    found = sampled(tables)
+    assert found == sampled(tables[::-1])
+    assert len(found) == 1_000
+    assert np.mean(found) == pytest.approx(5_000, abs=300)
+    assert sampled(tables[:10]) == ids[:1_000].tolist()
+
+
+def test_no_more_questions_are_learned_from_than_set(filled: FolderLake) -> None:
+    kept = train(filled, parameters(max_questions=100, margin=1.0))
+    assert kept.questions == 100
+    assert load_model(filled, kept.candidate).trained_on["questions"] == 100 - kept.held_out
+
+
+def test_a_candidate_is_promoted_only_if_it_is_better(filled: FolderLake) -> None:
     starter = current_version(filled)
     kept = train(filled, parameters(margin=1.0))
     assert (kept.promoted, kept.current, current_version(filled)) == (False, starter, starter)
-    assert "not better than" in kept.reason
+    assert kept.reason.startswith("not better: ")
+    assert f" of {starter} on " in kept.reason
     assert kept.questions > 5 * kept.held_out * 0.8 > 0
     assert load_model(filled, kept.candidate).topics[-1] == "other"
-    assert json.loads(filled.read(paths.training_record(UNTIL)))["candidate"] == kept.candidate
-    assert kept.reason.capitalize() in filled.read(f"{paths.model(kept.candidate)}/card.md").decode()
+    assert Training.model_validate_json(filled.read(paths.training_record(UNTIL))) == kept
 
-    monkeypatch.setattr(train_module.fit, "fit", lambda *_, **__: (load_model(filled, kept.candidate), None))
     better = train(filled, parameters(margin=-1.0))
     assert better.promoted
-    assert current_version(filled) == kept.candidate
-    assert {version for version, _ in versions(filled)} == {starter, kept.candidate}
+    assert better.candidate == kept.candidate == current_version(filled)
+    assert [found.version for found in versions(filled)] == [starter, kept.candidate]
     assert rollback(filled).version == starter
     assert current_model(filled)[0].reason == f"rolled back from {kept.candidate}"
 
 
-def test_too_little_is_refused(lake: FolderLake, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no tagged question"):
-        train(lake, parameters())
-    lake.put(paths.archive(UNTIL, "s", "v"), parquet(posts(*({"Tags": "<python>"} for _ in range(30)))))
-    with pytest.raises(BadInput, match="30 tagged questions in the 7 days to 2026-11-22 are too few for 5 topics"):
-        train(lake, parameters())
-    assert main(["--lake-root", str(tmp_path), "--until", "2026-11-22", "--days", "7"]) == 1
+def test_the_card_and_the_report_tell_what_was_measured(filled: FolderLake) -> None:
+    kept = train(filled, parameters(margin=1.0))
+    folder = paths.model(kept.candidate)
+    report, text = json.loads(filled.read(f"{folder}/{REPORT}")), filled.read(f"{folder}/{CARD}").decode()
+    assert (report["folds"], report["posts"], report["topics"]) == (1, kept.held_out, 4)
+    assert {found.version: found.report for found in versions(filled)}[kept.candidate] == report
+    for said in (kept.reason, "CC BY-SA", "in the 7 days to 2026-11-22", f"{report['hit_at_1']:.4f}"):
+        assert said in text
+    for part in ("days", "shifted_days"):
+        for name in ("histogram_error", "counted_error", "coverage", "drifted"):
+            assert f"| {report[part][name]:.4f} |" in text, name
+    for row in report["by_topic"]:
+        assert f"| {row['topic']} | {row['posts']:,} | {row['found']:,} | {row['right']:,} | {row['f1']:.3f} |" in text
 
 
-def test_only_whole_models_are_promoted(lake: FolderLake) -> None:
+def test_the_report_of_folds_is_their_mean() -> None:
+    model, _ = fit(questions(300), topics=4)
+    reports = cross_validate(questions(300), topics=4, folds=2)
+    found = mean_report(reports)
+    assert (found["folds"], found["posts"], found["topics"]) == (2, 300, 4)
+    assert found["days"]["coverage"] == pytest.approx((reports[0].days.coverage + reports[1].days.coverage) / 2)
+    assert sum(row["posts"] for row in found["by_topic"]) == 300
+    assert found.keys() - {"folds"} == reports[0].to_json().keys()
+    text = card(model, reports, ["a.parquet"], made_by="me", measured="Measured by halves.")
+    low, high = sorted(report.hit_at_1 for report in reports)
+    assert f"| {found['hit_at_1']:.4f} | {low:.4f} to {high:.4f} |" in text
+
+
+def test_the_same_questions_make_the_current_model_which_stays_as_it_is(filled: FolderLake) -> None:
+    first = train(filled, parameters(margin=-1.0))
+    written = filled.read(f"{paths.model(first.candidate)}/{CARD}")
+    again = train(filled, parameters(margin=-1.0))
+    assert (again.candidate, again.promoted) == (first.candidate, False)
+    assert again.reason == f"{first.candidate} is the current model: the same questions make the same model"
+    assert filled.read(f"{paths.model(first.candidate)}/{CARD}") == written
+    assert current_model(filled)[0].history == [first.current]
+
+
+def test_a_candidate_replaces_only_the_model_it_was_compared_with(
+    filled: FolderLake, others: list[TopicModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starter, other = current_version(filled), store_model(filled, others[0], {}, "")
+
+    def store_while_another_is_promoted(*arguments: Any) -> str:
+        promote(filled, other, "by hand")
+        return store_model(*arguments)
+
+    monkeypatch.setattr(train_module, "store_model", store_while_another_is_promoted)
+    result = train(filled, parameters(margin=-1.0))
+    assert (result.promoted, result.current, current_version(filled)) == (False, starter, other)
+    assert result.reason.startswith("better: ")
+    assert result.reason.endswith(f"; kept aside, because {starter} is not the current model any more")
+    assert Training.model_validate_json(filled.read(paths.training_record(UNTIL))) == result
+    assert load_model(filled, result.candidate)
+
+
+def test_every_rollback_goes_one_model_further_back(lake: FolderLake, others: list[TopicModel]) -> None:
+    starter = current_version(lake)
+    good, bad = (store_model(lake, model, {}, "") for model in others)
+    for version in (good, bad):
+        promote(lake, version, "better")
+    assert rollback(lake).version == good
+    assert rollback(lake).version == current_version(lake) == starter
+    with pytest.raises(ModelError, match="the first model"):
+        rollback(lake)
+    promote(lake, good, "again")
+    assert (rollback(lake).version, current_model(lake)[0].history) == (starter, [])
+
+
+def test_only_whole_models_are_promoted(lake: FolderLake, others: list[TopicModel]) -> None:
     starter = current_version(lake)
     with pytest.raises(ModelError, match="there is no model nothing"):
         promote(lake, "nothing", "why")
     with pytest.raises(ModelError, match="the first model"):
         rollback(lake)
     assert promote(lake, starter, "again").reason == "the starter"
+    seen = current_model(lake)
+    promote(lake, store_model(lake, others[0], {}, ""), "first")
+    with pytest.raises(Conflict):
+        promote(lake, store_model(lake, others[1], {}, ""), "second", instead_of=seen)
+
+
+def test_a_model_that_is_half_written_has_no_manifest(tmp_path: Path, others: list[TopicModel]) -> None:
+    halves = 0
+    for calls in range(1, 100):
+        lake = FolderLake(tmp_path / str(calls))
+        try:
+            store_model(mortal(lake.root, calls), others[0], {}, "")
+        except Crash:
+            pass
+        else:
+            break
+        if list(versions(lake)):
+            assert load_model(lake, others[0].version).topics == others[0].topics
+        else:
+            halves += 1
+            with pytest.raises(ModelError):
+                load_model(lake, others[0].version)
+    assert halves > 4
+    assert list(versions(lake)) == [(others[0].version, others[0].trained_on, {})]
+
+
+def test_the_starter_comes_with_its_report_where_it_has_one(
+    lake: FolderLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: list[TopicModel]
+) -> None:
+    starter = tmp_path / "starter"
+    others[0].save(starter)
+    (starter / REPORT).write_text('{"folds": 5, "hit_at_1": 0.5}')
+    monkeypatch.setattr(models, "STARTER", starter)
+    assert list(versions(lake)) == []
+    version = current_version(lake)
+    assert [found.report for found in versions(lake)] == [{"folds": 5, "hit_at_1": 0.5}]
+    assert (starter / MANIFEST).read_bytes() == lake.read(f"{paths.model(version)}/{MANIFEST}")
+
+
+def test_too_little_is_refused(lake: FolderLake, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no tagged question"):
+        train(lake, parameters())
+    lake.put(paths.archive(UNTIL, "s", "v"), parquet(posts(*({"Tags": "<python>"} for _ in range(30)))))
+    with pytest.raises(BadInput, match="30 tagged questions in the 7 days to 2026-11-22 are too few for 4 topics: 50"):
+        train(lake, parameters())
+    assert main(["--lake-root", str(tmp_path), "--until", "2026-11-22", "--days", "7"]) == 1
