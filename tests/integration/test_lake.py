@@ -19,7 +19,7 @@ from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobClient, BlobServiceClient, ContentSettings
 from azure.storage.filedatalake import FileSystemClient
 
-from shared import copying
+from shared import copying, paths
 from shared.errors import Conflict, NotFound, TransientError
 from shared.lake import AdlsLake, FolderLake, Lake
 from shared.storage import RangedReader, SourceBlob, crc64
@@ -89,6 +89,9 @@ def test_a_data_file_appears_whole_or_not_at_all(lake: Lake) -> None:
             out.write(block)
         assert lake.stat(path) is None
         assert list(lake.list("reference")) == []
+        (unfinished,) = lake.unfinished("reference")
+        assert unfinished.path.startswith(f"reference/users/{paths.TEMPORARY_PREFIX}")
+    assert list(lake.unfinished("reference")) == []
     info = lake.stat(path)
     assert info is not None
     assert (info.path, info.size) == (path, 9 << 20)

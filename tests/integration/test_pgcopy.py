@@ -278,6 +278,74 @@ def test_a_missing_table_and_a_missing_grant_are_told_apart(database: Database) 
     assert plan("partly", frozenset({"secret"})) == []
 
 
+KEYED = """
+    CREATE TABLE raw.primary_key (a int, b text, c text, PRIMARY KEY (b, a));
+    CREATE TABLE raw.unique_index (a int NOT NULL, b int NOT NULL, c int);
+    CREATE UNIQUE INDEX ON raw.unique_index (b, a) INCLUDE (c);
+    CREATE TABLE raw.partitioned (a int PRIMARY KEY) PARTITION BY RANGE (a);
+    CREATE TABLE raw.part PARTITION OF raw.partitioned FOR VALUES FROM (0) TO (9);
+    CREATE TABLE raw.nullable (a int UNIQUE, b int);
+    CREATE TABLE raw.some_rows (a int NOT NULL, b int);
+    CREATE UNIQUE INDEX ON raw.some_rows (a) WHERE b = 1;
+    CREATE TABLE raw.expression (a text NOT NULL);
+    CREATE UNIQUE INDEX ON raw.expression (lower(a));
+    CREATE TABLE raw.parent (a int PRIMARY KEY);
+    CREATE TABLE raw.heir () INHERITS (raw.parent);
+    CREATE VIEW raw.view AS SELECT a FROM raw.parent
+"""
+
+
+@pytest.mark.parametrize(
+    ("table", "named", "key", "counted"),
+    [
+        ("primary_key", (), ("a", "b"), False),
+        ("primary_key", ("b", "a"), ("b", "a"), False),
+        ("primary_key", ("a",), ("a",), True),
+        ("unique_index", (), (), False),
+        ("unique_index", ("a", "b"), ("a", "b"), False),
+        ("partitioned", (), ("a",), False),
+        ("nullable", ("a",), ("a",), True),
+        ("some_rows", ("a",), ("a",), True),
+        ("expression", ("a",), ("a",), True),
+        ("parent", (), (), False),
+        ("parent", ("a",), ("a",), True),
+        ("view", ("a",), ("a",), True),
+    ],
+)
+def test_a_key_is_counted_unless_the_server_keeps_it(
+    database: Database,
+    connection: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    table: str,
+    named: tuple[str, ...],
+    key: tuple[str, ...],
+    counted: bool,
+) -> None:
+    database.run(KEYED)
+    counts = []
+    count = pgcopy._check_key
+    monkeypatch.setattr(pgcopy, "_check_key", lambda *of: counts.append(1) or count(*of))
+    begin_snapshot(connection, 60)
+    assert plan_table(connection, database.schema, table, key=named).key == key
+    assert bool(counts) is counted
+
+
+def test_what_heirs_repeat_is_found(database: Database, connection: Any) -> None:
+    database.run(KEYED + "; INSERT INTO raw.parent VALUES (1), (2); INSERT INTO raw.heir VALUES (1)")
+    begin_snapshot(connection, 60)
+    with pytest.raises(BadInput, match=r"parent: \(a\) is no key: 0 rows have NULL in it, 1 rows repeat"):
+        plan_table(connection, database.schema, "parent", key=("a",))
+
+
+def test_a_session_that_ended_before_it_began_is_transient(database: Database, connection: Any) -> None:
+    database.run(f"SELECT pg_terminate_backend({connection.info.backend_pid})")
+    with pytest.raises(TransientError, match=r"the snapshot: .*the connection or the server failed"):
+        begin_snapshot(connection, 60)
+    connection.close()
+    with pytest.raises(TransientError, match="the snapshot: connection already closed"):
+        begin_snapshot(connection, 60)
+
+
 def test_a_connection_lost_while_copying_is_transient(database: Database, connection: Any) -> None:
     database.run("CREATE TABLE raw.t AS SELECT i, repeat('x', 300) AS s FROM generate_series(1, 200000) i")
     begin_snapshot(connection, 60)

@@ -1,6 +1,9 @@
 """The weekly copy of the reference tables, from a real Postgres to a lake in a folder."""
 
 import io
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +20,7 @@ from azure.storage.blob import ContainerClient
 from azure.storage.filedatalake import FileSystemClient
 from tenacity import wait_none
 
+import manage
 from ingest import reference
 from ingest.reference import ReferenceRecord, copy_reference, read_snapshot
 from localcloud import azurite
@@ -659,3 +663,74 @@ def test_the_copy_through_a_real_lake(company: Company, local_cloud: LocalCloud,
         paths.reference_previous("post_types", WEEK): 2,
         paths.reference_previous("users", WEEK): 91000,
     }
+
+
+def test_a_check_reads_a_table_as_the_copy_does(company: Company) -> None:
+    """With the columns left out, with the keys, and with rights on every column that is copied."""
+    assert manage._table(company.services(reference_keys="users.id"), "users") == "4 columns, key id"
+    assert manage._table(company.services(), "post_types") == "2 columns, no key"
+    with pytest.raises(BadInput, match="excluded column hidden does not exist"):
+        manage._table(company.services(reference_exclude_columns="users.hidden"), "users")
+    with pytest.raises(BadInput, match=r"\(about\) is no key"):
+        manage._table(company.services(reference_keys="users.about"), "users")
+    role = f"reader_{company.database.schema}"
+    company.database.run(f"""
+        CREATE ROLE {role} LOGIN PASSWORD '{company.database.server.password}';
+        GRANT USAGE ON SCHEMA {company.database.schema} TO {role}; GRANT SELECT (id, name) ON raw.users TO {role};
+        GRANT SELECT ON raw.post_types TO {role}; ALTER TABLE raw.post_types ENABLE ROW LEVEL SECURITY
+    """)
+    company.database.user = role
+    with pytest.raises(AccessDenied, match="permission denied for table users"):
+        manage._table(company.services(), "users")
+    with pytest.raises(AccessDenied, match="row-level security"):
+        manage._table(company.services(), "post_types")
+    left_out = "users.secret,users.about,users.born"
+    assert manage._table(company.services(reference_exclude_columns=left_out), "users") == "2 columns, no key"
+
+
+COPY_ALONE = """
+import json, sys
+from datetime import UTC, datetime
+from pathlib import Path
+import psycopg2
+from ingest.reference import copy_reference
+from shared.lake import FolderLake
+from shared.services import Services
+from shared.settings import Settings
+
+values, root, dsn = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+services = Services().replace(settings=Settings.model_validate(values), lake=FolderLake(root))
+services.postgres = lambda: psycopg2.connect(dsn)
+copy_reference(services, datetime(2026, 11, 16, 2, tzinfo=UTC))
+status = Path("/proc/self/status").read_text()
+print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
+@pytest.mark.parametrize(
+    ("rows", "kilobytes", "most_mebibytes"),
+    [(600_000, 1, 300), (600, 1000, 300), (40, 20_000, 420)],
+)
+def test_memory_is_bounded_however_wide_the_rows_are(
+    company: Company, rows: int, kilobytes: int, most_mebibytes: int
+) -> None:
+    """A row of 20 MB is held by libpq, psycopg2, the queue and the encoder, but by each only once or twice."""
+    company.database.run(f"""
+        CREATE TABLE raw.wide AS SELECT i, repeat(md5(i::text), {kilobytes * 1000 // 32}) AS s
+        FROM generate_series(1, {rows}) i
+    """)
+    server = company.database.server
+    values = {
+        **dict.fromkeys(("posts_storage", "queues_storage", "lake_storage"), "UseDevelopmentStorage=true"),
+        **dict.fromkeys(("postgres_host", "postgres_database", "postgres_user", "databricks_host"), "unused"),
+        "databricks_job_id": 0,
+        "reference_schema": company.database.schema,
+        "reference_tables": "wide",
+    }
+    dsn = f"postgresql://{server.user}:{server.password}@{server.host}:{server.port}/{server.database}"
+    command = [sys.executable, "-c", COPY_ALONE, json.dumps(values), str(company.lake.root), dsn]
+    ended = subprocess.run(command, cwd=Path(manage.__file__).parent, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert company.record().tables["wide"].rows == rows
+    assert int(ended.stdout) <= most_mebibytes

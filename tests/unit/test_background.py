@@ -25,6 +25,38 @@ def test_items_come_in_order_and_the_producer_is_never_far_ahead() -> None:
     assert got == list(range(20))
 
 
+def test_items_wait_within_a_budget_and_a_larger_one_alone() -> None:
+    weights = [1, 2, 3, 50, 1, 1, 9, 9, 2, *[1] * 30]
+    made: list[int] = []
+
+    def produce(put: Callable[[int], None]) -> None:
+        for weight in weights:
+            made.append(weight)
+            put(weight)
+
+    got = []
+    for item in run_ahead(produce, 20, "weights", budget=10, size=lambda weight: weight):
+        time.sleep(0.002)
+        waiting = made[len(got) + 1 : -1] if len(made) < len(weights) else []  # the last one made is being put
+        assert sum(waiting) <= 10 or len(waiting) == 1
+        got.append(item)
+    assert got == weights
+
+
+def test_a_light_producer_is_not_held_up_by_the_budget() -> None:
+    filled = threading.Event()
+
+    def produce(put: Callable[[int], None]) -> None:
+        for item in range(10):
+            put(item)
+        filled.set()
+
+    items = run_ahead(produce, 10, "light", budget=10, size=lambda _: 1)
+    assert next(items) == 0
+    assert filled.wait(5)
+    assert list(items) == list(range(1, 10))
+
+
 def test_an_error_of_the_producer_comes_after_its_items() -> None:
     def produce(put: Callable[[str], None]) -> None:
         put("before")
