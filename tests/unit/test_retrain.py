@@ -57,7 +57,7 @@ def world(tmp_path: Path) -> Training:
 
 @pytest.fixture
 def function_app(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The app, with a registry of its own: Microsoft's blob binding, which other tests import, stands beside no other."""
+    """The app with a registry of its own: Microsoft's blob binding, which other tests import, admits no other."""
     monkeypatch.setattr(meta._ConverterMeta, "_bindings", {})
     yield importlib.import_module("function_app")
     for name in ("function_app", "ingest.binding"):
