@@ -3,8 +3,9 @@
     python -m classify.fit --posts POSTS.parquet... --out FOLDER [--topics 100]
 
 A topic model is K one-against-rest linear functions trained on all own tags of tagged questions. Before training each
-feature is scaled, topic by topic, by how much its log-odds differ there (NB-SVM, Wang and Manning 2012), and a share of
-naive Bayes is added to what was trained. What turns margins into probabilities is fitted on margins of posts that the model which scored them had not seen.
+feature is scaled, topic by topic, by how much its log-odds differ there, and a share of naive Bayes is added to what
+was trained (NB-SVM, Wang and Manning 2012). What turns margins into probabilities is fitted on margins of posts that
+the model which scored them had not seen.
 """
 
 import argparse
