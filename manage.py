@@ -213,21 +213,38 @@ def score(
 
 @app.command("import-dump")
 def import_dump_command(
-    source: Annotated[Path, typer.Argument(help="Folder or .7z with Posts.xml and Users.xml.")],
+    source: Annotated[
+        list[Path], typer.Argument(help="Folder with Posts.xml and Users.xml or archives, or archives (.7z).")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder for the Posts files. Default: the posts container.")] = None,
     by: Annotated[str, typer.Option(help="One file a day or a month.")] = "day",
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="The site, for the files' names. Default: what the folder or archive is named by."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = os.cpu_count() or 1,
-    users: Annotated[bool, typer.Option(help="Also fill the reference tables in Postgres.")] = True,
+    posts: Annotated[bool, typer.Option(help="Write the Posts files.")] = True,
+    users: Annotated[bool, typer.Option(help="Fill the reference tables in Postgres, before the posts.")] = True,
+    force_users: Annotated[
+        bool, typer.Option("--force-users", help="Replace the users even by a cut-off, empty or much smaller file.")
+    ] = False,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for the state. Default: that of the files, or the current one.")
+    ] = None,
     file: SettingsFile = DEFAULT_FILE,
 ) -> None:
     """A Stack Exchange data dump becomes Posts files and reference tables; what is malformed is set aside."""
     from ingest.dump import Progress as DumpStep
-    from ingest.dump import import_dump, import_users
+    from ingest.dump import dump_origin, import_dump, import_users, site_prefix
+    from ingest.dump.posts import POSTS_XML
+    from ingest.dump.source import WORK_FOLDER
 
     services, console = Services(file), Console(stderr=True)
-    rejected = (out or Path(".import-dump")) / "rejected-users.jsonl"
     if by not in ("day", "month"):
         raise BadInput(f"--by {by}: write day or month")
+    work = work or out or Path()
+    if posts:
+        site_prefix(dump_origin(source, POSTS_XML), prefix)  # refuses before the users are replaced
     with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[rate]}"), console=console) as bars:
         tasks: dict[str, Any] = {}
 
@@ -237,13 +254,32 @@ def import_dump_command(
             rate = f"{step.rate / 1e6:.0f} MB/s"
             bars.update(tasks[step.step], completed=step.done, total=step.total, rate=rate)
 
-        target = out or services.posts_container
-        reports = [import_dump(source, target, by=by, workers=workers, progress=tell)]  # type: ignore[arg-type]
         if users:
+            rejected = (out or work / WORK_FOLDER) / "rejected-users.jsonl"
+            shrink = services.settings.reference_max_shrink
             with closing(services.postgres()) as connection:
-                reports.append(import_users(source, connection, rejected=rejected, progress=tell))
-    for report in reports:
-        console.print(dump_line(report), soft_wrap=True)
+                report = import_users(
+                    source,
+                    connection,
+                    rejected=rejected,
+                    progress=tell,
+                    work=work,
+                    max_shrink=shrink,
+                    force=force_users,
+                )
+            console.print(dump_line(report), soft_wrap=True)
+        if posts:
+            target = out or services.posts_container
+            report = import_dump(
+                source,
+                target,
+                by=by,  # type: ignore[arg-type]
+                prefix=prefix,
+                workers=workers,
+                progress=tell,
+                work=work,
+            )
+            console.print(dump_line(report), soft_wrap=True)
 
 
 @models_app.callback()

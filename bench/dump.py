@@ -238,7 +238,7 @@ def parquet_alone(job: Job) -> Work:
     xml = Path(job.xml)
     lo, hi = row_ranges(xml, POSTS.root, GROUP_BYTES)[0]
     with xml.open("rb", buffering=0) as file:
-        runs = scan_range(xml, lo, hi, POSTS.root, None).runs.tolist()
+        runs = scan_range(xml, lo, hi, POSTS.root, None, [].extend).runs.tolist()
         rows = [read_rows(file, start, end, number) for _, start, end, number in runs]
     batches = RowParser(POSTS, lambda _: ()).parse(rows)
 

@@ -115,6 +115,9 @@ def dump_line(report: Any) -> str:
     """What became of a file of a data dump; takes an `ingest.dump.DumpReport`."""
     line = f"{report.source}: {report.rows_in:,} rows in, {report.rows_out:,} out, {report.rejected:,} set aside"
     line += f", {len(report.files):,} files, {report.rate / 1e6:.0f} MB/s"
+    if report.resumed_rows:
+        files = f"{report.resumed:,} files with " if report.resumed else ""
+        line += f"; {files}{report.resumed_rows:,} rows were done by an earlier import and are not done again"
     if report.rejected:
         line += f"; what was set aside is in {report.rejected_file}"
     if report.not_imported:

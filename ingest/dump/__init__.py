@@ -1,4 +1,4 @@
-"""A Stack Exchange data dump (Posts.xml, Users.xml; a folder or a .7z) becomes Posts files and reference tables.
+"""A Stack Exchange data dump (Posts.xml, Users.xml; a folder or .7z archives) becomes Posts files and reference tables.
 
 `import_dump` writes one Parquet file a day or a month; `import_users` fills `raw_st.users` and `raw_st.post_types`.
 
@@ -11,6 +11,15 @@ is what makes several threads and a resumed import simple.
 
 from ingest.dump.posts import import_dump
 from ingest.dump.report import DumpReport, Progress
+from ingest.dump.source import dump_origin, site_prefix
 from ingest.dump.users import import_users, replace_reference_tables
 
-__all__ = ["DumpReport", "Progress", "import_dump", "import_users", "replace_reference_tables"]
+__all__ = [
+    "DumpReport",
+    "Progress",
+    "dump_origin",
+    "import_dump",
+    "import_users",
+    "replace_reference_tables",
+    "site_prefix",
+]

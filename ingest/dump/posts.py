@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ingest.dump.report import DumpReport, Rejected, Stopwatch, Tell, write_rejected
+from ingest.dump.report import DumpReport, Spool, Stopwatch, Tell, write_rejected
 from ingest.dump.rows import MOMENT, Check, Flags, Room, RowParser, Rows, XmlTable, read_rows
-from ingest.dump.scan import RUN, Array, Scan, Unit, row_ranges, scan_range
-from ingest.dump.source import dump_file, dump_origin
+from ingest.dump.scan import Array, Index, Spread, Unit, scan_file
+from ingest.dump.source import WORK_FOLDER, Source, dump_file, dump_identity, dump_origin, site_prefix
 from shared.errors import BadInput, Conflict
 from shared.storage import storage_errors
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from azure.storage.blob import ContainerClient
 
 POSTS_XML = "Posts.xml"
-WORK_FOLDER = ".import-dump"
 INDEX_FILE = "index.npz"
+SCAN_REJECTED = "rejected-by-scan.spool"
 
 POSTS = XmlTable(
     root="posts",
@@ -64,8 +65,6 @@ POSTS = XmlTable(
 )
 """The columns of the contract for Posts and the others a dump has; a file keeps all of them."""
 
-SCAN_BYTES = 64 << 20
-"""The range one task scans."""
 TASK_BYTES = 64 << 20
 """How much XML the files of one task hold together, where a file holds less."""
 PARSE_BYTES = 1 << 20
@@ -88,15 +87,21 @@ class Bucket(NamedTuple):
     bucket: int
     runs: Array
 
-    @property
-    def name(self) -> str:
-        """posts-2012-06-12.parquet, or posts-2012-06.parquet."""
+    def name(self, prefix: str) -> str:
+        """posts-2012-06-12.parquet, or posts-2012-06.parquet; posts-<prefix>-… where there is one."""
         digits = f"{self.bucket:06}" if self.bucket < 1_000_000 else f"{self.bucket:08}"
-        return f"posts-{'-'.join(filter(None, (digits[:4], digits[4:6], digits[6:])))}.parquet"
+        return f"{'-'.join(filter(None, ('posts', prefix, digits[:4], digits[4:6], digits[6:])))}.parquet"
 
     @property
     def size(self) -> int:
         return int((self.runs["end"] - self.runs["start"]).sum())
+
+
+def buckets(runs: Array) -> list[Bucket]:
+    """The files to write, oldest first."""
+    ordered = runs[np.argsort(runs["bucket"], kind="stable")]
+    numbers, starts = np.unique(ordered["bucket"], return_index=True)
+    return [Bucket(int(n), its) for n, its in zip(numbers, np.split(ordered, starts[1:]), strict=False)]
 
 
 @dataclass(frozen=True)
@@ -106,42 +111,12 @@ class Written:
     name: str
     rows: int
     bytes: int
-    rejected: list[Rejected]
+    rejected: int
     not_imported: dict[str, int]
 
 
-@dataclass
-class Index:
-    """What the scan found in the whole file."""
-
-    runs: Array
-    rejected: list[Rejected]
-    rows: int
-    truncated: bool
-
-    def save(self, file: Path) -> None:
-        said = {"rejected": self.rejected, "rows": self.rows, "truncated": self.truncated}
-        part = file.with_name(file.name + ".part")
-        with part.open("wb") as out:
-            np.savez(out, runs=self.runs, said=np.array(json.dumps(said)))
-        part.replace(file)
-
-    @classmethod
-    def load(cls, file: Path) -> Index:
-        with np.load(file) as saved:
-            said = json.loads(str(saved["said"]))
-            rejected = [Rejected(*entry) for entry in said.pop("rejected")]
-            return cls(runs=saved["runs"], rejected=rejected, **said)
-
-    def buckets(self) -> list[Bucket]:
-        """The files to write, oldest first."""
-        ordered = self.runs[np.argsort(self.runs["bucket"], kind="stable")]
-        numbers, starts = np.unique(ordered["bucket"], return_index=True)
-        return [Bucket(int(n), runs) for n, runs in zip(numbers, np.split(ordered, starts[1:]), strict=False)]
-
-
 class Target(Protocol):
-    """Where finished files go."""
+    """Where finished files go; used by several threads."""
 
     def take(self, file: Path, name: str) -> None:
         """Put a finished file in its place, whole; the file is gone afterwards."""
@@ -178,89 +153,106 @@ class _Container:
 
 
 def import_dump(
-    source: Path,
+    source: Source,
     target: Path | ContainerClient,
     *,
     by: Unit = "day",
+    prefix: str | None = None,
     workers: int = 1,
     progress: Tell | None = None,
     work: Path | None = None,
 ) -> DumpReport:
-    """Write the posts of a dump (a folder or a .7z with Posts.xml) as Parquet files into a folder or a container.
+    """Write the posts of a dump (a folder or archives with Posts.xml) as Parquet files into a folder or a container.
 
     Each day (UTC) or month becomes one file, `posts-2012-06-12.parquet` or `posts-2012-06.parquet`, which appears only
-    when complete, its rows in the order of the dump. `workers` threads share the work. `work` is the folder for state
-    and unfinished files: `.import-dump` in the target folder, for a container in the current one unless given.
+    when complete, its rows in the order of the dump; with `prefix` it is `posts-<prefix>-2012-06.parquet`, see
+    `site_prefix`. `workers` threads share the work, uploading included. State and unfinished files lie in the folder
+    `.import-dump` of `work`, unless given of the target folder, for a container of the current one; there they have a
+    folder for each prefix and, for a container, for each container: one that was made anew is another.
 
     Interrupted and called again it goes on where it was: finished files are not written again. Called again when
-    all is done it returns the first report. Rows that can't be read are in `rejected.jsonl`, in the target folder or,
-    for a container, in `work`.
+    all is done it returns the first report. Rows that can't be read are in `rejected.jsonl` (`rejected-<prefix>.jsonl`)
+    in the target folder or, for a container, where the state is.
 
-    Raises NotFound or BadInput when the source is no dump, BadInput when `work` belongs to another import, and Conflict
-    when the dump changes while it is read.
+    Raises NotFound or BadInput when the source is no dump, NotFound when there is no such container, BadInput when the
+    state is that of another import, and Conflict when the dump changes while it is read.
     """
     started = time.monotonic()
-    identity = _identity(source, by)
-    work = work or (target if isinstance(target, Path) else Path()) / WORK_FOLDER
-    work.mkdir(parents=True, exist_ok=True)
+    origin = dump_origin(source, POSTS_XML)
+    prefix = site_prefix(origin, prefix)
     place: Target = _Folder(target) if isinstance(target, Path) else _Container(target)
-    rejected_file = (target if isinstance(target, Path) else work) / "rejected.jsonl"
-    journal = _Journal(work / "written.jsonl")
-    finished = work / "report.json"
-    _claim(work / "identity.json", identity)
+    state = _state_folder(target, prefix, work)
+    state.mkdir(parents=True, exist_ok=True)
+    folder = target if isinstance(target, Path) else state
+    rejected_file = folder / f"{'-'.join(filter(None, ('rejected', prefix)))}.jsonl"
+    journal = _Journal(state / "written.jsonl")
+    finished = state / "report.json"
+    _claim(state / "identity.json", {**dump_identity(origin), "by": by, "target": _address(target)})
     if finished.exists() and all(map(place.holds, journal.written.values())):
         report = DumpReport.from_json(finished.read_text())
-        return replace(report, resumed=len(report.files))
+        return replace(report, resumed=len(report.files), resumed_rows=report.rows_out)
 
-    with dump_file(source, POSTS_XML, work, progress) as xml, _threads(workers) as spread:
-        passes = _Passes(xml, by, work, spread, progress)
-        index = passes.index()
+    with dump_file(origin, POSTS_XML, state, progress) as xml, _threads(workers) as spread:
+        index = _index(xml, by, state, spread, progress)
         earlier = {name: written for name, written in journal.written.items() if place.holds(written)}
-        todo = [bucket for bucket in index.buckets() if bucket.name not in earlier]
-        written = [*earlier.values(), *passes.write(todo, place, journal)]
-        rejected = index.rejected + [entry for each in written for entry in each.rejected]
-        rejected_to = write_rejected(rejected, xml, rejected_file)
+        todo = [bucket for bucket in buckets(index.runs) if bucket.name(prefix) not in earlier]
+        files = _Files(xml, by, prefix, state, place, journal)
+        written = [*earlier.values(), *files.write(todo, spread, progress)]
         rows_out = sum(each.rows for each in written)
-        if index.rows != rows_out + len(rejected):
+        rejected = index.rejected + sum(each.rejected for each in written)
+        if index.rows != rows_out + rejected:
             raise Conflict(
-                f"{xml} held {index.rows} rows, and {rows_out} were written and {len(rejected)} rejected:"
-                f" it was changed while it was read; remove {work} and start again"
+                f"{xml} held {index.rows} rows, and {rows_out} were written and {rejected} rejected:"
+                f" it was changed while it was read; remove {state} and start again"
             )
+        spools = [state / SCAN_REJECTED, *(files.spool(each.name) for each in written if each.rejected)]
+        rejected_to = write_rejected(spools, xml, rejected_file)
         report = DumpReport(
-            source=str(source),
+            source=str(origin),
             bytes=xml.stat().st_size,
             rows_in=index.rows,
             rows_out=rows_out,
-            rejected=len(rejected),
+            rejected=rejected,
             rejected_file=str(rejected_to) if rejected_to else None,
             not_imported=dict(sum((Counter(each.not_imported) for each in written), Counter())),
             truncated=index.truncated,
             seconds=time.monotonic() - started,
             files=tuple(sorted(each.name for each in written if each.bytes)),
-            resumed=len(earlier),
+            resumed=sum(bool(each.bytes) for each in earlier.values()),
+            resumed_rows=sum(each.rows for each in earlier.values()),
         )
     finished.write_text(report.to_json())
-    (work / INDEX_FILE).unlink()
+    (state / INDEX_FILE).unlink()
     return report
 
 
 # ---- state --------------------------------------------------------------------------------------------------------
 
 
-def _identity(source: Path, by: Unit) -> dict[str, Any]:
-    file = dump_origin(source, POSTS_XML)
-    found = file.stat()
-    return {"name": file.name, "size": found.st_size, "modified": found.st_mtime_ns, "by": by}
+def _state_folder(target: Path | ContainerClient, prefix: str, work: Path | None) -> Path:
+    name = prefix or "dump"
+    if isinstance(target, Path):
+        return (work or target) / WORK_FOLDER / name
+    with storage_errors(f"container {target.container_name}"):
+        made = target.get_container_properties()["etag"]  # files that come and go don't change it
+    digest = hashlib.sha256(f"{_address(target)} {made}".encode()).hexdigest()[:8]
+    return (work or Path()) / WORK_FOLDER / f"{name}-{target.container_name}-{digest}"
+
+
+def _address(target: Path | ContainerClient) -> str:
+    """Where files go, without the key that a container's URL may have behind its `?`."""
+    return str(target.resolve()) if isinstance(target, Path) else target.url.partition("?")[0]
 
 
 def _claim(file: Path, identity: dict[str, Any]) -> None:
-    """Make the work folder this import's own. Raises BadInput when it is another's."""
+    """Make the state folder this import's own. Raises BadInput when it is another's."""
     if not file.exists():
         file.write_text(json.dumps(identity))
     elif (other := json.loads(file.read_text())) != identity:
         raise BadInput(
-            f"{file.parent} belongs to an import of {other['name']} ({other['size']:,} bytes) by {other['by']};"
-            " choose another folder, or remove it and the files of that import"
+            f"{file.parent} belongs to an import of {other['name']} ({other['size']:,} bytes) by {other['by']} into"
+            f" {other['target']}; for another site give its --prefix; to import this beside or over what is there give"
+            " --work FOLDER; or remove it and the files of that import"
         )
 
 
@@ -269,69 +261,86 @@ class _Journal:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._lock = threading.Lock()
         whole, _, torn = (file.read_text() if file.exists() else "").rpartition("\n")
         if torn:  # by a kill while a line was added
             file.write_text(whole + "\n" if whole else "")
         entries = [json.loads(line) for line in whole.splitlines()]
-        self.written = {
-            entry["name"]: Written(**{**entry, "rejected": [Rejected(*kept) for kept in entry["rejected"]]})
-            for entry in entries
-        }
+        self.written = {entry["name"]: Written(**entry) for entry in entries}
 
     def add(self, written: Written) -> None:
-        with self._file.open("a") as out:
+        with self._lock, self._file.open("a") as out:
             out.write(json.dumps(asdict(written)) + "\n")
 
 
 # ---- the two passes -----------------------------------------------------------------------------------------------
 
-Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
-"""Calls a function on each item, spread over threads; yields items with their results, in the order they come."""
+
+def _index(xml: Path, by: Unit, state: Path, spread: Spread, tell: Tell | None) -> Index:
+    """The scan of the whole file, or what an interrupted import saved of it."""
+    saved = state / INDEX_FILE
+    if saved.exists():
+        return Index.load(saved)
+    index = scan_file(xml, POSTS.root, by, rejected=state / SCAN_REJECTED, spread=spread, tell=tell)
+    index.save(saved)
+    return index
 
 
 @dataclass(frozen=True)
-class _Passes:
-    """Both passes over one file: `by` what unit, with `work` as the folder for what is not finished."""
+class _Files:
+    """The second pass: from `xml` by way of the folder `state` to their `place`."""
 
     xml: Path
     by: Unit
-    work: Path
-    spread: Spread
-    tell: Tell | None
+    prefix: str
+    state: Path
+    place: Target
+    journal: _Journal
 
-    def index(self) -> Index:
-        """The scan of the whole file, or what an interrupted import saved of it."""
-        saved = self.work / INDEX_FILE
-        if saved.exists():
-            return Index.load(saved)
-        stopwatch = Stopwatch("scanning", self.xml.stat().st_size, self.tell)
-        ranges = row_ranges(self.xml, POSTS.root, SCAN_BYTES)
-        scans = {}
-        for piece, scan in self.spread(functools.partial(_scan_piece, self.xml, self.by), ranges):
-            scans[piece] = scan
-            stopwatch.advance(piece[1] - piece[0])
-        in_order = [scans[piece] for piece in ranges]
-        index = Index(
-            runs=np.concatenate([np.empty(0, RUN), *(scan.runs for scan in in_order)]),
-            rejected=[entry for scan in in_order for entry in scan.rejected],
-            rows=sum(scan.rows for scan in in_order),
-            truncated=bool(ranges) and not in_order[-1].closed,
-        )
-        index.save(saved)
-        return index
-
-    def write(self, buckets: Sequence[Bucket], place: Target, journal: _Journal) -> list[Written]:
-        """Write the files of `buckets`, put each in its place and note it down."""
-        stopwatch = Stopwatch("writing", sum(bucket.size for bucket in buckets), self.tell)
-        done = []
-        for task, files in self.spread(functools.partial(_write_files, self.xml, self.by, self.work), _tasks(buckets)):
-            for written in files:
-                if written.bytes:
-                    place.take(self.work / written.name, written.name)
-                journal.add(written)
-            done += files
+    def write(self, todo: Sequence[Bucket], spread: Spread, tell: Tell | None) -> list[Written]:
+        """Write the files of `todo`, put each in its place and note it down."""
+        stopwatch = Stopwatch("writing", sum(bucket.size for bucket in todo), tell)
+        done: list[Written] = []
+        for task, written in spread(self._do, _tasks(todo)):
+            done += written
             stopwatch.advance(sum(bucket.size for bucket in task))
         return done
+
+    def spool(self, name: str) -> Path:
+        """Where the rows are that were set aside for a file."""
+        return self.state / "rejected" / f"{name}.spool"
+
+    def _do(self, task: Iterable[Bucket]) -> list[Written]:
+        room = Room(POSTS)
+        with self.xml.open("rb", buffering=0) as source:
+            return [self._finish(self._write(source, bucket, room)) for bucket in task]
+
+    def _finish(self, written: Written) -> Written:
+        if written.bytes:
+            self.place.take(self.state / written.name, written.name)
+        self.journal.add(written)
+        return written
+
+    def _write(self, source: BinaryIO, bucket: Bucket, room: Room) -> Written:
+        name = bucket.name(self.prefix)
+        file = self.state / name
+        parser = RowParser(POSTS, _dated(bucket.bucket, self.by), room)
+        rows = 0
+        with open_writer(file) as writer, Spool(self.spool(name)) as spool:
+            group: list[pa.RecordBatch] = []
+            held = 0
+            for some in _read_runs(source, bucket.runs):
+                group += parser.parse(some)
+                spool.add(parser.rejected)
+                parser.rejected.clear()
+                held += sum(len(part.data) for part in some)
+                if held >= GROUP_BYTES:
+                    rows += write_group(writer, group)
+                    group, held = [], 0
+            rows += write_group(writer, group)
+        if not rows:
+            file.unlink()
+        return Written(name, rows, file.stat().st_size if rows else 0, spool.count, dict(parser.not_imported))
 
 
 def _tasks(buckets: Sequence[Bucket]) -> Iterator[tuple[Bucket, ...]]:
@@ -364,36 +373,7 @@ def _threads(workers: int) -> Iterator[Spread]:
             raise
 
 
-# ---- what a worker does -------------------------------------------------------------------------------------------
-
-
-def _scan_piece(xml: Path, by: Unit, piece: tuple[int, int]) -> Scan:
-    return scan_range(xml, *piece, POSTS.root, by)
-
-
-def _write_files(xml: Path, by: Unit, folder: Path, buckets: Iterable[Bucket]) -> list[Written]:
-    """Write files from one dump into a folder, under their names."""
-    room = Room(POSTS)
-    with xml.open("rb", buffering=0) as source:
-        return [_write_file(source, bucket, by, folder / bucket.name, room) for bucket in buckets]
-
-
-def _write_file(source: BinaryIO, bucket: Bucket, by: Unit, file: Path, room: Room) -> Written:
-    parser = RowParser(POSTS, _dated(bucket.bucket, by), room)
-    rows = 0
-    with open_writer(file) as writer:
-        group: list[pa.RecordBatch] = []
-        held = 0
-        for some in _read_runs(source, bucket.runs):
-            group += parser.parse(some)
-            held += sum(len(part.data) for part in some)
-            if held >= GROUP_BYTES:
-                rows += write_group(writer, group)
-                group, held = [], 0
-        rows += write_group(writer, group)
-    if not rows:
-        file.unlink()
-    return Written(file.name, rows, file.stat().st_size if rows else 0, parser.rejected, dict(parser.not_imported))
+# ---- a file -------------------------------------------------------------------------------------------------------
 
 
 def open_writer(file: Path) -> pq.ParquetWriter:
@@ -421,11 +401,13 @@ def write_group(writer: pq.ParquetWriter, batches: Sequence[pa.RecordBatch]) -> 
 def _read_runs(source: BinaryIO, runs: Array) -> Iterator[list[Rows]]:
     """The rows of a file, about PARSE_BYTES at a time."""
     some: list[Rows] = []
+    held = 0
     for run in runs:
         some.append(read_rows(source, int(run["start"]), int(run["end"]), int(run["rows"])))
-        if sum(len(part.data) for part in some) >= PARSE_BYTES:
+        held += len(some[-1].data)
+        if held >= PARSE_BYTES:
             yield some
-            some = []
+            some, held = [], 0
     if some:
         yield some
 

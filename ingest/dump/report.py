@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import heapq
 import json
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, Self
 
+from shared.errors import Conflict
+
+SORTED_AT_ONCE = 100_000
+"""Rejected rows held in memory; a dump may have any number."""
 COUNT_BYTES = 1 << 20
 KEPT_BYTES = 64 << 10
 """How much of a rejected row is kept in the file; offset and length lead to the rest of a longer one."""
@@ -59,7 +68,8 @@ class DumpReport:
     """What became of a file of the dump. `rows_in` is `rows_out` and `rejected` together, always.
 
     `rows_in` counts what stands where a row should stand; `not_imported` says how often an attribute occurred that the
-    target has no column for; `resumed` is how many of `files` an earlier, interrupted import had finished.
+    target has no column for; `resumed` is how many files an earlier, interrupted import had finished, and
+    `resumed_rows` how many of `rows_out` are theirs.
     """
 
     source: str
@@ -73,6 +83,7 @@ class DumpReport:
     seconds: float
     files: tuple[str, ...] = field(default=())
     resumed: int = 0
+    resumed_rows: int = 0
 
     @property
     def rate(self) -> float:
@@ -88,22 +99,55 @@ class DumpReport:
         return cls(**{**found, "files": tuple(found["files"])})
 
 
-def write_rejected(rejected: Iterable[Rejected], source: Path, target: Path) -> Path | None:
+class Spool:
+    """Rows set aside, on disk in the order they come, from any thread. A file is made only when there are any.
+
+    Entering begins anew.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._out: IO[str] | None = None
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def __enter__(self) -> Self:
+        self._file.unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._out:
+            self._out.close()
+
+    def add(self, rejected: Iterable[Rejected]) -> None:
+        lines = [f"{offset:020} {length} {json.dumps(reason)}\n" for offset, length, reason in rejected]
+        if not lines:
+            return
+        with self._lock:
+            if not self._out:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                self._out = self._file.open("w")
+            self._out.writelines(lines)
+            self.count += len(lines)
+
+
+def write_rejected(spools: Iterable[Path], source: Path, target: Path) -> Path | None:
     """Write one JSON object a line: file, line (from 1), offset, bytes, reason and text. Returns None for no rows.
 
     An earlier file at `target` is replaced, or removed. Lines are counted here and not before: only a dump with
-    rejected rows is read a third time, at the speed of counting newlines.
+    rejected rows is read a third time, at the speed of counting newlines. Raises Conflict when the source became
+    shorter.
     """
-    ordered = sorted(rejected)
-    if not ordered:
-        target.unlink(missing_ok=True)
-        return None
+    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    with source.open("rb") as xml, part.open("w", encoding="utf-8") as out:
+    number = 0
+    with source.open("rb") as xml, part.open("w", encoding="utf-8") as out, _in_order(spools, target.parent) as ordered:
         line, counted = 1, 0
-        for offset, length, reason in ordered:
+        for number, (offset, length, reason) in enumerate(ordered, 1):  # noqa: B007 - the last one is the count
             while counted < offset:
                 chunk = xml.read(min(COUNT_BYTES, offset - counted))
+                if not chunk:
+                    raise Conflict(f"{source} became shorter while it was read")
                 line, counted = line + chunk.count(b"\n"), counted + len(chunk)
             text = xml.read(min(length, KEPT_BYTES))
             xml.seek(offset)
@@ -111,4 +155,33 @@ def write_rejected(rejected: Iterable[Rejected], source: Path, target: Path) -> 
             out.write(
                 json.dumps({**entry, "text": text.decode("utf-8", "backslashreplace")}, ensure_ascii=False) + "\n"
             )
-    return part.replace(target)
+    if number:
+        return part.replace(target)
+    part.unlink()
+    target.unlink(missing_ok=True)
+    return None
+
+
+@contextmanager
+def _in_order(spools: Iterable[Path], folder: Path) -> Iterator[Iterator[Rejected]]:
+    """What the spools hold, by offset; sorted in pieces, which are merged."""
+    with ExitStack() as opened:
+        lines = _lines(spools)
+        pieces: list[IO[str]] = []
+        while some := sorted(islice(lines, SORTED_AT_ONCE)):
+            piece = opened.enter_context(tempfile.TemporaryFile("w+", dir=folder))
+            piece.writelines(some)
+            piece.seek(0)
+            pieces.append(piece)
+        yield map(_rejected, heapq.merge(*pieces))
+
+
+def _lines(spools: Iterable[Path]) -> Iterator[str]:
+    for spool in filter(Path.exists, spools):
+        with spool.open() as opened:
+            yield from opened
+
+
+def _rejected(line: str) -> Rejected:
+    offset, length, reason = line.split(" ", 2)
+    return Rejected(int(offset), int(length), json.loads(reason))

@@ -32,7 +32,7 @@ Numbers = npt.NDArray[np.int64]
 
 MOMENT = pa.timestamp("us")
 
-_ROW = b"<row "
+_ROW = b"<row"
 _TEXT, _INTEGER, _MOMENT = range(3)
 _END = b"<" + bytes(8)
 """Follows the last row, so that the loops need no bounds: no value goes on over a `<`, and words can be read whole."""
@@ -92,7 +92,8 @@ Check = Callable[[pa.RecordBatch], Iterable[tuple[Flags, str]]]
 
 
 class RowParser:
-    """Turns rows into record batches; collects what was set aside and which attributes had no column.
+    """Turns rows into record batches; collects what was set aside, until the caller takes it out of `rejected`, and
+    which attributes had no column.
 
     One after the other, parsers of a table may share a room.
     """
@@ -109,19 +110,24 @@ class RowParser:
 
         Raises Conflict when they are more or fewer than was said.
         """
+        return [batch for batch, _ in self.parse_with_places(rows)]
+
+    def parse_with_places(self, rows: Sequence[Rows]) -> list[tuple[pa.RecordBatch, Numbers]]:
+        """The same, each batch with the offsets of its rows in the file [n]."""
         block = _Block(rows, self._table, self._room)
         faults = self._faults(block.batch)
+        places = block.places
         batches, done = [], 0
         for row in sorted({*block.odd, *faults}):
-            batches.append(block.batch.slice(done, row - done))
+            batches.append((block.batch.slice(done, row - done), places[done:row]))
             done = row + 1
             if row in block.odd:
-                batches += self._parse_alone(block.row(row))
+                batches += [(batch, places[row:done]) for batch in self._parse_alone(block.row(row))]
             else:
                 self._reject(block.row(row), faults[row])
-        batches.append(block.batch.slice(done))
+        batches.append((block.batch.slice(done), places[done:]))
         self.not_imported.update(name for row, name in block.unknown() if row not in faults)
-        return [batch for batch in batches if len(batch)]
+        return [(batch, places) for batch, places in batches if len(batch)]
 
     def _parse_alone(self, row: Rows) -> list[pa.RecordBatch]:
         try:
@@ -218,10 +224,15 @@ class _Block:
     def row(self, number: int) -> Rows:
         """One of the rows, without the white space behind it."""
         start, end = self._starts[number : number + 2]
+        return Rows(int(self.places[number]), self._data[start:end].tobytes().rstrip(WHITESPACE), 1)
+
+    @cached_property
+    def places(self) -> Numbers:
+        """Where in the file each of the rows begins [n]."""
         bounds = np.fromiter(accumulate((len(some.data) for some in self._rows), initial=0), np.int64)
-        piece = int(np.searchsorted(bounds, start, "right")) - 1
-        offset = self._rows[piece].offset + int(start - bounds[piece])
-        return Rows(offset, self._data[start:end].tobytes().rstrip(WHITESPACE), 1)
+        offsets = np.fromiter((some.offset for some in self._rows), np.int64)
+        piece = np.searchsorted(bounds, self._starts[:-1], "right") - 1
+        return self._starts[:-1] + (offsets - bounds[:-1])[piece]
 
     def unknown(self) -> list[tuple[int, str]]:
         """Attributes without a column: number of the row, and name."""
@@ -266,7 +277,7 @@ def _read_rows(
         for i in range(slots):
             ends[i, row + 1] = ends[i, row]
         at, unknown_now = _read_row(
-            data, at + len(_ROW) - 1, row, names, name_bounds, kinds, bits, slot,
+            data, at + len(_ROW), row, names, name_bounds, kinds, bits, slot,
             values, present, text, ends, unknown, unknown_before,
         )  # fmt: skip
         if at < 0:

@@ -1,23 +1,26 @@
 """The first pass over a dump: where its rows lie and which day or month each belongs to. Nothing is parsed yet.
 
 A well-formed row holds no `<` but its first byte, so a compiled search for that byte finds them all; only a piece that
-looks odd goes through a regular expression.
+looks odd goes through a regular expression. A comment around rows is seen only when they were found already: then the
+file is scanned again without it.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ingest.dump.report import Rejected
+from ingest.dump.report import Rejected, Spool, Stopwatch, Tell
 from shared.compiled import EACH_BYTE, HIGH_BITS, LOW_BITS, compiled, inlined, load_word, trailing_zeros
 from shared.errors import BadInput, Conflict
 
@@ -31,30 +34,106 @@ All runs of a dump are held in memory. There are about two a megabyte and two mo
 dump in no order at all would cost 24 bytes a row.
 """
 
+SCAN_BYTES = 64 << 20
+"""The range one task scans."""
 BLOCK = 512 << 10
 """Bytes scanned at once, and about the most a run holds: what stays in cache."""
 MAX_ROW = 16 << 20
 HEAD = 64 << 10
 WHITESPACE = b" \t\r\n"
 
-_ROW = b"<row "
+_ROW = b"<row"
+_ROW_START = re.compile(rb"<row[ \t\r\n/>]")
 _CREATED = b' CreationDate="'
-_WELL_FORMED = re.compile(rb"""<row (?:\s*[^\s=<>"'/]+\s*=\s*(?:"[^"<]*"|'[^'<]*'))*\s*/>""")
+_ATTRIBUTES = rb"""(?:\s*[^\s=<>"'/]+\s*=\s*(?:"[^"<]*"|'[^'<]*'))*\s*"""
+_WELL_FORMED = re.compile(rb"<row(?=[\s/])" + _ATTRIBUTES + rb"/>")
+_ROOT = re.compile(rb"<([^\s/>!?]+)" + _ATTRIBUTES + rb"(/?)>")
 _DATE = re.compile(rb"""\sCreationDate\s*=\s*["'](\d{4}-\d\d-\d\d)""")
+_AROUND = re.compile(rb"[ \t\r\n]+|<!--.*?-->|<\?.*?\?>", re.DOTALL)
+"""What XML allows before and after the root; the declaration is of the last form."""
+
+SetAside = Callable[[Iterable[Rejected]], None]
+Span = tuple[int, int]
+"""Bytes of the file, from the first to before the second."""
+Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
+"""Calls a function on each item, spread over threads; yields items with their results, in the order they come."""
+
+
+class Scan(NamedTuple):
+    """What one range of the file holds. `rows` counts everything that stands where a row should stand; `closed` says
+    whether it ends by the root's end tag; `comments` is where those begin that rows were found in."""
+
+    runs: Array
+    rows: int
+    closed: bool
+    comments: list[int]
 
 
 @dataclass
-class Scan:
-    """What one range of the file holds. `rows` counts everything that stands where a row should stand."""
+class Index:
+    """What the scan found in the whole file."""
 
     runs: Array
-    rejected: list[Rejected]
     rows: int
-    closed: bool
+    rejected: int
+    truncated: bool
+
+    def save(self, file: Path) -> None:
+        said = {"rows": self.rows, "rejected": self.rejected, "truncated": self.truncated}
+        part = file.with_name(file.name + ".part")
+        with part.open("wb") as out:
+            np.savez(out, runs=self.runs, said=np.array(json.dumps(said)))
+        part.replace(file)
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        with np.load(file) as saved:
+            return cls(runs=saved["runs"], **json.loads(str(saved["said"])))
 
 
-def row_ranges(path: Path, root: str, size: int) -> list[tuple[int, int]]:
-    """Cut the file after its head into ranges of about `size` bytes, each beginning at a row; none for `<root />`.
+def scan_file(
+    path: Path, root: str, unit: Unit | None, *, rejected: Path, spread: Spread, tell: Tell | None = None
+) -> Index:
+    """Find all rows of a file, in runs of one `unit`; in runs of any dates if None. Bytes that are no row go to the
+    spool `rejected`.
+
+    Raises BadInput when the file does not begin as a dump's `<root>` in UTF-8, Conflict when it becomes shorter.
+    """
+    index, comments = _scan_without(path, root, unit, [], rejected, spread, tell)
+    if spans := _spans(path, sorted(comments)):
+        index, _ = _scan_without(path, root, unit, spans, rejected, spread, tell)
+    return index
+
+
+def _scan_without(
+    path: Path, root: str, unit: Unit | None, spans: Sequence[Span], rejected: Path, spread: Spread, tell: Tell | None
+) -> tuple[Index, list[int]]:
+    stopwatch = Stopwatch(f"scanning {root}", path.stat().st_size, tell)
+    ranges = row_ranges(path, root, SCAN_BYTES, spans)
+    scans = {}
+    with Spool(rejected) as spool:
+        spool.add(Rejected(start, end - start, "no row but a comment with rows") for start, end in spans)
+        piece_of = functools.partial(_scan_piece, path, root, unit, spool.add, ranges[-1] if ranges else None)
+        for piece, scan in spread(piece_of, ranges):
+            scans[piece] = scan
+            stopwatch.advance(piece[1] - piece[0])
+    in_order = [scans[piece] for piece in ranges]
+    index = Index(
+        runs=np.concatenate([np.empty(0, RUN), *(scan.runs for scan in in_order)]),
+        rows=sum(scan.rows for scan in in_order) + len(spans),
+        rejected=spool.count,
+        truncated=bool(ranges) and not in_order[-1].closed,
+    )
+    return index, [comment for scan in in_order for comment in scan.comments]
+
+
+def _scan_piece(path: Path, root: str, unit: Unit | None, set_aside: SetAside, last: Span | None, piece: Span) -> Scan:
+    return scan_range(path, *piece, root, unit, set_aside, last=piece == last)
+
+
+def row_ranges(path: Path, root: str, size: int, without: Sequence[Span] = ()) -> list[Span]:
+    """Cut the file after its head into ranges of about `size` bytes, each beginning at a row or where a span to leave
+    out ends; none for `<root />`.
 
     Raises BadInput when the file does not begin as a dump's `<root>` in UTF-8.
     """
@@ -63,50 +142,87 @@ def row_ranges(path: Path, root: str, size: int) -> list[tuple[int, int]]:
         first = _head_end(_read(file, 0, HEAD), root, path)
         if first is None:
             return []
-        cuts = {first, end, *(find_row(file, at, end) for at in range(first + size, end, size))}
-    bounds = sorted(cuts)
-    return list(pairwise(bounds))
+        pieces = list(zip([first, *(span[1] for span in without)], [*(span[0] for span in without), end], strict=True))
+        if without and _past_around(rest := _read(file, pieces[-1][0], HEAD), 0) == end - pieces[-1][0] == len(rest):
+            pieces.pop()  # the root ended before
+        ranges = []
+        for start, stop in pieces:
+            cuts = {start, stop, *(find_row(file, at, stop) for at in range(start + size, stop, size))}
+            ranges += list(pairwise(sorted(cuts))) or [(start, stop)]
+    return ranges
 
 
 def _head_end(head: bytes, root: str, path: Path) -> int | None:
-    found = re.match(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml\b([^>]*)\?>)?\s*<([^\s/>]+)\s*(/?)>", head)
-    if not found or found[2] != root.encode():
+    bare = head.removeprefix(b"\xef\xbb\xbf")
+    found = _ROOT.match(bare, _past_around(bare, 0))
+    if not found or found[1] != root.encode():
         raise BadInput(f"{path} is no dump of {root}: it begins with {head[:60]!r} where <{root}> was expected")
-    encoding = re.search(rb"""encoding\s*=\s*["']([^"']*)""", found[1] or b"")
+    encoding = re.match(rb"""\s*<\?xml\b[^>]*?encoding\s*=\s*["']([^"']*)""", bare)
     if encoding and encoding[1].lower() not in (b"utf-8", b"us-ascii"):
         raise BadInput(f"{path} says that it is encoded in {encoding[1].decode()}; dumps are read in UTF-8")
-    return None if found[3] else found.end()
+    return None if found[2] else found.end() + len(head) - len(bare)
+
+
+def _past_around(data: bytes, at: int) -> int:
+    """Where white space, comments and processing instructions end that begin here."""
+    while found := _AROUND.match(data, at):
+        at = found.end()
+    return at
 
 
 def find_row(file: BinaryIO, position: int, end: int) -> int:
     """Where the first row at or after `position` begins; `end` when none does before it."""
+    return min(_search(file, _ROW_START, position, end, end)[0], end)
+
+
+def _search(file: BinaryIO, what: re.Pattern[bytes], position: int, end: int, otherwise: int) -> Span:
+    """Where the first match at or after `position` is, of at most 5 bytes; `otherwise` when none is before `end`."""
     while position < end:
         data = _read(file, position, BLOCK)
-        found = data.find(_ROW)
-        if found >= 0:
-            return min(position + found, end)
-        position += max(len(data) - len(_ROW) + 1, 1)
-    return end
+        if found := what.search(data):
+            return position + found.start(), position + found.end()
+        if len(data) < BLOCK:
+            break
+        position += BLOCK - len(_ROW)
+    return otherwise, otherwise
 
 
-def scan_range(path: Path, lo: int, hi: int, root: str, unit: Unit | None) -> Scan:
+def _spans(path: Path, comments: Sequence[int]) -> list[Span]:
+    """The comments that begin there, without those that have no end."""
+    spans: list[Span] = []
+    size = path.stat().st_size
+    with path.open("rb", buffering=0) as file:
+        for start in comments:
+            if spans and start < spans[-1][1]:
+                continue
+            _, end = _search(file, re.compile(rb"-->"), start + len(b"<!--"), size, -1)
+            if end < 0:
+                break
+            spans.append((start, end))
+    return spans
+
+
+def scan_range(
+    path: Path, lo: int, hi: int, root: str, unit: Unit | None, set_aside: SetAside, *, last: bool = False
+) -> Scan:
     """Find the rows between `lo` and `hi`, as cut by `row_ranges`, in runs of one `unit`; in runs of any dates if None.
+    `last` says that the end tag of `root` should follow them.
 
     Raises Conflict when the file has become shorter than it was.
     """
-    runs, rejected, rows, closed = [np.empty(0, RUN)], [], 0, False
-    closing = f"</{root}>".encode() if hi == path.stat().st_size else b""
+    runs, comments, rows, closed = [np.empty(0, RUN)], [], 0, False
     with path.open("rb", buffering=0) as file:
         for start, block in _blocks(file, lo, hi):
             if isinstance(block, Rejected):
-                rejected.append(block)
+                set_aside([block])
                 rows += 1
                 continue
-            found = _scan_block(block, start, closing if start + len(block) == hi else b"", unit)
+            closing = root if last and start + len(block) == hi else None
+            found = _scan_block(block, start, closing, unit, set_aside)
             runs.append(found.runs)
-            rejected += found.rejected
+            comments += found.comments
             rows, closed = rows + found.rows, found.closed
-    return Scan(np.concatenate(runs), rejected, rows, closed)
+    return Scan(np.concatenate(runs), rows, closed, comments)
 
 
 def _blocks(file: BinaryIO, lo: int, hi: int) -> Iterator[tuple[int, bytes | Rejected]]:
@@ -118,31 +234,41 @@ def _blocks(file: BinaryIO, lo: int, hi: int) -> Iterator[tuple[int, bytes | Rej
         if start + len(data) == position:
             raise Conflict(f"{file.name} became shorter while it was read")
         position = start + len(data)
-        cut = len(data) if position == hi else data.rfind(_ROW)
+        cut = len(data) if position == hi else _last_row(data)
         if cut > 0:
             yield start, data[:cut]
             carried, start = data[cut:], start + cut
         elif len(data) > MAX_ROW:
-            end = find_row(file, position - len(_ROW) + 1, hi)
+            end = find_row(file, position - len(_ROW), hi)
             yield start, Rejected(start, end - start, f"longer than {MAX_ROW >> 20} MiB")
             carried, start, position = b"", end, end
         else:
             carried = data
 
 
-def _scan_block(data: bytes, offset: int, closing: bytes, unit: Unit | None) -> Scan:
+def _last_row(data: bytes) -> int:
+    """Where the last row in a block begins; -1 when none does."""
+    at = data.rfind(_ROW)
+    while at >= 0 and not _ROW_START.match(data, at):
+        at = data.rfind(_ROW, 0, at)
+    return at
+
+
+def _scan_block(data: bytes, offset: int, closing: str | None, unit: Unit | None, set_aside: SetAside) -> Scan:
     starts, days, odd = _find_rows(data)
     ends = np.append(starts[1:], len(data))
     first = int(starts[0]) if len(starts) else len(data)
-    rejected, closed = _strays(data[:first], offset, b"" if len(starts) else closing)
+    rejected, closed = _strays(data[:first], offset, None if len(starts) else closing)
+    comments = _open_comment(data[:first], offset)
     rows = len(starts) + len(rejected)
     kept = np.ones(len(starts), np.bool_)
     for row in np.flatnonzero(odd).tolist():
         start, end = int(starts[row]), int(ends[row])
         form = _WELL_FORMED.match(data, start, end)
         cut = form.end() if form else start
-        strays, closed = _strays(data[cut:end], offset + cut, closing if end == len(data) else b"")
+        strays, closed = _strays(data[cut:end], offset + cut, closing if end == len(data) else None)
         if form:
+            comments += _open_comment(data[cut:end], offset + cut)
             rows += len(strays)
             if strays or closed:
                 ends[row] = cut
@@ -156,7 +282,8 @@ def _scan_block(data: bytes, offset: int, closing: bytes, unit: Unit | None) -> 
         length = len(data[starts[row] : ends[row]].rstrip(WHITESPACE))
         rejected.append(Rejected(offset + int(starts[row]), length, "CreationDate is missing or no date"))
     kept &= buckets >= 0
-    return Scan(_runs(buckets[kept], starts[kept] + offset, ends[kept] + offset), rejected, rows, closed)
+    set_aside(rejected)
+    return Scan(_runs(buckets[kept], starts[kept] + offset, ends[kept] + offset), rows, closed, comments)
 
 
 def _runs(buckets: Array, starts: Array, ends: Array) -> Array:
@@ -197,7 +324,7 @@ def _is_day(number: int) -> bool:
 def _find_rows(data: bytes) -> tuple[Array, Array, Array]:
     """The rows in a block: where they begin; the day of each, 20120612, or -1 where it does not stand as usual; and
     whether the row has a `<` in it or no end, so that it needs a closer look."""
-    most = len(data) // len(_ROW)
+    most = len(data) // len(b"<row>")
     starts, days, odd = np.empty(most, np.int64), np.empty(most, np.int32), np.zeros(most, np.bool_)
     rows = _find(np.frombuffer(data + _END, np.uint8), starts, days, odd)
     return starts[:rows], days[:rows], odd[:rows]
@@ -225,7 +352,7 @@ def _find(
             at += 8
             continue
         at += trailing_zeros(angles) >> 3
-        is_row = load_word(data, at) & _ROW_MASK == _ROW_WORD
+        is_row = load_word(data, at) & _ROW_MASK == _ROW_WORD and _ends_name(data[at + len(_ROW)])
         if rows:
             odd[rows - 1] |= not (_is_end(data, at) if is_row or at >= size else False)
         at += 1
@@ -235,6 +362,11 @@ def _find(
             days[rows] = _day(data, at) if data[at] != 60 else -1  # <
             rows += 1
     return rows
+
+
+@inlined
+def _ends_name(byte: int) -> bool:
+    return byte == 32 or 9 <= byte <= 10 or byte == 13 or byte == 47 or byte == 62  # / >
 
 
 @inlined
@@ -271,13 +403,20 @@ def _day(data: npt.NDArray[np.uint8], at: int) -> int:
     return number
 
 
-def _strays(data: bytes, offset: int, closing: bytes) -> tuple[list[Rejected], bool]:
-    """Bytes that are neither row nor white space nor the `closing` tag, and whether that tag was there."""
-    left = data.rstrip(WHITESPACE)
-    closed = bool(closing) and left.endswith(closing)
-    left = left.removesuffix(closing).rstrip(WHITESPACE) if closed else left
+def _strays(data: bytes, offset: int, closing: str | None) -> tuple[list[Rejected], bool]:
+    """Bytes that are neither row nor white space nor the end tag of `closing` with what XML allows behind it, and
+    whether that tag was there."""
+    tags = re.finditer(rb"</%s\s*>" % closing.encode(), data) if closing else ()
+    last = next((tag for tag in tags if _past_around(data, tag.end()) == len(data)), None)
+    left = (data[: last.start()] if last else data).rstrip(WHITESPACE)
     bare = left.lstrip(WHITESPACE)
-    return [Rejected(offset + len(left) - len(bare), len(bare), "no row")] if bare else [], closed
+    return [Rejected(offset + len(left) - len(bare), len(bare), "no row")] if bare else [], last is not None
+
+
+def _open_comment(strays: bytes, offset: int) -> list[int]:
+    """Where a comment begins that does not end among these bytes."""
+    at = strays.rfind(b"<!--")
+    return [offset + at] if at >= 0 and strays.find(b"-->", at + len(b"<!--")) < 0 else []
 
 
 def _read(file: BinaryIO, position: int, size: int) -> bytes:

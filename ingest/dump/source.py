@@ -1,67 +1,135 @@
-"""Where a dump lies: a folder with its XML files, or a .7z that holds them."""
+"""Where a dump lies: a folder with its XML files, or .7z archives that hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ingest.dump.report import Stopwatch, Tell
-from shared.errors import BadInput, NotFound
+from shared.errors import BadInput, NotFound, StackTopicsError
+from shared.paths import file_day
 
 if TYPE_CHECKING:
+    from py7zr import SevenZipFile
     from py7zr.callbacks import ExtractCallback
 
+Source = Path | Sequence[Path]
+"""A folder with XML files or archives, an archive, or several of them that make one dump together."""
 
-def dump_origin(source: Path, name: str) -> Path:
-    """The file on disk that holds `name`: itself, or the archive. Raises NotFound when there is none."""
-    if source.is_dir():
-        file = source / name
-        if not file.is_file():
-            raise NotFound(f"{source} holds no {name}")
-        return file
-    if not source.is_file():
-        raise NotFound(f"{source} is neither a folder nor a .7z file")
-    return source
+WORK_FOLDER = ".import-dump"
+"""Holds the state of imports, and nothing else: what lies beside it is the user's."""
+
+CRC_BYTES = 1 << 20
+
+_SITE = re.compile(r"[a-z][a-z0-9-]*(\.[a-z][a-z0-9-]*)+")
+_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def dump_origin(source: Source, name: str) -> Path:
+    """The file on disk that holds `name`: itself, or the archive.
+
+    Raises NotFound when there is none, and BadInput for an archive that can't be read or when there are several.
+    """
+    places = [source] if isinstance(source, Path) else source
+    found = [origin for place in places for origin in _origins(place, name)]
+    if not found:
+        raise NotFound(f"{' and '.join(map(str, places))} holds no {name}")
+    if len(found) > 1:
+        raise BadInput(f"{name} is in {found[0]} and in {found[1]}; import one site at a time")
+    return found[0]
+
+
+def _origins(place: Path, name: str) -> list[Path]:
+    if not place.exists():
+        raise NotFound(f"{place} is neither a folder nor a .7z file")
+    if (place / name).is_file():
+        return [place / name]
+    archives = sorted(place.glob("*.7z")) if place.is_dir() else [place]
+    return [archive for archive in archives if _holds(archive, name)]
+
+
+def _holds(archive: Path, name: str) -> bool:
+    with _opened(archive) as opened:
+        return name in opened.getnames()
+
+
+def dump_identity(origin: Path) -> dict[str, Any]:
+    """What tells a dump's file from another, and from itself once it was changed."""
+    found = origin.stat()
+    return {"name": origin.name, "size": found.st_size, "modified": found.st_mtime_ns}
+
+
+def site_prefix(origin: Path, given: str | None) -> str:
+    """What the names of a dump's files begin with, so that two sites can share a container; may be empty.
+
+    Unless given it is the site, if the archive or the folder of the XML file is named by one: `raspberrypi.meta` of
+    raspberrypi.meta.stackexchange.com.7z, `stackoverflow` of stackoverflow.com-Posts.7z. Raises BadInput for what
+    can't be part of a blob's name, or would be taken for the date of the file.
+    """
+    archive = origin.suffix == ".7z"
+    name = re.sub(r"-[A-Z][A-Za-z]*$", "", origin.stem) if archive else origin.resolve().parent.name
+    site = re.sub(r"\.(stackexchange\.com|com|net)$", "", name) if _SITE.fullmatch(name) else ""
+    prefix = site if given is None else given
+    epoch = datetime.fromtimestamp(0, UTC)
+    if prefix and not (_PREFIX.fullmatch(prefix) and file_day(f"{prefix}-", epoch) == epoch.date()):
+        raise BadInput(f"--prefix {prefix}: write letters, digits, dots and hyphens, and no date")
+    return prefix
 
 
 @contextmanager
-def dump_file(source: Path, name: str, work: Path, tell: Tell | None = None) -> Iterator[Path]:
-    """The XML file `name` of the dump, for as long as the context lasts.
+def dump_file(origin: Path, name: str, work: Path, tell: Tell | None = None) -> Iterator[Path]:
+    """The XML file `name` of an origin, for as long as the context lasts.
 
     A folder's file is read where it lies. A .7z can only be unpacked from its beginning, and the import reads where it
-    needs to: the file is unpacked into `work` (which needs room for it), kept there if the context ends by an error so
-    that a resumed import finds it, and removed at the end. Raises NotFound when there is no such file, and BadInput
-    for an archive that is damaged, has a password or uses a method that is not known.
+    needs to: the file is unpacked into a folder of its own in `work` (which needs room for it), kept there if the
+    context ends by an error so that a resumed import finds it, and removed at the end. Raises BadInput for an archive
+    that is damaged, has a password or uses a method that is not known.
     """
-    origin = dump_origin(source, name)
     if origin.name == name:
         yield origin
         return
     file = _unpack(origin, name, work, tell)
     yield file
     file.unlink()
+    file.parent.rmdir()
 
 
 def _unpack(archive: Path, name: str, work: Path, tell: Tell | None) -> Path:
-    import py7zr
-    from py7zr.exceptions import ArchiveError, PasswordRequired
+    with _opened(archive) as opened:
+        info = opened.getinfo(name)
+        folder = work / f"unpacked-{info.crc32 or 0:08x}"
+        file = folder / name
+        if file.is_file() and (file.stat().st_size, _crc32(file)) == (info.uncompressed, info.crc32):
+            return file
+        opened.extract(folder, [name], callback=_told_as(Stopwatch(f"unpacking {name}", info.uncompressed, tell)))
+    return file
 
-    unpacked, folder = work / name, work / "unpacking"
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[SevenZipFile]:
+    """An archive; py7zr lets the errors of every library it unpacks with through."""
+    import py7zr
+
     try:
         with py7zr.SevenZipFile(archive) as opened:
-            if name not in opened.getnames():
-                raise NotFound(f"{archive} holds no {name}")
-            size = opened.getinfo(name).uncompressed
-            if unpacked.is_file() and unpacked.stat().st_size == size:
-                return unpacked
-            opened.extract(folder, [name], callback=_told_as(Stopwatch(f"unpacking {name}", size, tell)))
-    except (ArchiveError, PasswordRequired, EOFError) as error:
+            yield opened
+    except StackTopicsError:
+        raise
+    except Exception as error:
         raise BadInput(f"{archive} can't be unpacked: {error or type(error).__name__}") from error
-    (folder / name).replace(unpacked)
-    folder.rmdir()
-    return unpacked
+
+
+def _crc32(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as opened:
+        while chunk := opened.read(CRC_BYTES):
+            crc = zlib.crc32(chunk, crc)
+    return crc
 
 
 def _told_as(stopwatch: Stopwatch) -> ExtractCallback:

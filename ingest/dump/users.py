@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import psycopg2
@@ -16,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from ingest.dump.report import DumpReport, Rejected, Stopwatch, Tell, write_rejected
+from ingest.dump.report import KEPT_BYTES, DumpReport, Rejected, Spool, Stopwatch, Tell, write_rejected
 from ingest.dump.rows import MOMENT, Flags, RowParser, XmlTable, read_rows
-from ingest.dump.scan import row_ranges, scan_range
-from ingest.dump.source import dump_file
+from ingest.dump.scan import MAX_ROW, Index, scan_file
+from ingest.dump.source import WORK_FOLDER, Source, dump_file, dump_identity, dump_origin
 from ingest.pgcopy import postgres_errors
 from shared.errors import BadInput, Conflict
 
@@ -81,37 +83,82 @@ TABLES = """
     )
 """
 
-SCAN_BYTES = 16 << 20
+INCOMING = "CREATE TEMPORARY TABLE incoming_users (LIKE raw_st.users, place bigint NOT NULL) ON COMMIT DROP"
+LATER = """
+    SELECT place FROM (SELECT place, row_number() OVER (PARTITION BY id ORDER BY place) AS n FROM incoming_users) AS x
+    WHERE n > 1
+"""
+LOADED = "SELECT count(*), count(*) FILTER (WHERE xmin::text = %s) FROM raw_st.users"
+"""How many users there are, and how many of them a transaction wrote that nobody has changed since."""
+
+MAX_SHRINK = 0.1
+LATER_AT_ONCE = 10_000
+_A_ROW = re.compile(rb"<row[^<]*/>")
 COPY_BYTES = 1 << 16
 
 
-def import_users(source: Path, connection: Any, *, rejected: Path, progress: Tell | None = None) -> DumpReport:
-    """Replace the users and the post types in Postgres by those of a dump (a folder or a .7z with Users.xml).
+def import_users(
+    source: Source,
+    connection: Any,
+    *,
+    rejected: Path,
+    progress: Tell | None = None,
+    work: Path | None = None,
+    max_shrink: float = MAX_SHRINK,
+    force: bool = False,
+) -> DumpReport:
+    """Replace the users and the post types in Postgres by those of a dump (a folder or archives with Users.xml).
 
     One transaction on a psycopg2 `connection`, which is committed: readers see the old rows until it is, and keep
-    them if anything fails. Memory is constant. Users that can't be read, or that the table can't hold, go to the file
-    `rejected`, one JSON object a line; a .7z is unpacked beside it.
+    them if anything fails. So an interrupted import begins again; but one that is called again while the table holds
+    just what it loaded from the same file does nothing and returns the first report. Memory is constant. Users that
+    can't be read, that the table can't hold or whose Id an earlier one has go to the file `rejected`, one JSON object a
+    line. State lies in `.import-dump/users` of `work`, unless given of the folder of `rejected`.
 
-    Raises NotFound or BadInput when the source is no dump, BadInput when two users have one Id, Conflict when the file
-    changes while it is read, and what `postgres_errors` makes of the server's other answers.
+    Unless `force` is given nothing is replaced by a file that is cut off, that has no users, or that has fewer than the
+    table by more than the share `max_shrink`: BadInput, with the numbers. Raises as well NotFound or BadInput when the
+    source is no dump, Conflict when the file changes while it is read, and what `postgres_errors` makes of the
+    server's answers.
     """
     started = time.monotonic()
-    rejected.parent.mkdir(parents=True, exist_ok=True)
-    with dump_file(source, USERS_XML, rejected.parent, progress) as xml:
-        reading = _Reading(xml, progress)
-        rows_out = replace_reference_tables(connection, reading.batches())
-        rejected_to = write_rejected(reading.rejected, xml, rejected)
-        return DumpReport(
-            source=str(source),
+    origin = dump_origin(source, USERS_XML)
+    state = (work or rejected.parent) / WORK_FOLDER / "users"
+    state.mkdir(parents=True, exist_ok=True)
+    server = connection.info
+    identity = {**dump_identity(origin), "database": [server.host, server.port, server.dbname]}
+    record = _Record(state / "loaded.json", identity)
+    if earlier := record.report_if_loaded(connection):
+        return earlier
+    with dump_file(origin, USERS_XML, state, progress) as xml:
+        found, spooled = state / "rejected-by-scan.spool", state / "rejected.spool"
+        index = scan_file(xml, USERS.root, None, rejected=found, spread=_one_by_one, tell=progress)
+        if not force and (index.truncated or not index.rows):
+            write_rejected([found], xml, rejected)
+            why = f"ends without </{USERS.root}>, after {index.rows:,} rows" if index.truncated else "has no users"
+            raise BadInput(f"{origin}: {USERS_XML} {why}; {_WAY_OUT}")
+        with postgres_errors("raw_st.users"), connection, connection.cursor() as cursor:
+            cursor.execute(TABLES + ";" + INCOMING)
+            with Spool(spooled) as spool:
+                reading = _Reading(xml, index, spool, progress)
+                rows_out = _copy(cursor, "incoming_users", _named(reading.batches()))
+                rows_out -= _set_aside_later(connection, xml, spool)
+            rejected_to = write_rejected([found, spooled], xml, rejected)
+            if not force:
+                _check_shrink(cursor, origin, rows_out, max_shrink)
+            transaction = _replace(cursor)
+        report = DumpReport(
+            source=str(origin),
             bytes=xml.stat().st_size,
-            rows_in=reading.rows,
+            rows_in=index.rows,
             rows_out=rows_out,
-            rejected=len(reading.rejected),
+            rejected=index.rejected + spool.count,
             rejected_file=str(rejected_to) if rejected_to else None,
             not_imported=dict(reading.not_imported),
-            truncated=reading.truncated,
+            truncated=index.truncated,
             seconds=time.monotonic() - started,
         )
+    record.save(report, transaction)
+    return report
 
 
 def replace_reference_tables(connection: Any, users: Iterable[pa.RecordBatch]) -> int:
@@ -120,13 +167,99 @@ def replace_reference_tables(connection: Any, users: Iterable[pa.RecordBatch]) -
     `users` has the columns of `USERS`. Raises BadInput when two users have one Id, and what `postgres_errors` makes of
     the server's other answers.
     """
-    types = pa.record_batch({"id": [number for number, _ in POST_TYPES], "name": [name for _, name in POST_TYPES]})
     with postgres_errors("raw_st.users"), connection, connection.cursor() as cursor:
         cursor.execute(TABLES)
-        # TRUNCATE would be faster, but shows empty tables to a transaction that took its snapshot before.
-        cursor.execute("DELETE FROM raw_st.users; DELETE FROM raw_st.post_types")
-        _copy(cursor, "post_types", [types])
-        return _copy(cursor, "users", (batch.rename_columns(_snake_case(batch.schema)) for batch in users))
+        _replace_post_types(cursor)
+        cursor.execute("DELETE FROM raw_st.users")
+        return _copy(cursor, "raw_st.users", _named(users))
+
+
+_WAY_OUT = "raw_st.users is left as it was; --force-users takes the file as it is"
+
+
+def _one_by_one(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    return ((item, function(item)) for item in items)
+
+
+def _replace(cursor: Any) -> str:
+    """Put the incoming users, of each Id the first, in place of the old ones; returns the number of the transaction."""
+    columns = ", ".join(_snake_case(USERS.schema))
+    _replace_post_types(cursor)
+    cursor.execute(
+        "DELETE FROM raw_st.users;"
+        f"INSERT INTO raw_st.users ({columns})"
+        f" SELECT DISTINCT ON (id) {columns} FROM incoming_users ORDER BY id, place"
+    )
+    cursor.execute("SELECT pg_current_xact_id()::xid::text")
+    return str(cursor.fetchone()[0])
+
+
+def _replace_post_types(cursor: Any) -> None:
+    types = pa.record_batch({"id": [number for number, _ in POST_TYPES], "name": [name for _, name in POST_TYPES]})
+    # TRUNCATE would be faster, but shows empty tables to a transaction that took its snapshot before.
+    cursor.execute("DELETE FROM raw_st.post_types")
+    _copy(cursor, "raw_st.post_types", [types])
+
+
+def _set_aside_later(connection: Any, xml: Path, spool: Spool) -> int:
+    """Users whose Id an earlier one has; returns their number."""
+    number = 0
+    with connection.cursor("later") as cursor, xml.open("rb") as file:
+        cursor.itersize = LATER_AT_ONCE
+        cursor.execute(LATER)
+        for (place,) in cursor:
+            spool.add([Rejected(place, _row_length(file, place), "an earlier user has this Id")])
+            number += 1
+    return number
+
+
+def _row_length(file: BinaryIO, place: int) -> int:
+    for size in (KEPT_BYTES, MAX_ROW):
+        file.seek(place)
+        if row := _A_ROW.match(file.read(size)):
+            return len(row[0])
+    raise Conflict(f"{file.name} was changed while it was read")
+
+
+def _check_shrink(cursor: Any, origin: Path, users: int, max_shrink: float) -> None:
+    cursor.execute("SELECT count(*) FROM raw_st.users")
+    (before,) = cursor.fetchone()
+    if not users or users < before * (1 - max_shrink):
+        raise BadInput(
+            f"{origin}: {users:,} users can be taken from {USERS_XML}, and raw_st.users has {before:,}"
+            f" (REFERENCE_MAX_SHRINK is {max_shrink}); {_WAY_OUT}"
+        )
+
+
+class _Record:
+    """Which transaction loaded which file, with its report."""
+
+    def __init__(self, file: Path, identity: dict[str, Any]) -> None:
+        self._file = file
+        self._identity = identity
+
+    def report_if_loaded(self, connection: Any) -> DumpReport | None:
+        """The report of an earlier import of the same file, if the table holds its users and no others."""
+        saved = json.loads(self._file.read_text()) if self._file.exists() else {}
+        if saved.get("identity") != self._identity:
+            return None
+        report = DumpReport.from_json(saved["report"])
+        with postgres_errors("raw_st.users"), connection, connection.cursor() as cursor:
+            cursor.execute("SELECT to_regclass('raw_st.users')")
+            if cursor.fetchone() == (None,):
+                return None
+            cursor.execute(LOADED, [saved["transaction"]])
+            if cursor.fetchone() != (report.rows_out, report.rows_out):
+                return None
+        return replace(report, resumed_rows=report.rows_out)
+
+    def save(self, report: DumpReport, transaction: str) -> None:
+        saved = {"identity": self._identity, "transaction": transaction, "report": report.to_json()}
+        self._file.write_text(json.dumps(saved))
+
+
+def _named(users: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    return (batch.rename_columns(_snake_case(batch.schema)) for batch in users)
 
 
 def _snake_case(schema: pa.Schema) -> list[str]:
@@ -141,11 +274,11 @@ def _copy(cursor: Any, table: str, batches: Iterable[pa.RecordBatch]) -> int:
     if first is None:
         return 0
     text = _CsvText(itertools.chain([first], waiting))
-    statement = f"COPY raw_st.{table} ({', '.join(first.schema.names)}) FROM STDIN (FORMAT csv)"
+    statement = f"COPY {table} ({', '.join(first.schema.names)}) FROM STDIN (FORMAT csv)"
     try:
         cursor.copy_expert(statement, text, size=COPY_BYTES)
     except psycopg2.IntegrityError as error:
-        raise BadInput(f"raw_st.{table} refuses the dump: {' '.join(str(error).split())}") from error
+        raise BadInput(f"{table} refuses the dump: {' '.join(str(error).split())}") from error
     except psycopg2.Error:
         if text.failure:
             raise text.failure from None  # psycopg2 makes a database error of it
@@ -180,32 +313,30 @@ class _CsvText:
 class _Reading:
     """Users.xml as batches, and what is known of it once they were taken."""
 
-    def __init__(self, xml: Path, tell: Tell | None) -> None:
+    def __init__(self, xml: Path, index: Index, spool: Spool, tell: Tell | None) -> None:
         self._xml = xml
-        self._stopwatch = Stopwatch("users", xml.stat().st_size, tell)
+        self._index = index
+        self._spool = spool
+        self._stopwatch = Stopwatch("users", int((index.runs["end"] - index.runs["start"]).sum()), tell)
         self._parser = RowParser(USERS, _unfit)
         self.not_imported = self._parser.not_imported
-        self.rejected: list[Rejected] = []
-        self.rows = 0
-        self.truncated = False
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Every user that the table can hold. Raises Conflict when the file changes meanwhile."""
+        """Every user that the table can hold, and its place. Raises Conflict when the file changes meanwhile."""
         given = 0
         with self._xml.open("rb", buffering=0) as file:
-            for lo, hi in row_ranges(self._xml, USERS.root, SCAN_BYTES):
-                found = scan_range(self._xml, lo, hi, USERS.root, None)
-                self.rejected += found.rejected
-                self.rows, self.truncated = self.rows + found.rows, not found.closed
-                for run in found.runs:
-                    rows = read_rows(file, int(run["start"]), int(run["end"]), int(run["rows"]))
-                    for batch in self._parser.parse([rows]):
-                        given += batch.num_rows
-                        yield batch
-                self._stopwatch.advance(hi - lo)
-        self.rejected += self._parser.rejected
-        if self.rows != given + len(self.rejected):
-            raise Conflict(f"{self._xml} held {self.rows} users, and {given} were read: it was changed meanwhile")
+            for run in self._index.runs:
+                rows = read_rows(file, int(run["start"]), int(run["end"]), int(run["rows"]))
+                for batch, places in self._parser.parse_with_places([rows]):
+                    given += batch.num_rows
+                    yield batch.append_column("Place", pa.array(places))
+                self._spool.add(self._parser.rejected)
+                self._parser.rejected.clear()
+                self._stopwatch.advance(len(rows.data))
+        if self._index.rows != given + self._index.rejected + self._spool.count:
+            raise Conflict(
+                f"{self._xml} held {self._index.rows} users, and {given} were read: it was changed meanwhile"
+            )
 
 
 def _unfit(users: pa.RecordBatch) -> Iterator[tuple[Flags, str]]:

@@ -3,7 +3,10 @@
 import json
 import random
 import re
+import time
+import tracemalloc
 from collections.abc import Callable, Iterable
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,12 @@ import pytest
 
 from ingest.contracts import POSTS as CONTRACT
 from ingest.contracts import check_posts
-from ingest.dump import DumpReport, Progress, import_dump, posts, scan
-from ingest.dump.report import COUNT_BYTES
+from ingest.dump import DumpReport, Progress, import_dump, posts, scan, site_prefix
+from ingest.dump import report as reports
+from ingest.dump.report import COUNT_BYTES, Spool, write_rejected
 from ingest.dump.rows import Room, RowParser, Rows, _Block
 from shared.errors import BadInput, Conflict, NotFound
+from shared.paths import file_day
 
 HEAD = b'\xef\xbb\xbf<?xml version="1.0" encoding="utf-8"?>\n<posts>\n'
 
@@ -119,6 +124,70 @@ def test_mixed_line_ends_and_forms_of_xml(tmp_path: Path) -> None:
     assert report.rejected == 0
 
 
+@pytest.mark.parametrize("separator", [b"\t", b"\n", b"\r\n", b" \t "])
+def test_a_row_may_begin_by_any_white_space(tmp_path: Path, separator: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row(number).replace(b"<row ", b"<row" + separator) if number % 3 else row(number) for number in range(9)]
+    report, out = imported(tmp_path, rows)
+    assert [post["Id"] for post in read(out)] == list(range(9))
+    assert (report.rows_in, report.rejected) == (9, 0)
+    monkeypatch.setattr(scan, "BLOCK", 50)
+    assert import_dump(tmp_path / "dump", tmp_path / "small").rows_out == 9
+
+
+def test_rows_without_attributes_are_counted_one_by_one(tmp_path: Path) -> None:
+    report, out = imported(tmp_path, [row(1), b"<row/>", b"<row/>", b"<rows/>", b"<row>", row(2)])
+    assert (report.rows_in, report.rows_out) == (6, 2)
+    assert [entry["text"] for entry in rejected(out)] == ["<row/>", "<row/>", "<rows/>", "<row>"]
+
+
+COMMENT, PLAIN = b"<!-- made by hand: </posts> -->", b"<?xml version='1.0'?>\n"
+HIDDEN = b"<!-- " + row(66) + b"\n" + row(67) + b" -->"
+
+
+@pytest.mark.parametrize(
+    ("head", "end"),
+    [
+        (PLAIN + COMMENT + b"\n<posts>\n", b"</posts>"),
+        (PLAIN + b"<?style x?><posts xmlns:a='b' note=\"c > d\">\n", b"</posts>"),
+        (HEAD, b"</posts>\n" + COMMENT + b"\n<?end?>" + COMMENT),
+        (HEAD, b"</posts >\n"),
+    ],
+)
+def test_what_xml_allows_around_the_root(tmp_path: Path, head: bytes, end: bytes) -> None:
+    report, out = imported(tmp_path, [row(1), row(2)], head=head, end=end)
+    assert [post["Id"] for post in read(out)] == [1, 2]
+    assert (report.rejected, report.truncated) == (0, False)
+
+
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("block", [100, scan.BLOCK])
+def test_rows_in_a_comment_are_set_aside(
+    tmp_path: Path, place: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "BLOCK", block)
+    monkeypatch.setattr(scan, "SCAN_BYTES", 300)
+    rows = [row(number) for number in range(4)]
+    rows.insert(place, HIDDEN)
+    report, out = imported(tmp_path, rows)
+    assert [post["Id"] for post in read(out)] == [0, 1, 2, 3]
+    (entry,) = rejected(out)
+    assert (entry["text"], entry["line"], report.truncated) == (HIDDEN.decode(), 3 + place, False)
+    assert entry["reason"] == "no row but a comment with rows"
+
+
+def test_rows_in_a_comment_behind_the_root(tmp_path: Path) -> None:
+    report, out = imported(tmp_path, [row(1)], end=b"</posts>\n" + HIDDEN + b"\n")
+    assert [post["Id"] for post in read(out)] == [1]
+    assert (report.rejected, report.truncated) == (1, False)
+
+
+def test_a_comment_without_an_end_hides_no_row(tmp_path: Path) -> None:
+    report, out = imported(tmp_path, [row(1), b"<!-- ", row(2), b"<!-- ", row(3)])
+    assert [post["Id"] for post in read(out)] == [1, 2, 3]
+    assert [entry["text"] for entry in rejected(out)] == ["<!--", "<!--"]
+    assert report.rows_in == 5
+
+
 @pytest.mark.parametrize("form", [b"<posts />", b"<posts></posts>", HEAD + b"</posts>\n"])
 def test_an_empty_dump_has_no_files(tmp_path: Path, form: bytes) -> None:
     report, out = imported(tmp_path, [], head=form, end=b"")
@@ -160,7 +229,7 @@ def test_small_blocks_and_ranges_change_nothing(tmp_path: Path, monkeypatch: pyt
     rows = [row(number, f"2012-06-{1 + number % 3:02}", Body="x" * (number % 97)) for number in range(200)]
     rows[50], rows[120] = b"<rwo Id='50' />", row(120)[:-20]
     _, whole = imported(tmp_path / "whole", rows)
-    for module, name, size in ((scan, "BLOCK", 150), (posts, "SCAN_BYTES", 1000), (posts, "PARSE_BYTES", 300)):
+    for module, name, size in ((scan, "BLOCK", 150), (scan, "SCAN_BYTES", 1000), (posts, "PARSE_BYTES", 300)):
         monkeypatch.setattr(module, name, size)
     monkeypatch.setattr(posts, "GROUP_BYTES", 2000)
     monkeypatch.setattr(posts, "TASK_BYTES", 100)
@@ -175,7 +244,7 @@ def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
     told: list[Progress] = []
     dump = write(tmp_path, [row(1), row(2, "2013-01-01")])
     import_dump(dump, tmp_path / "out", progress=told.append)
-    assert {progress.step for progress in told} == {"scanning", "writing"}
+    assert {progress.step for progress in told} == {"scanning posts", "writing"}
     last = told[-1]
     assert 0 < last.done == last.total <= (dump / "Posts.xml").stat().st_size
     assert last.rate > 0
@@ -291,6 +360,46 @@ def test_many_malformed_rows_among_good_ones(tmp_path: Path) -> None:
     assert [entry["line"] for entry in rejected(out)] == list(range(3, 703, 7))
 
 
+def test_rejected_rows_are_merged_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "SORTED_AT_ONCE", 7)
+    days = [f"2012-06-{1 + number % 5:02}" for number in range(200)]
+    rows = [row(number, day, Score="x" if number % 2 else "1") for number, day in enumerate(days)]
+    rows[10:10] = [b"<rwo />", row(7)[:-20]]
+    _, out = imported(tmp_path, rows)
+    lines = [entry["line"] for entry in rejected(out)]
+    assert lines == sorted(lines)
+    assert len(lines) == 102
+
+
+def test_memory_does_not_grow_with_what_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, size in (
+        (scan, "BLOCK", 20_000),
+        (posts, "PARSE_BYTES", 20_000),
+        (posts, "GROUP_BYTES", 20_000),
+        (reports, "SORTED_AT_ONCE", 200),
+        (reports, "COUNT_BYTES", 20_000),
+    ):
+        monkeypatch.setattr(module, name, size)
+    import_dump(write(tmp_path, [row(1)]), tmp_path / "first")  # what is compiled stays
+    peaks = []
+    for number in (2_000, 20_000):
+        bad = (row(n).replace(b"Creation" if n < number / 2 else b"PostType", b"X") for n in range(number))
+        dump = write(tmp_path / str(number), bad)
+        tracemalloc.start()
+        assert import_dump(dump, dump / "out").rejected == number
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 18_000 * 50  # a row that was kept would take 200 bytes
+
+
+def test_a_file_that_shrinks_before_its_rejected_rows_are_written(tmp_path: Path) -> None:
+    with Spool(tmp_path / "spool") as spool:
+        spool.add([scan.Rejected(5_000, 10, "no row")])
+    (tmp_path / "Posts.xml").write_bytes(b"<posts>")
+    with pytest.raises(Conflict, match="became shorter"):
+        write_rejected([tmp_path / "spool"], tmp_path / "Posts.xml", tmp_path / "rejected.jsonl")
+
+
 def test_a_day_of_malformed_rows_makes_no_file(tmp_path: Path) -> None:
     report, _ = imported(tmp_path, [row(1), row(2, "2012-06-13", Score="x")])
     assert report.files == ("posts-2012-06-12.parquet",)
@@ -376,14 +485,14 @@ def test_an_interrupted_import_goes_on_where_it_was(
         import_dump(ten_days, out)
     assert len(list(out.glob("*.parquet"))) == 4
     assert not (out / "rejected.jsonl").exists()
-    journal = out / posts.WORK_FOLDER / "written.jsonl"
+    journal = out / posts.WORK_FOLDER / "dump" / "written.jsonl"
     journal.write_text(journal.read_text()[:-5])  # the kill came while the fourth was noted down
     stamps = {file.name: file.stat().st_mtime_ns for file in out.glob("*.parquet")}
 
     back_to_life()
-    monkeypatch.setattr(posts, "scan_range", None)  # the scan is not repeated
+    monkeypatch.setattr(posts, "scan_file", None)  # the scan is not repeated
     report = import_dump(ten_days, out)
-    assert report.resumed == 3
+    assert (report.resumed, report.resumed_rows) == (3, 15)
     assert sum(file.stat().st_mtime_ns == stamps.get(file.name) for file in out.glob("*.parquet")) == 3
     assert read(out) == read(tmp_path / "undisturbed")
     assert rejected(out) == rejected(tmp_path / "undisturbed")
@@ -399,33 +508,32 @@ def test_an_interrupted_import_goes_on_where_it_was(
 def test_a_finished_import_is_not_done_again(tmp_path: Path, ten_days: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = import_dump(ten_days, tmp_path / "out")
     with monkeypatch.context() as without:
-        without.setattr(posts._Passes, "index", None)
+        without.setattr(posts, "scan_file", None)
         again = import_dump(ten_days, tmp_path / "out")
     assert (again.rows_out, again.files, again.resumed) == (first.rows_out, first.files, len(first.files))
     before = read(tmp_path / "out")
     (tmp_path / "out" / first.files[3]).unlink()
-    assert import_dump(ten_days, tmp_path / "out").resumed == len(first.files)  # with the day that makes no file
+    assert import_dump(ten_days, tmp_path / "out").resumed == len(first.files) - 1
     assert read(tmp_path / "out") == before
 
 
 def test_the_work_folder_of_another_import_is_refused(tmp_path: Path, ten_days: Path) -> None:
     import_dump(ten_days, tmp_path / "out")
-    with pytest.raises(BadInput, match="by day; choose another folder"):
+    with pytest.raises(BadInput, match=r"by day into .* --work FOLDER"):
         import_dump(ten_days, tmp_path / "out", by="month")
     write(ten_days, [row(1)])
     with pytest.raises(BadInput, match=r"belongs to an import of Posts\.xml"):
         import_dump(ten_days, tmp_path / "out")
+    assert import_dump(ten_days, tmp_path / "out", work=tmp_path / "work").rows_out == 1
 
 
 def test_a_dump_that_changes_while_it_is_read(tmp_path: Path, ten_days: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = posts._Passes.index
-
-    def then_changed(passes: posts._Passes) -> posts.Index:
-        found = index(passes)
-        passes.xml.write_bytes(passes.xml.read_bytes()[:2000])
+    def then_changed(xml: Path, *given: Any, **named: Any) -> scan.Index:
+        found = scan.scan_file(xml, *given, **named)
+        xml.write_bytes(xml.read_bytes()[:2000])
         return found
 
-    monkeypatch.setattr(posts._Passes, "index", then_changed)
+    monkeypatch.setattr(posts, "scan_file", then_changed)
     with pytest.raises(Conflict, match="changed while it was read"):
         import_dump(ten_days, tmp_path / "out")
 
@@ -442,9 +550,14 @@ class Container:
     """As much of a ContainerClient as the import uses."""
 
     container_name = "posts"
+    url = "https://account.blob.core.windows.net/posts?sig=secret"
 
-    def __init__(self) -> None:
+    def __init__(self, etag: str = "1") -> None:
+        self.etag = etag
         self.blobs: dict[str, bytes] = {}
+
+    def get_container_properties(self) -> dict[str, str]:
+        return {"etag": self.etag}
 
     def upload_blob(self, name: str, data: Any, overwrite: bool) -> None:
         assert overwrite
@@ -456,8 +569,87 @@ def test_files_go_to_a_container_once(tmp_path: Path, ten_days: Path) -> None:
     report = import_dump(ten_days, container, work=tmp_path / "work")
     assert tuple(sorted(container.blobs)) == report.files
     assert sum(pq.read_metadata(pa.BufferReader(data)).num_rows for data in container.blobs.values()) == 50
-    assert report.rejected_file == str(tmp_path / "work" / "rejected.jsonl")
+    (kept,) = (tmp_path / "work").rglob("rejected.jsonl")
+    assert report.rejected_file == str(kept)
     container.blobs.clear()  # the pipeline has landed them
-    assert import_dump(ten_days, container, work=tmp_path / "work").resumed == 10
+    again = import_dump(ten_days, container, work=tmp_path / "work")
+    assert (again.resumed, again.resumed_rows) == (10, 50)
     assert not container.blobs
-    assert not list((tmp_path / "work").glob("*.parquet"))
+    assert not list((tmp_path / "work").rglob("*.parquet"))
+    assert not [file for file in (tmp_path / "work").rglob("*.json*") if "secret" in file.read_text()]
+
+
+@pytest.mark.parametrize("change", [{"url": "https://other.blob.core.windows.net/posts"}, {"etag": "2"}])
+def test_another_container_gets_all_files(tmp_path: Path, ten_days: Path, change: dict[str, str]) -> None:
+    first, second = Container(), Container()
+    for name, value in change.items():  # another account, or one that was made anew
+        setattr(second, name, value)
+    import_dump(ten_days, first, work=tmp_path)  # type: ignore[arg-type]
+    report = import_dump(ten_days, second, work=tmp_path)  # type: ignore[arg-type]
+    assert (report.resumed, report.rows_out) == (0, 50)
+    assert second.blobs == first.blobs
+
+
+def test_what_waits_for_its_upload_is_bounded(tmp_path: Path, ten_days: Path) -> None:
+    """A thread uploads what it has written before it writes the next file."""
+    waiting: list[int] = []
+
+    class Slow(Container):
+        def upload_blob(self, name: str, data: Any, overwrite: bool) -> None:
+            time.sleep(0.02)
+            waiting.append(len(list(tmp_path.rglob("*.parquet"))))
+            super().upload_blob(name, data, overwrite)
+
+    container: Any = Slow()
+    import_dump(ten_days, container, work=tmp_path, workers=2)
+    assert len(container.blobs) == 10
+    assert max(waiting) <= 2
+
+
+# ---- sites --------------------------------------------------------------------------------------------------------
+
+
+def test_two_sites_share_a_container(tmp_path: Path) -> None:
+    container: Any = Container()
+    for site, number in (("cooking.stackexchange.com", 1), ("askubuntu.com", 2)):
+        import_dump(write(tmp_path / site, [row(number)]), container, by="month", work=tmp_path)
+    import_dump(write(tmp_path / "dump", [row(3)]), container, prefix="x.y", work=tmp_path)
+    ids = {name: pq.read_table(pa.BufferReader(data))["Id"].to_pylist() for name, data in container.blobs.items()}
+    assert ids == {
+        "posts-cooking-2012-06.parquet": [1],
+        "posts-askubuntu-2012-06.parquet": [2],
+        "posts-x.y-2012-06-12.parquet": [3],
+    }
+    assert file_day("posts-x.y-2012-06-12.parquet", datetime.now(UTC)) == date(2012, 6, 12)
+
+
+def test_two_sites_without_a_name_do_not_replace_each_other(tmp_path: Path) -> None:
+    container: Any = Container()
+    import_dump(write(tmp_path / "one", [row(1)]), container, work=tmp_path)
+    with pytest.raises(BadInput, match="give its --prefix"):
+        import_dump(write(tmp_path / "two", [row(2), row(3)]), container, work=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "prefix"),
+    [
+        ("raspberrypi.meta.stackexchange.com.7z", "raspberrypi.meta"),
+        ("stackoverflow.com-Posts.7z", "stackoverflow"),
+        ("ru.stackoverflow.com.7z", "ru.stackoverflow"),
+        ("mathoverflow.net/Posts.xml", "mathoverflow"),
+        ("raspberrypi.meta/Posts.xml", "raspberrypi.meta"),
+        ("my-dump.7z", ""),
+        ("2012.06/Posts.xml", ""),
+        ("dump/Posts.xml", ""),
+    ],
+)
+def test_the_site_is_what_the_dump_is_named_by(place: str, prefix: str) -> None:
+    assert site_prefix(Path("/dumps") / place, None) == prefix
+    assert site_prefix(Path("/dumps") / place, "given") == "given"
+
+
+@pytest.mark.parametrize("prefix", ["a/b", "..", "a b", "2012-06-12", "dump_20240630", "x" * 101])
+def test_a_prefix_that_cannot_be_part_of_a_name(tmp_path: Path, prefix: str) -> None:
+    with pytest.raises(BadInput, match="--prefix"):
+        import_dump(write(tmp_path, [row(1)]), tmp_path / "out", prefix=prefix)
+    assert not (tmp_path / "out").exists()
