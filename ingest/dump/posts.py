@@ -187,7 +187,7 @@ def import_dump(
     rejected_file = folder / f"{'-'.join(filter(None, ('rejected', prefix)))}.jsonl"
     journal = _Journal(state / "written.jsonl")
     finished = state / "report.json"
-    _claim(state / "identity.json", {**dump_identity(origin), "by": by, "target": _address(target)})
+    _claim(state, {**dump_identity(origin), "by": by, "target": _address(target)}, begun=bool(journal.written))
     if finished.exists() and all(map(place.holds, journal.written.values())):
         report = DumpReport.from_json(finished.read_text())
         return replace(report, resumed=len(report.files), resumed_rows=report.rows_out)
@@ -244,16 +244,21 @@ def _address(target: Path | ContainerClient) -> str:
     return str(target.resolve()) if isinstance(target, Path) else target.url.partition("?")[0]
 
 
-def _claim(file: Path, identity: dict[str, Any]) -> None:
-    """Make the state folder this import's own. Raises BadInput when it is another's."""
-    if not file.exists():
-        file.write_text(json.dumps(identity))
-    elif (other := json.loads(file.read_text())) != identity:
+def _claim(state: Path, identity: dict[str, Any], *, begun: bool) -> None:
+    """Make the state folder this import's own. Raises BadInput when it is another's that has begun to write files."""
+    file = state / "identity.json"
+    other = json.loads(file.read_text()) if file.exists() else {}
+    if other == identity:
+        return
+    if begun:
         raise BadInput(
-            f"{file.parent} belongs to an import of {other['name']} ({other['size']:,} bytes) by {other['by']} into"
+            f"{state} belongs to an import of {other['name']} ({other['size']:,} bytes) by {other['by']} into"
             f" {other['target']}; for another site give its --prefix; to import this beside or over what is there give"
             " --work FOLDER; or remove it and the files of that import"
         )
+    (state / INDEX_FILE).unlink(missing_ok=True)
+    (state / "report.json").unlink(missing_ok=True)
+    file.write_text(json.dumps(identity))
 
 
 class _Journal:
