@@ -22,7 +22,7 @@ import pytest
 from azure.storage.blob import BlobServiceClient
 
 from ingest.contracts import check_posts
-from ingest.dump import import_dump, import_users, users
+from ingest.dump import import_dump, import_users, posts, users
 from ingest.dump.posts import POSTS, WORK_FOLDER
 from ingest.dump.rows import XmlTable
 from ingest.dump.source import dump_file
@@ -76,10 +76,10 @@ def test_every_value_of_every_post(dump: Path, tmp_path: Path, by: Any, digits: 
     for name in report.files:
         with (tmp_path / name).open("rb") as file:
             rows = check_posts(file, name).rows
-        posts = pq.read_table(tmp_path / name).to_pylist()
-        assert len(posts) == rows
-        assert {post["CreationDate"].isoformat()[:digits] for post in posts} == {day_of(Path(name))}
-        found += posts
+        found_here = pq.read_table(tmp_path / name).to_pylist()
+        assert len(found_here) == rows
+        assert {post["CreationDate"].isoformat()[:digits] for post in found_here} == {day_of(Path(name))}
+        found += found_here
     assert found == expected
     assert {path.name for path in tmp_path.iterdir()} == {*report.files, WORK_FOLDER}
 
@@ -343,6 +343,21 @@ def test_into_the_incoming_container(dump: Path, blob_service: BlobServiceClient
     with pytest.raises(NotFound, match="container"):
         import_dump(dump, container, by="month", work=tmp_path)
     assert pq.read_table(pa.BufferReader(first))["Id"].to_pylist()[:3] == [1, 2, 3]
+
+
+def test_a_large_file_is_uploaded_in_blocks(
+    dump: Path, blob_service: BlobServiceClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posts, "UPLOAD_BYTES", 1000)
+    import_dump(dump, tmp_path / "folder", by="month")
+    with blob_service.create_container(f"t{uuid.uuid4().hex}") as container:
+        report = import_dump(dump, container, by="month", workers=2, work=tmp_path)
+        blocks = 0
+        for name in report.files:
+            assert container.download_blob(name).readall() == (tmp_path / "folder" / name).read_bytes()
+            blocks += len(container.get_blob_client(name).get_block_list()[0])
+        container.delete_container()
+    assert blocks > 2 * len(report.files)
 
 
 def test_killed_in_the_middle_and_started_again(dump: Path, tmp_path: Path) -> None:
