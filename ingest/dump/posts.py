@@ -71,6 +71,8 @@ PARSE_BYTES = 1 << 20
 GROUP_BYTES = 16 << 20
 """XML bytes of a row group: about 10,000 posts, and what a thread holds at a time."""
 
+UPLOAD_BYTES = 4 << 20
+
 PAGE_BYTES = 256 << 10
 """What stays in cache while it is compressed: 4 % less time than with pages of 1 MB, 0.2 % more bytes."""
 
@@ -145,8 +147,22 @@ class _Container:
 
     def take(self, file: Path, name: str) -> None:
         with storage_errors(f"{self.client.container_name}/{name}"), file.open("rb") as data:
-            self.client.upload_blob(name, data, overwrite=True)
+            if file.stat().st_size <= UPLOAD_BYTES:
+                self.client.upload_blob(name, data, overwrite=True)
+            else:
+                self._upload_in_blocks(data, name)
         file.unlink()
+
+    def _upload_in_blocks(self, data: BinaryIO, name: str) -> None:
+        """The SDK would hold up to 64 MB of a file in memory, in each thread."""
+        from azure.storage.blob import BlobBlock
+
+        blob = self.client.get_blob_client(name)
+        blocks: list[BlobBlock] = []
+        while part := data.read(UPLOAD_BYTES):
+            blocks.append(BlobBlock(f"{len(blocks):08}"))
+            blob.stage_block(blocks[-1].id, part)
+        blob.commit_block_list(blocks)
 
     def holds(self, written: Written) -> bool:  # noqa: ARG002
         return True
@@ -187,7 +203,7 @@ def import_dump(
     rejected_file = folder / f"{'-'.join(filter(None, ('rejected', prefix)))}.jsonl"
     journal = _Journal(state / "written.jsonl")
     finished = state / "report.json"
-    _claim(state / "identity.json", {**dump_identity(origin), "by": by, "target": _address(target)})
+    _claim(state, {**dump_identity(origin), "by": by, "target": _address(target)}, begun=bool(journal.written))
     if finished.exists() and all(map(place.holds, journal.written.values())):
         report = DumpReport.from_json(finished.read_text())
         return replace(report, resumed=len(report.files), resumed_rows=report.rows_out)
@@ -244,16 +260,21 @@ def _address(target: Path | ContainerClient) -> str:
     return str(target.resolve()) if isinstance(target, Path) else target.url.partition("?")[0]
 
 
-def _claim(file: Path, identity: dict[str, Any]) -> None:
-    """Make the state folder this import's own. Raises BadInput when it is another's."""
-    if not file.exists():
-        file.write_text(json.dumps(identity))
-    elif (other := json.loads(file.read_text())) != identity:
+def _claim(state: Path, identity: dict[str, Any], *, begun: bool) -> None:
+    """Make the state folder this import's own. Raises BadInput when it is another's that has begun to write files."""
+    file = state / "identity.json"
+    other = json.loads(file.read_text()) if file.exists() else {}
+    if other == identity:
+        return
+    if begun:
         raise BadInput(
-            f"{file.parent} belongs to an import of {other['name']} ({other['size']:,} bytes) by {other['by']} into"
+            f"{state} belongs to an import of {other['name']} ({other['size']:,} bytes) by {other['by']} into"
             f" {other['target']}; for another site give its --prefix; to import this beside or over what is there give"
             " --work FOLDER; or remove it and the files of that import"
         )
+    (state / INDEX_FILE).unlink(missing_ok=True)
+    (state / "report.json").unlink(missing_ok=True)
+    file.write_text(json.dumps(identity))
 
 
 class _Journal:

@@ -22,14 +22,15 @@ import pytest
 from azure.storage.blob import BlobServiceClient
 
 from ingest.contracts import check_posts
-from ingest.dump import import_dump, import_users
+from ingest.dump import import_dump, import_users, posts, users
 from ingest.dump.posts import POSTS, WORK_FOLDER
 from ingest.dump.rows import XmlTable
+from ingest.dump.source import dump_file
 from ingest.dump.users import POST_TYPES, USERS
 from localcloud.postgres import Postgres
 from localcloud.samples import sample_users
 from localcloud.tables import fill
-from shared.errors import BadInput, NotFound
+from shared.errors import BadInput, NotFound, TerminalError
 from tests.postgres_fixtures import Database
 
 CONVERT = {pa.int32(): int, pa.int64(): int, pa.string(): str}
@@ -61,7 +62,7 @@ def by_etree(file: Path, table: XmlTable) -> list[dict[str, Any]]:
 
 
 def day_of(file: Path) -> str:
-    return file.name.removeprefix("posts-").removesuffix(".parquet")
+    return file.name.removeprefix("posts-raspberrypi.meta-").removesuffix(".parquet")
 
 
 @pytest.mark.parametrize(("by", "digits", "files"), [("day", 10, 464), ("month", 7, 76)])
@@ -75,10 +76,10 @@ def test_every_value_of_every_post(dump: Path, tmp_path: Path, by: Any, digits: 
     for name in report.files:
         with (tmp_path / name).open("rb") as file:
             rows = check_posts(file, name).rows
-        posts = pq.read_table(tmp_path / name).to_pylist()
-        assert len(posts) == rows
-        assert {post["CreationDate"].isoformat()[:digits] for post in posts} == {day_of(Path(name))}
-        found += posts
+        found_here = pq.read_table(tmp_path / name).to_pylist()
+        assert len(found_here) == rows
+        assert {post["CreationDate"].isoformat()[:digits] for post in found_here} == {day_of(Path(name))}
+        found += found_here
     assert found == expected
     assert {path.name for path in tmp_path.iterdir()} == {*report.files, WORK_FOLDER}
 
@@ -97,11 +98,11 @@ def test_every_value_of_every_user(dump: Path, raw_st: Database, tmp_path: Path)
 
 
 def test_sample_users_keep_null_and_empty_apart(raw_st: Database) -> None:
-    users = sample_users(200)
+    samples = sample_users(200)
     with closing(raw_st.connect()) as connection:
-        fill(connection, users)
+        fill(connection, samples)
     found = raw_st.run("SELECT id, website_url, location, about_me, account_id FROM raw_st.users ORDER BY id")
-    columns = users.select(["Id", "WebsiteUrl", "Location", "AboutMe", "AccountId"])
+    columns = samples.select(["Id", "WebsiteUrl", "Location", "AboutMe", "AccountId"])
     assert found == [tuple(user.values()) for user in columns.to_pylist()]
     assert {None, ""} <= {user[1] for user in found}
 
@@ -133,22 +134,98 @@ def test_users_that_the_table_cannot_hold_are_set_aside(dump: Path, raw_st: Data
         assert re.search(reason, entry["reason"])
 
 
-def test_users_are_replaced_whole_or_not_at_all(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+def users_xml(folder: Path, lines: list[bytes]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "Users.xml").write_bytes(b"\r\n".join(lines))
+    return folder
+
+
+def test_users_are_replaced_whole_or_not_at_all(
+    dump: Path, raw_st: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (dump / "Users.xml").read_bytes().split(b"\r\n")
+    few = users_xml(tmp_path / "few", [*lines[:12], *lines[-1:]])
     with closing(raw_st.connect()) as connection, closing(raw_st.connect()) as reader:
         import_users(dump, connection, rejected=tmp_path / "rejected.jsonl")
         reader.set_session(isolation_level="REPEATABLE READ", readonly=True)
         with reader.cursor() as cursor:
             cursor.execute("SELECT 1 FROM raw_st.post_types")  # the reader's snapshot is older than the next import
-            few = (dump / "Users.xml").read_bytes().split(b"\r\n")
-            (tmp_path / "Users.xml").write_bytes(b"\r\n".join([*few[:12], few[11], *few[-1:]]))
-            with pytest.raises(BadInput, match="duplicate key"):
-                import_users(tmp_path, connection, rejected=tmp_path / "rejected.jsonl")
+            with monkeypatch.context() as without:
+                without.setattr(users, "LATER", "SELECT no_such_column FROM incoming_users")
+                with pytest.raises(TerminalError, match="no_such_column"):
+                    import_users(few, connection, rejected=tmp_path / "rejected.jsonl", force=True)
             assert raw_st.run("SELECT count(*) FROM raw_st.users") == [(3588,)]
-            (tmp_path / "Users.xml").write_bytes(b"\r\n".join([*few[:12], *few[-1:]]))
-            import_users(tmp_path, connection, rejected=tmp_path / "rejected.jsonl")
+            import_users(few, connection, rejected=tmp_path / "rejected.jsonl", force=True)
             cursor.execute("SELECT count(*) FROM raw_st.users")
             assert cursor.fetchone() == (3588,)
     assert raw_st.run("SELECT count(*) FROM raw_st.users") == [(10,)]
+
+
+def test_of_users_with_one_id_the_first_stays(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+    lines = (dump / "Users.xml").read_bytes().split(b"\r\n")
+    again = re.sub(rb'DisplayName="[^"]*"', b'DisplayName="again"', lines[5])
+    invalid = lines[20].replace(b'Reputation="', b'Reputation="x')
+    with_an_entity = lines[7].replace(b'DisplayName="', b'DisplayName="&#38;amp;&#x9;')
+    source = users_xml(
+        tmp_path, [*lines[:12], again, *lines[12:20], invalid, *lines[20:], again, with_an_entity, b"</users>"]
+    )
+    text = (source / "Users.xml").read_bytes().replace(b"</users>", b"", 1)
+    (source / "Users.xml").write_bytes(text)
+    with closing(raw_st.connect()) as connection:
+        report = import_users(source, connection, rejected=tmp_path / "rejected.jsonl")
+    entries = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert (report.rows_in, report.rows_out, report.rejected) == (3592, 3588, 4)
+    assert [entry["reason"][:8] for entry in entries] == ["an earli", "Reputati", "an earli", "an earli"]
+    for entry, line in zip(entries, (again, invalid, again, with_an_entity), strict=True):
+        assert entry["text"] == line.strip().decode()
+        assert text[entry["offset"] :][: entry["bytes"]] == line.strip()
+        assert entry["line"] == text[: entry["offset"]].count(b"\n") + 1
+    columns = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in USERS.schema.names]
+    found = raw_st.run(f"SELECT {', '.join(columns)} FROM raw_st.users ORDER BY id")
+    assert found == [tuple(user.values()) for user in by_etree(dump / "Users.xml", USERS)]
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        (lambda lines: lines[:-1], "ends without </users>, after 3,588 rows"),
+        (lambda lines: [*lines[:-2], lines[-2][:-9]], "ends without </users>, after 3,588 rows"),
+        (lambda lines: [*lines[:2], lines[-1]], "has no users"),
+        (lambda lines: [*lines[:3000], lines[-1]], "2,998 users can be taken from .* has 3,588"),
+        (lambda lines: [*lines[:2], *[b"<row/>"] * 3588, lines[-1]], "0 users can be taken"),
+    ],
+    ids=["no end", "cut off", "empty", "shrunk", "all malformed"],
+)
+def test_users_that_are_too_few_replace_nothing_unless_forced(
+    dump: Path, raw_st: Database, tmp_path: Path, cut: Any, words: str
+) -> None:
+    source = users_xml(tmp_path / "less", cut((dump / "Users.xml").read_bytes().split(b"\r\n")))
+    with closing(raw_st.connect()) as connection:
+        import_users(dump, connection, rejected=tmp_path / "rejected.jsonl")
+        with pytest.raises(BadInput, match=words) as refused:
+            import_users(source, connection, rejected=tmp_path / "rejected.jsonl")
+        assert "--force-users" in str(refused.value)
+        assert raw_st.run("SELECT count(*) FROM raw_st.users") == [(3588,)]
+        report = import_users(source, connection, rejected=tmp_path / "rejected.jsonl", force=True)
+    assert raw_st.run("SELECT count(*) FROM raw_st.users") == [(report.rows_out,)]
+    assert report.rows_out < 3588 or report.truncated
+
+
+def test_users_are_loaded_again_only_when_file_or_table_changed(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+    def resumed() -> int:
+        with closing(raw_st.connect()) as connection:
+            return import_users(source, connection, rejected=tmp_path / "rejected.jsonl").resumed_rows
+
+    source = users_xml(tmp_path / "dump", (dump / "Users.xml").read_bytes().split(b"\r\n"))
+    assert (resumed(), resumed(), resumed()) == (0, 3588, 3588)
+    raw_st.run("UPDATE raw_st.users SET views = views + 1 WHERE id = 2")
+    assert (resumed(), resumed()) == (0, 3588)
+    raw_st.run("DELETE FROM raw_st.users WHERE id = 2")
+    assert (resumed(), resumed()) == (0, 3588)
+    raw_st.run("DROP TABLE raw_st.users")
+    assert (resumed(), resumed()) == (0, 3588)
+    os.utime(source / "Users.xml", (1, 1))
+    assert (resumed(), resumed()) == (0, 3588)
 
 
 def test_an_archive_holds_the_same(dump: Path, raw_st: Database, tmp_path: Path) -> None:
@@ -160,7 +237,7 @@ def test_an_archive_holds_the_same(dump: Path, raw_st: Database, tmp_path: Path)
     out = tmp_path / "out"
     report = import_dump(archive, out, by="month", progress=lambda progress: told.update([progress.step]))
     assert (report.rows_out, len(report.files)) == (1073, 76)
-    assert told.keys() == {"unpacking Posts.xml", "scanning", "writing"}
+    assert told.keys() == {"unpacking Posts.xml", "scanning posts", "writing"}
     with closing(raw_st.connect()) as connection:
         assert import_users(archive, connection, rejected=out / "rejected-users.jsonl").rows_out == 3588
     assert not list(out.rglob("*.xml"))
@@ -169,14 +246,87 @@ def test_an_archive_holds_the_same(dump: Path, raw_st: Database, tmp_path: Path)
     assert not told  # not even unpacked
 
 
+def packed(archive: Path, *files: Path) -> Path:
+    with py7zr.SevenZipFile(archive, "w") as opened:
+        for file in files:
+            opened.write(file, file.name)
+    return archive
+
+
+def test_an_archive_leaves_the_files_of_the_user_alone(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+    archive = packed(tmp_path / "raspberrypi.meta.stackexchange.com.7z", dump / "Posts.xml", dump / "Users.xml")
+    out = tmp_path / "out"
+    own = [out / "Users.xml", out / "Posts.xml", out / "unpacking" / "Users.xml", out / WORK_FOLDER / "Posts.xml"]
+    for file in own:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x" * (dump / file.name).stat().st_size)
+    import_dump(archive, out, by="month")
+    with closing(raw_st.connect()) as connection:
+        import_users(archive, connection, rejected=out / "rejected-users.jsonl")
+    for file in own:
+        assert set(file.read_bytes()) == {ord("x")}
+    assert sorted(out.rglob("*.xml")) == sorted(own)
+
+
+def test_what_was_unpacked_is_used_again_only_if_it_is_whole(dump: Path, tmp_path: Path) -> None:
+    archive = packed(tmp_path / "a.7z", dump / "Users.xml")
+    told: list[str] = []
+
+    def unpacked() -> Path:
+        told.clear()
+        opened = dump_file(archive, "Users.xml", tmp_path, lambda progress: told.append(progress.step))
+        xml = opened.__enter__()  # and never left: the import fails, and the file stays
+        assert xml.read_bytes() == (dump / "Users.xml").read_bytes()
+        return xml
+
+    kept = unpacked()
+    assert told
+    unpacked()
+    assert not told
+    kept.write_bytes(kept.read_bytes()[:-1] + b"?")
+    unpacked()
+    assert told
+
+
+def test_archives_of_one_file_each(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+    """As Stack Overflow's; given one by one, or by their folder."""
+    files = {
+        name: packed(tmp_path / f"stackoverflow.com-{name}.7z", dump / f"{name}.xml") for name in ("Posts", "Users")
+    }
+    packed(tmp_path / "stackoverflow.com-Tags.7z", dump / "Tags.xml")
+    for number, source in enumerate(([files["Users"], files["Posts"]], tmp_path)):
+        out = tmp_path / f"out{number}"
+        report = import_dump(source, out, by="month")
+        assert (report.rows_out, report.files[0]) == (1073, "posts-stackoverflow-2012-06.parquet")
+        with closing(raw_st.connect()) as connection:
+            assert import_users(source, connection, rejected=out / "rejected-users.jsonl").rows_out == 3588
+    packed(tmp_path / "cooking.stackexchange.com.7z", dump / "Posts.xml")
+    with pytest.raises(BadInput, match="one site at a time"):
+        import_dump(tmp_path, tmp_path / "out")
+
+
 def test_an_archive_that_is_none(dump: Path, tmp_path: Path) -> None:
     (tmp_path / "damaged.7z").write_bytes(b"7z\xbc\xaf\x27\x1c" + b"damaged" * 9)
     with pytest.raises(BadInput, match="can't be unpacked"):
         import_dump(tmp_path / "damaged.7z", tmp_path / "out")
-    with py7zr.SevenZipFile(tmp_path / "tags.7z", "w") as packed:
-        packed.write(dump / "Tags.xml", "Tags.xml")
     with pytest.raises(NotFound, match=r"holds no Posts\.xml"):
-        import_dump(tmp_path / "tags.7z", tmp_path / "other")
+        import_dump(packed(tmp_path / "tags.7z", dump / "Tags.xml"), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "method", [py7zr.FILTER_LZMA2, py7zr.FILTER_BZIP2, py7zr.FILTER_DEFLATE, py7zr.FILTER_ZSTD], ids=hex
+)
+def test_a_damaged_archive_is_bad_input(dump: Path, tmp_path: Path, method: int) -> None:
+    archive = tmp_path / "damaged.7z"
+    with py7zr.SevenZipFile(archive, "w", filters=[{"id": method}]) as opened:
+        opened.write(dump / "Posts.xml", "Posts.xml")
+    whole = archive.read_bytes()
+    for at in (40, len(whole) // 2, len(whole) - 20):
+        archive.write_bytes(whole[:at] + bytes(byte ^ 0x5A for byte in whole[at : at + 8]) + whole[at + 8 :])
+        with pytest.raises(BadInput, match=r"damaged\.7z can't be unpacked: .+"):
+            import_dump(archive, tmp_path / "out", by="month")
+    archive.write_bytes(whole)
+    assert import_dump(archive, tmp_path / "whole", by="month").rows_out == 1073
 
 
 def test_into_the_incoming_container(dump: Path, blob_service: BlobServiceClient, tmp_path: Path) -> None:
@@ -184,11 +334,30 @@ def test_into_the_incoming_container(dump: Path, blob_service: BlobServiceClient
         report = import_dump(dump, container, by="month", work=tmp_path)
         assert tuple(sorted(container.list_blob_names())) == report.files
         sizes = {blob.name: blob.size for blob in container.list_blobs()}
-        journal = map(json.loads, (tmp_path / "written.jsonl").read_text().splitlines())
-        assert sizes == {entry["name"]: entry["bytes"] for entry in journal}
-        first = container.download_blob("posts-2012-06.parquet").readall()
+        (journal,) = tmp_path.rglob("written.jsonl")
+        entries = map(json.loads, journal.read_text().splitlines())
+        assert sizes == {entry["name"]: entry["bytes"] for entry in entries}
+        assert import_dump(dump, container, by="month", work=tmp_path).resumed == 76
+        first = container.download_blob(report.files[0]).readall()
         container.delete_container()
+    with pytest.raises(NotFound, match="container"):
+        import_dump(dump, container, by="month", work=tmp_path)
     assert pq.read_table(pa.BufferReader(first))["Id"].to_pylist()[:3] == [1, 2, 3]
+
+
+def test_a_large_file_is_uploaded_in_blocks(
+    dump: Path, blob_service: BlobServiceClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posts, "UPLOAD_BYTES", 1000)
+    import_dump(dump, tmp_path / "folder", by="month")
+    with blob_service.create_container(f"t{uuid.uuid4().hex}") as container:
+        report = import_dump(dump, container, by="month", workers=2, work=tmp_path)
+        blocks = 0
+        for name in report.files:
+            assert container.download_blob(name).readall() == (tmp_path / "folder" / name).read_bytes()
+            blocks += len(container.get_blob_client(name).get_block_list()[0])
+        container.delete_container()
+    assert blocks > 2 * len(report.files)
 
 
 def test_killed_in_the_middle_and_started_again(dump: Path, tmp_path: Path) -> None:
@@ -200,7 +369,7 @@ def test_killed_in_the_middle_and_started_again(dump: Path, tmp_path: Path) -> N
     )
     started = 0
     out = tmp_path / "out"
-    while not (out / WORK_FOLDER / "report.json").exists():
+    while not list(out.rglob("report.json")):
         before = len(list(out.glob("*.parquet")))
         running = subprocess.Popen([sys.executable, "-c", program, str(dump), str(out)])
         started += 1

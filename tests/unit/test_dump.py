@@ -527,6 +527,16 @@ def test_the_work_folder_of_another_import_is_refused(tmp_path: Path, ten_days: 
     assert import_dump(ten_days, tmp_path / "out", work=tmp_path / "work").rows_out == 1
 
 
+def test_an_import_that_wrote_nothing_holds_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dump = write(tmp_path / "dump", [row(1)])
+    with monkeypatch.context() as dying:
+        dying.setattr(posts._Files, "write", None)
+        with pytest.raises(TypeError):
+            import_dump(dump, tmp_path / "out")
+    write(dump, [row(1), row(2)])  # what the dead import found of the file counts no more
+    assert import_dump(dump, tmp_path / "out").rows_out == 2
+
+
 def test_a_dump_that_changes_while_it_is_read(tmp_path: Path, ten_days: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def then_changed(xml: Path, *given: Any, **named: Any) -> scan.Index:
         found = scan.scan_file(xml, *given, **named)

@@ -1,0 +1,125 @@
+"""`manage.py import-dump` as an operator calls it, against the local cloud's Postgres and container."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from ingest.dump.source import WORK_FOLDER
+from localcloud.cloud import LocalCloud
+from localcloud.processes import free_ports
+from shared.services import Services
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def services(local_cloud: LocalCloud) -> Iterator[Services]:
+    """The local cloud's, with no users and nothing in the container, before and afterwards."""
+    made = Services(local_cloud.settings_file)
+    _clear(made)
+    yield made
+    _clear(made)
+    made.close()
+
+
+def _clear(services: Services) -> None:
+    sql(services, "DROP SCHEMA IF EXISTS raw_st CASCADE")
+    for name in services.posts_container.list_blob_names():
+        services.posts_container.delete_blob(name)
+
+
+def sql(services: Services, statement: str) -> list[tuple[Any, ...]]:
+    with closing(services.postgres()) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def users(services: Services) -> int:
+    return int(sql(services, "SELECT count(*) FROM raw_st.users")[0][0])
+
+
+def import_dump(settings: Path, cwd: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command with the settings of a file in a folder of its own; no variable of this process is seen."""
+    command = [sys.executable, str(PROJECT / "manage.py"), "import-dump", *map(str, arguments)]
+    cwd.mkdir(exist_ok=True)
+    return subprocess.run(
+        [*command, "--settings", str(settings)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={"PYTHONPATH": str(PROJECT), "COLUMNS": "500", "PATH": ""},
+    )
+
+
+@pytest.fixture
+def dump(shared_data: Path) -> Path:
+    return shared_data / "raspberrypi.meta"
+
+
+def test_into_a_folder(local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--by", "month", "--workers", "2", "--out", out)
+    done = import_dump(local_cloud.settings_file, tmp_path, dump, *options)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr
+    assert said.index("Users.xml: 3,588 rows in, 3,588 out, 0 set aside") < said.index(
+        "Posts.xml: 1,073 rows in, 1,073"
+    )
+    files = sorted(out.glob("posts-raspberrypi.meta-????-??.parquet"))
+    assert len(files) == 76
+    assert sum(pq.read_metadata(file).num_rows for file in files) == 1073
+    assert users(services) == 3588
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    again = import_dump(local_cloud.settings_file, tmp_path, dump, *options)
+    assert "3,588 rows were done by an earlier import" in again.stderr
+    assert "76 files with 1,073 rows were done by an earlier import" in again.stderr
+
+
+def test_into_the_posts_container(local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path) -> None:
+    options = ("--by", "month", "--prefix", "pi", "--no-users", "--work", tmp_path / "state")
+    done = import_dump(local_cloud.settings_file, tmp_path / "here", dump, *options)
+    assert done.returncode == 0, done.stderr
+    names = list(services.posts_container.list_blob_names())
+    assert (len(names), names[0]) == (76, "posts-pi-2012-06.parquet")
+    assert sql(services, "SELECT to_regclass('raw_st.users')") == [(None,)]
+    assert not list((tmp_path / "here").iterdir())
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [WORK_FOLDER]
+
+
+def test_users_alone_are_judged(local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path) -> None:
+    settings = local_cloud.settings_file
+    (tmp_path / "Users.xml").write_bytes((dump / "Users.xml").read_bytes()[:-2000])
+    assert import_dump(settings, tmp_path, dump, "--no-posts").returncode == 0
+    refused = import_dump(settings, tmp_path, tmp_path, "--no-posts")
+    assert refused.returncode == 1
+    assert "Users.xml ends without </users>, after 3,58" in refused.stderr
+    assert users(services) == 3588
+    forced = import_dump(settings, tmp_path, tmp_path, "--no-posts", "--force-users")
+    assert "the file is cut off" in forced.stderr
+    assert forced.returncode == 0
+    assert 3570 < users(services) < 3588
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_what_is_missing_is_told_before_the_posts(local_cloud: LocalCloud, dump: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "Posts.xml").write_bytes((dump / "Posts.xml").read_bytes())
+    failed = import_dump(local_cloud.settings_file, tmp_path, tmp_path, "--out", out)
+    assert (failed.returncode, "holds no Users.xml" in failed.stderr) == (1, True), failed.stderr
+    settings = json.loads(local_cloud.settings_file.read_text())
+    settings["Values"]["POSTGRES_PORT"] = str(free_ports(1)[0])
+    (tmp_path / "elsewhere.json").write_text(json.dumps(settings))
+    failed = import_dump(tmp_path / "elsewhere.json", tmp_path, dump, "--out", out)
+    assert (failed.returncode, "Postgres" in failed.stderr, "Traceback" in failed.stderr) == (1, True, False)
+    failed = import_dump(local_cloud.settings_file, tmp_path, dump, "--out", out, "--by", "year")
+    assert (failed.returncode, "write day or month" in failed.stderr) == (1, True)
+    assert not out.exists()
