@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import date
 
 import numpy as np
@@ -43,11 +43,6 @@ class Posts:
             return self
         rows = np.flatnonzero(chosen)
         return Posts(*(getattr(self, part.name).take(rows) for part in fields(self)))
-
-    def without_texts(self) -> Posts:
-        """The same posts with null titles, bodies and tags, so that the batch they came from can be freed."""
-        nothing = pa.nulls(len(self))
-        return replace(self, titles=nothing, bodies=nothing, tags=nothing)
 
 
 def clean(batch: pa.RecordBatch, file_day: date) -> Posts:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -69,6 +69,8 @@ POST_TOPICS = pa.schema(
 )
 """One row a post. `decided_by` is tags, model or parent. topic_1 to score_3 are the model's three best with their
 probabilities, null where the model was not asked."""
+
+HEIRS = pa.schema({"Id": pa.int64(), "ParentId": pa.int64(), "day": pa.int32()})
 
 
 class JobParameters(BaseModel):
@@ -141,19 +143,25 @@ def _spark(lake: Lake, job: JobParameters) -> SparkSession | None:
 def run_arrow(lake: Lake, job: JobParameters, progress: Callable[[float], None] | None = None) -> Summary:
     """Classify one landed file on this machine; `progress` is told the share of the rows that are scored.
 
-    Texts are held 2,048 rows at a time in each thread; what stays for the whole file is some 30 bytes a post.
-    Raises ModelError, NotFound when the file is not in landing, and TransientError.
+    Texts are held 2,048 rows at a time in each thread; what stays for the whole file is 12 bytes a question.
+    Raises ModelError, BadInput when the file cannot be read, NotFound when it is not in landing, and TransientError.
     """
     clock = Clock()
     with clock("model"):
         model = load_model(lake, job.model)
-    with clock("census"):
-        landed = lake.open(paths.landing(job.source_id, job.version))
+    path = paths.landing(job.source_id, job.version)
+    with clock("census"), rowgroups.readable(path):
+        landed = lake.open(path)
         footer = pq.read_metadata(landed)
         census = _Census(reader(landed, footer))  # which keeps what it read ahead: no name may hold it
         give_back_memory()
         parents = _Parents(census, newest_topics(lake, census.parents_elsewhere), model.topics)
-    with clock("posts"), lake.create(part(job, 0)) as out, _Output(out, model.topics) as output:
+    with (
+        clock("posts"),
+        rowgroups.readable(path),
+        lake.create(part(job, 0)) as out,
+        _Output(out, model.topics) as output,
+    ):
         skipped = _classify(reader(landed, footer), census, parents, model, job, output, progress or _say_nothing)
     remove_parts_from(lake, job, 1)
     with clock("counts"):
@@ -271,7 +279,6 @@ def _classify(
     Batches are scored in as many threads as there are cores, and written in the order of the file.
     """
     skipped: Counter[str] = Counter()
-    heirs: list[Posts] = []
     threads = os.cpu_count() or 1
     waiting: deque[tuple[Posts, Future[Scored]]] = deque()
 
@@ -284,14 +291,14 @@ def _classify(
         output.write(scored.rows)
 
     first = 0
-    with ThreadPoolExecutor(threads) as pool:
+    with _Heirs() as heirs, ThreadPoolExecutor(threads) as pool:
         for batch in _batches_of_texts(file):
             posts = clean.clean(batch, job.file_day).where(census.counts(first, batch.num_rows))
             first += batch.num_rows
             answers, questions = posts.types == ANSWER, posts.types == QUESTION
             skipped.update(str(kind or "null") for kind in posts.types[~(answers | questions)].tolist())
             inherits = answers & (posts.parents != 0) & parents.known(posts.parents)
-            heirs.append(posts.where(inherits).without_texts())
+            heirs.keep(posts.where(inherits))
             chosen = posts.where(questions | (answers & ~inherits))
             waiting.append((chosen, pool.submit(score, chosen, model, job.topic_source)))
             if len(waiting) > threads:
@@ -299,10 +306,10 @@ def _classify(
             progress(first / file.metadata.num_rows)
         while waiting:
             write_next()
-    for posts in heirs:
-        topics = parents.topics(posts.parents)
-        output.tally.add(posts.days, posts.types, topics)
-        output.write(inherit(posts, pa.array(model.topics).take(pa.array(topics))))
+        for posts in heirs.kept():
+            topics = parents.topics(posts.parents)
+            output.tally.add(posts.days, posts.types, topics)
+            output.write(inherit(posts, pa.array(model.topics).take(pa.array(topics))))
     return dict(skipped)
 
 
@@ -434,7 +441,7 @@ class _Parents:
         return np.asarray(self._topics[self._places(parents)] if len(parents) else self._topics[:0], np.int32)
 
     def of_this_file(self) -> pa.Table:
-        topics = self._names.take(pa.array(self.topics(self._questions)))
+        topics = pa.DictionaryArray.from_arrays(self.topics(self._questions), self._names)
         return pa.table({"Id": self._questions, "topic": topics})
 
     def _places(self, ids: Ids) -> Ids:
@@ -449,6 +456,39 @@ def _places(ids: Ids, known: Ids) -> Ids:
 def _among(ids: Ids, known: Ids) -> npt.NDArray[np.bool_]:
     """Which of these are known ones, which are ascending."""
     return known[_places(ids, known)] == ids if len(known) else np.zeros(len(ids), bool)
+
+
+class _Heirs:
+    """Answers that inherit, in a temporary file until all topics are known: 20 bytes each, in memory for none."""
+
+    def __enter__(self) -> Self:
+        self._file = TemporaryFile()
+        self._writer = pa.ipc.new_stream(self._file, HEIRS)
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._file.close()
+
+    def keep(self, posts: Posts) -> None:
+        columns = [pa.array(posts.ids, mask=~posts.has_id), pa.array(posts.parents), pa.array(posts.days)]
+        self._writer.write_batch(pa.record_batch(columns, HEIRS))
+
+    def kept(self) -> Iterator[Posts]:
+        """What was kept, with null texts."""
+        self._writer.close()
+        self._file.seek(0)
+        for batch in pa.ipc.open_stream(self._file):
+            rows, ids, nothing = batch.num_rows, batch["Id"], pa.nulls(batch.num_rows)
+            yield Posts(
+                ids=clean.integers(ids),
+                has_id=np.asarray(ids.is_valid()),
+                types=np.full(rows, ANSWER),
+                parents=np.asarray(batch["ParentId"]),
+                days=np.asarray(batch["day"]),
+                titles=nothing,
+                bodies=nothing,
+                tags=nothing,
+            )
 
 
 class _Output:

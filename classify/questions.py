@@ -72,10 +72,9 @@ def remember(lake: Lake, origin: str, topics: pa.Table) -> None:
     """Keep Id and topic of the questions of one file, Id ascending, where the answers of later files look them up."""
     buckets = np.asarray(topics["Id"]) // paths.QUESTION_BUCKET
     starts = np.flatnonzero(np.diff(buckets, prepend=buckets[:1] - 1))
-    rows = topics.append_column("origin", pa.repeat(origin, len(topics))).cast(QUESTION_TOPICS)
     for first, last in pairwise([*starts.tolist(), len(buckets)]):
         bucket = int(buckets[first])
-        lake.put(paths.question_topics_of(bucket, origin), _parquet(rows.slice(first, last - first)))
+        lake.put(paths.question_topics_of(bucket, origin), _parquet(topics.slice(first, last - first), origin))
         merge(lake, bucket)
 
 
@@ -155,7 +154,13 @@ def _newest(tables: Iterable[pa.Table]) -> pa.Table:
     return table.filter(pa.array(np.append(True, ids[1:] != ids[:-1])[: len(ids)]))
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _parquet(rows: pa.Table, origin: str | None = None) -> bytes:
+    """Rows of QUESTION_TOPICS as a file; with `origin`, which is some hundred bytes in each row, they have none yet."""
     out = io.BytesIO()
-    pq.write_table(table, out, GROUP_ROWS, compression="zstd")
+    with pq.ParquetWriter(out, QUESTION_TOPICS, compression="zstd") as writer:
+        for first in range(0, len(rows), GROUP_ROWS):
+            group = rows.slice(first, GROUP_ROWS)
+            if origin is not None:
+                group = group.append_column("origin", pa.repeat(origin, len(group)))
+            writer.write_table(group.cast(QUESTION_TOPICS))
     return out.getvalue()

@@ -35,11 +35,17 @@ def opened(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
     """A Parquet file on disk that has these columns. Raises BadInput that names the file, also while it is read."""
     if not path.is_file():
         raise BadInput(f"{path} is not there, or no file")
+    with readable(path), path.open("rb") as data, reader(data, pq.read_metadata(path)) as file:
+        if missing := [name for name in columns if name not in file.schema_arrow.names]:
+            raise BadInput(f"{path} has no column {', '.join(missing)}")
+        yield file
+
+
+@contextmanager
+def readable(path: Path | str) -> Iterator[None]:
+    """While the file at `path` is read: what Arrow cannot make sense of is raised as BadInput that names it."""
     try:
-        with path.open("rb") as data, reader(data, pq.read_metadata(path)) as file:
-            if missing := [name for name in columns if name not in file.schema_arrow.names]:
-                raise BadInput(f"{path} has no column {', '.join(missing)}")
-            yield file
+        yield
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Arrow
             raise

@@ -33,6 +33,8 @@ MAX_RATIO_OF_CHUNK, MAX_RATIO_OF_FILE = 32_768, 1_000
 far below the other: 5 is usual, 100 a lot. 200,000 copies of one post in brotli, without dictionaries, are within."""
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST = range(1, 10)
+_BOOLS = (_TRUE, _FALSE)
+"""The type of a field is its value."""
 _STRUCT = 12
 _FIELDS = 0  # no type of Thrift's: the inside of a struct
 _FIXED = {_TRUE: 1, _FALSE: 1, _BYTE: 1, _DOUBLE: 8}
@@ -42,7 +44,21 @@ Wanted = Mapping[int, tuple[str, Any]]
 """Of a struct: by field number the name and what it is: a type, a struct's fields, or in brackets
 a list of one's and how many the file may have in all."""
 
-_ELEMENT: Wanted = {1: ("type", _I32), 3: ("repetition", _I32), 4: ("name", _BINARY), 5: ("children", _I32)}
+_LOGICAL: Wanted = {
+    1: ("string", {}),
+    6: ("date", {}),
+    8: ("timestamp", {}),
+    10: ("integer", {2: ("signed", _TRUE)}),
+    11: ("null", {}),
+}
+_ELEMENT: Wanted = {
+    1: ("type", _I32),
+    3: ("repetition", _I32),
+    4: ("name", _BINARY),
+    5: ("children", _I32),
+    6: ("converted", _I32),
+    10: ("logical", _LOGICAL),
+}
 _CHUNK: Wanted = {
     1: ("elsewhere", _BINARY),
     3: (
@@ -64,13 +80,32 @@ _FILE: Wanted = {
 }
 
 
+_PHYSICAL = ("boolean", "int32", "int64", "int96", "float", "double", "binary", "fixed binary")
+_CONVERTED = {0: "string", 6: "date", 9: "timestamp", 10: "timestamp"} | dict.fromkeys((11, 12, 13), "unsigned")
+_CONVERTED |= {14: "unsigned"} | dict.fromkeys((15, 16, 17, 18), "integer")
+_TYPES = {
+    ("int32", "plain"): "int32",
+    ("int32", "integer"): "int32",
+    ("int32", "unsigned"): "uint32",
+    ("int64", "plain"): "int64",
+    ("int64", "integer"): "int64",
+    ("int64", "unsigned"): "uint64",
+    ("int96", "plain"): "timestamp",
+    ("int64", "timestamp"): "timestamp",
+    ("int32", "date"): "date",
+    ("binary", "string"): "string",
+}
+
+
 @dataclass(frozen=True)
 class Footer:
-    """What a footer that can be believed says: rows of the file, how many row groups and columns it has."""
+    """What a footer that can be believed says: how many rows and row groups the file has, and its columns: of each
+    that stands in the root its name and its type. That is int32, uint32, int64, uint64, timestamp, date, string, null
+    (which says nothing of the values that the file does not have), or words for what no contract asks for."""
 
     rows: int
     row_groups: int
-    columns: int
+    columns: list[tuple[str, str]]
 
 
 def read_footer(footer: bytes, begins: int) -> Footer:
@@ -80,8 +115,10 @@ def read_footer(footer: bytes, begins: int) -> Footer:
     places or rows that the file cannot have.
     """
     try:
-        found = _Compact(footer).struct(_FILE)
-        leaves = _leaves(found["schema elements"])
+        reading = _Compact(footer)
+        found = reading.struct(_FILE)
+        reading.end()
+        leaves, columns = _schema(found["schema elements"])
         groups, rows = found["row groups"], found["rows"]
     except IndexError:
         raise BadInput("its footer ends too early") from None
@@ -91,13 +128,13 @@ def read_footer(footer: bytes, begins: int) -> Footer:
         _check_sizes(groups, leaves, rows, begins, begins + len(footer))
     except KeyError as missing:
         raise BadInput(f"its footer has a row group without {missing}") from None
-    return Footer(rows, len(groups), len(leaves))
+    return Footer(rows, len(groups), columns)
 
 
-def _leaves(elements: list[dict[str, Any]]) -> list[bool]:
-    """Of each column whether it has one value a row; the schema is a tree, written down root first."""
+def _schema(elements: list[dict[str, Any]]) -> tuple[list[bool], list[tuple[str, str]]]:
+    """Of each leaf whether it has one value a row, and `Footer.columns`; the schema is a tree, its root first."""
     open_groups: list[int] = []  # how many children are still to come, from the root down
-    leaves = []
+    leaves, columns = [], []
     for number, element in enumerate(elements):
         name, children = element["name"], element.get("children", 0)
         if len(name) > MAX_NAME_BYTES:
@@ -112,6 +149,8 @@ def _leaves(elements: list[dict[str, Any]]) -> list[bool]:
             raise BadInput("its schema is no tree")
         if open_groups:
             open_groups[-1] -= 1
+            if len(open_groups) == 1:
+                columns.append((name.decode(), _type(element)))
         if "type" in element:
             leaves.append(len(open_groups) == 1 and element.get("repetition") != _REPEATED)
         else:
@@ -122,7 +161,26 @@ def _leaves(elements: list[dict[str, Any]]) -> list[bool]:
         raise BadInput("its schema is no tree")
     if len(leaves) > MAX_COLUMNS:
         raise BadInput(f"it declares {len(leaves)} columns; at most {MAX_COLUMNS} are read")
-    return leaves
+    return leaves, columns
+
+
+def _type(element: dict[str, Any]) -> str:
+    """The type of a column as `Footer` names it: what is stored, and what for, which newer writers say twice."""
+    repeated = "list of " if element.get("repetition") == _REPEATED else ""
+    if "type" not in element:
+        return f"{repeated}group"
+    physical = _PHYSICAL[element["type"]] if element["type"] in range(len(_PHYSICAL)) else f"type {element['type']}"
+    if "logical" in element:
+        logical = next(iter(element["logical"]), "of another kind")
+        if logical == "integer" and not element["logical"]["integer"].get("signed", True):
+            logical = "unsigned"
+    elif "converted" in element:
+        logical = _CONVERTED.get(element["converted"], "of another kind")
+    else:
+        logical = "plain"
+    if logical == "null":
+        return "null"
+    return repeated + _TYPES.get((physical, logical), physical if logical == "plain" else f"{physical} {logical}")
 
 
 def _check_sizes(groups: list[dict[str, Any]], leaves: list[bool], rows: int, begins: int, size: int) -> None:
@@ -180,10 +238,16 @@ class _Compact:
                 continue
             name, shape = wanted[number]
             expected = _LIST if isinstance(shape, list) else shape if isinstance(shape, int) else _STRUCT
-            if kind != expected or name in found:
+            is_bool = kind in _BOOLS and expected in _BOOLS
+            if (kind != expected and not is_bool) or name in found:
                 raise BadInput(f"its footer has {name} twice, or of another type")
-            found[name] = self._value(name, shape)
+            found[name] = kind == _TRUE if is_bool else self._value(name, shape)
         return found
+
+    def end(self) -> None:
+        """Raise BadInput when there are bytes left."""
+        if self._at < len(self._data):
+            raise BadInput(f"its footer ends {len(self._data) - self._at} bytes too early")
 
     def _value(self, name: str, shape: Any) -> Any:
         if shape == _BINARY:
@@ -201,8 +265,8 @@ class _Compact:
 
     def _skip(self, kind: int) -> None:
         """Pass over a field's value, whatever is nested in it, with a list in place of the call stack."""
-        if kind in (_TRUE, _FALSE):
-            return  # a field's type says it
+        if kind in _BOOLS:
+            return
         nested = [[kind, 1]]  # of each list that is open its elements' type and how many are left
         while nested:
             kind, left = nested[-1]
@@ -214,7 +278,7 @@ class _Compact:
                 kind = head & 15
                 if not head >> 4:
                     self._varint()
-                if kind in (_TRUE, _FALSE):
+                if kind in _BOOLS:
                     continue
             elif left == 0:
                 nested.pop()

@@ -19,7 +19,7 @@ from classify.job import JobParameters, run
 from classify.summary import COUNTS, SUMMARY, Summary
 from ingest.contracts import check_posts
 from shared import paths
-from shared.errors import ModelError, NotFound
+from shared.errors import BadInput, ModelError, NotFound
 from shared.lake import FolderLake
 from shared.storage import RangedReader
 from tests.world import MODEL_VERSION, parquet, posts, starter
@@ -216,6 +216,26 @@ def test_what_is_not_there_is_named(lake: FolderLake, tmp_path: Path, monkeypatc
     with pytest.raises(ModelError, match="there is no model nothing"):
         run(lake, parameters.model_copy(update={"model": "nothing"}))
     assert job.main(["--lake-root", str(tmp_path), "--model", "nothing", *arguments]) == 1
+
+
+@pytest.mark.parametrize("where", ["an Id", "a body"])
+def test_damage_behind_a_good_footer_names_the_file(lake: FolderLake, where: str) -> None:
+    data = bytearray(parquet(posts(*({"Body": f"<p>{number}</p>" * 50} for number in range(500)))))
+    found = (
+        pq.read_metadata(io.BytesIO(data))
+        .row_group(0)
+        .column(0 if where == "an Id" else posts({}).schema.names.index("Body"))
+    )
+    first = found.dictionary_page_offset or found.data_page_offset
+    data[first : first + 60] = b"\xff" * 60
+    check_posts(io.BytesIO(data), "a.parquet")
+    lake.put(paths.landing("s", "v"), bytes(data))
+    parameters = JobParameters(
+        lake_root="-", source_id="s", version="v", file_day=date(2026, 1, 2), model=MODEL_VERSION
+    )
+    with pytest.raises(BadInput, match=f"^{paths.landing('s', 'v')} cannot be read as a Parquet file"):
+        run(lake, parameters)
+    assert not list(lake.list(parameters.output))
 
 
 def test_long_texts_come_in_smaller_batches(tmp_path: Path) -> None:

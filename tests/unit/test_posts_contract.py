@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+import tempfile
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -65,6 +68,39 @@ def test_a_wrong_type_is_named_with_the_way_out(name: str, values: Any, kind: pa
     assert said in str(refused.value)
 
 
+NAMED_BY_KIND = {
+    "int32": [pa.int8(), pa.int16(), pa.int32()],
+    "int64": [pa.int64()],
+    "uint32": [pa.uint8(), pa.uint16(), pa.uint32()],
+    "uint64": [pa.uint64()],
+    "string": [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.large_string())],
+    "timestamp": [pa.timestamp(unit, zone) for unit in ("s", "ms", "us", "ns") for zone in (None, "Asia/Tokyo")],
+    "date": [pa.date32(), pa.date64()],
+    "null": [pa.null()],
+    "binary": [pa.binary(), pa.large_binary()],
+    "boolean": [pa.bool_()],
+    "float": [pa.float32()],
+    "double": [pa.float64()],
+    "int32 of another kind": [pa.time32("ms")],
+    "int64 of another kind": [pa.time64("ns")],
+    "fixed binary": [pa.binary(3)],
+    "fixed binary of another kind": [pa.decimal128(20, 2), pa.float16()],
+    "binary of another kind": [pa.json_()],
+    "group": [pa.list_(pa.int64()), pa.struct([("a", pa.int8())]), pa.map_(pa.string(), pa.int8())],
+}
+
+
+def test_types_are_named_as_they_are_stored() -> None:
+    table = posts({}, {})
+    expected = {}
+    for named, kinds in NAMED_BY_KIND.items():
+        for kind in kinds:
+            table = table.append_column(str(kind), pa.nulls(2, kind))
+            expected[str(kind)] = named
+    found = check_posts(io.BytesIO(parquet(table)), "a.parquet").columns
+    assert dict(found[len(posts({}).schema) :]) == expected
+
+
 def test_every_fault_is_named_at_once() -> None:
     table = with_column("Id", ["1", "2"], pa.string()).drop_columns(["Body", "Title"])
     with pytest.raises(BadInput, match=r"Id is string.*Body is missing.*Title is missing"):
@@ -113,6 +149,16 @@ def test_unknown_columns_are_kept_or_refused() -> None:
 def moments(values: Any, kind: pa.DataType) -> list[str]:
     found = clean.days(pa.array(values, kind), FILE_DAY)
     return [str(np.datetime64(int(day), "D")) for day in found]
+
+
+def test_the_check_needs_no_arrow() -> None:
+    """It takes 43 MiB, more than twice what landing a large file does."""
+    script = "import io, sys; from ingest.contracts import check_posts; check_posts(sys.stdin.buffer, 'a'); "
+    script += "raise SystemExit('pyarrow' in sys.modules)"
+    with tempfile.TemporaryFile() as file:
+        file.write(parquet(posts({})))
+        file.seek(0)
+        assert subprocess.run([sys.executable, "-c", script], stdin=file, check=False).returncode == 0
 
 
 def test_the_day_of_a_post_is_the_utc_date_of_its_creation() -> None:
