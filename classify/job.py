@@ -410,7 +410,7 @@ class _Census:
 def _repeated(ids: Ids, has_id: npt.NDArray[np.bool_]) -> Ids:
     ordered = np.sort(ids[has_id])
     if not (ordered[1:] == ordered[:-1]).any():
-        return ordered[:0]
+        return np.empty(0, np.int64)  # a slice of `ordered` would keep all of it
     rows = np.flatnonzero(has_id)
     _, from_the_end = np.unique(ids[rows][::-1], return_index=True)
     return np.setdiff1d(rows, rows[len(rows) - 1 - from_the_end], assume_unique=True)
