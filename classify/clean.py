@@ -17,7 +17,8 @@ COLUMNS = ("Id", "PostTypeId", "ParentId", "CreationDate", "Title", "Body", "Tag
 EPOCH = date(1970, 1, 1)
 FIRST_DAY, LAST_DAY = (date.min - EPOCH).days, (date.max - EPOCH).days
 _A_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
-_OFFSET = r"T?\d\d:\d\d.*(?P<sign>[+-])(?P<hours>\d\d):?(?P<minutes>\d\d)$"
+_OFFSET = r"T?\d\d:\d\d.*(?P<sign>[+-])(?P<hours>[01]\d):?(?P<minutes>[0-5]\d)?$"
+"""Minutes may be missing, as Postgres leaves them out; no place is 20 hours away."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,11 @@ def integers(array: pa.Array) -> np.ndarray:
 
 
 def text(array: pa.Array) -> pa.Array:
-    """A string, large_string or binary array; an all-null column becomes a string one."""
-    return array.cast(pa.string()) if pa.types.is_null(array.type) else array
+    """A string, large_string, binary or large_binary array; what is of another type, as text."""
+    kind = array.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+        return array
+    return array if pa.types.is_large_binary(kind) else array.cast(pa.string())
 
 
 def days(array: pa.Array, file_day: date) -> np.ndarray:
@@ -115,9 +119,10 @@ def _moments(array: pa.Array) -> pa.Array:
     if offset.null_count == len(array):
         return moments
     sign = pc.if_else(pc.equal(pc.struct_field(offset, "sign"), "-"), -60, 60)
+    odd = pc.struct_field(offset, "minutes")
     minutes = pc.add(
         pc.multiply(pc.struct_field(offset, "hours").cast(pa.int64()), 60),
-        pc.struct_field(offset, "minutes").cast(pa.int64()),
+        pc.if_else(pc.equal(odd, ""), "0", odd).cast(pa.int64()),
     )
     shift = pc.fill_null(pc.multiply(sign, minutes), 0).cast(pa.duration("s"))
     return pc.subtract(moments, shift)

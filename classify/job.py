@@ -17,7 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -42,7 +42,7 @@ from classify.summary import COUNTS, SUMMARY, Summary
 from classify.tally import Tally
 from classify.text import MAX_BODY_BYTES, parse_tags
 from shared import paths
-from shared.errors import BadInput, ModelError, StackTopicsError, TerminalError
+from shared.errors import BadInput, ModelError, NotFound, StackTopicsError, TerminalError
 from shared.lake import FolderLake
 from shared.services import Services
 
@@ -60,7 +60,7 @@ SPARK_FROM_BYTES = 2 << 30
 """Files larger than this are classified by Spark, where it can be had and nobody chose the engine."""
 LARGEST_BATCH, ROWS_AT_ONCE = 8 << 20, 128
 """Bytes that a batch may have where texts are long, and rows that are decoded at a time to find out."""
-GROUP_ROWS = 65_536
+GROUP_ROWS = 16_384
 
 POST_TOPICS = pa.schema(
     {"Id": pa.int64(), "PostTypeId": pa.int32(), "day": pa.date32(), "topic": pa.string(), "decided_by": pa.string()}
@@ -83,7 +83,7 @@ class JobParameters(BaseModel):
     model: str
     topic_source: Literal["tags", "model"] = "tags"
     engine: Literal["auto", "arrow", "spark"] = "auto"
-    spark_from_bytes: int = 2 << 30
+    spark_from_bytes: int = SPARK_FROM_BYTES
     """Larger files are classified by Spark, where the engine is auto."""
 
     @property
@@ -140,29 +140,31 @@ def _spark(lake: Lake, job: JobParameters) -> SparkSession | None:
         return None
 
 
-def run_arrow(lake: Lake, job: JobParameters, progress: Callable[[float], None] | None = None) -> Summary:
+def run_arrow(
+    lake: Lake, job: JobParameters, progress: Callable[[float], None] | None = None, name: str | None = None
+) -> Summary:
     """Classify one landed file on this machine; `progress` is told the share of the rows that are scored.
 
-    Texts are held 2,048 rows at a time in each thread; what stays for the whole file is 12 bytes a question.
+    `name` is what errors call the file, else its path in the lake.
+
+    Texts are held 1,024 rows at a time in each thread; what stays for the whole file is 12 bytes a question.
     Raises ModelError, BadInput when the file cannot be read, NotFound when it is not in landing, and TransientError.
     """
     clock = Clock()
     with clock("model"):
         model = load_model(lake, job.model)
     path = paths.landing(job.source_id, job.version)
-    with clock("census"), rowgroups.readable(path):
-        landed = lake.open(path)
-        footer = pq.read_metadata(landed)
-        census = _Census(reader(landed, footer))  # which keeps what it read ahead: no name may hold it
-        give_back_memory()
-        parents = _Parents(census, newest_topics(lake, census.parents_elsewhere), model.topics)
-    with (
-        clock("posts"),
-        rowgroups.readable(path),
-        lake.create(part(job, 0)) as out,
-        _Output(out, model.topics) as output,
-    ):
-        skipped = _classify(reader(landed, footer), census, parents, model, job, output, progress or _say_nothing)
+    with lake.open(path) as landed:
+        with clock("census"):
+            with rowgroups.readable(name or path):
+                footer = pq.read_metadata(landed)
+                census = _Census(reader(landed, footer))  # which keeps what it read ahead: no name may hold it
+            give_back_memory()
+            parents = _Parents(census, newest_topics(lake, census.parents_elsewhere), model.topics)
+        begin_output(lake, job)
+        with clock("posts"), lake.create(part(job, 0)) as out, _Output(out, model.topics) as output:
+            posts = _posts(reader(landed, footer), job.file_day, census, name or path, progress or _say_nothing)
+            skipped = _classify(posts, parents, model, job.topic_source, output)
     remove_parts_from(lake, job, 1)
     with clock("counts"):
         lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, output.tally).to_parquet())
@@ -198,6 +200,8 @@ def score_file(
     """
     if not (model / MANIFEST).is_file():
         raise ModelError(f"no topic model in {model}: it has no {MANIFEST}")
+    if out.exists() and out.samefile(posts):
+        raise BadInput(f"{out} is the file of posts itself: name another")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise BadInput(f"{out} is a folder, or in one that is not there: name a file")
     with rowgroups.opened(posts, ("Id", "PostTypeId")), TemporaryDirectory(dir=out.absolute().parent) as folder:
@@ -215,7 +219,7 @@ def score_file(
         for link, target in ((paths.landing("file", "1"), posts), (paths.model("given"), model)):
             (lake.root / link).parent.mkdir(parents=True)
             (lake.root / link).symlink_to(target.absolute())
-        summary = run_arrow(lake, job, progress)
+        summary = run_arrow(lake, job, progress, str(posts))
         (lake.root / job.output / "part-00000.parquet").replace(out)
     return summary
 
@@ -223,6 +227,12 @@ def score_file(
 def part(job: JobParameters, number: int) -> str:
     """The path of one of the files with rows of POST_TOPICS."""
     return f"{job.output}/part-{number:05}.parquet"
+
+
+def begin_output(lake: Lake, job: JobParameters) -> None:
+    """Delete the summary of an earlier run, which says that the output is whole: now it is about to be written anew."""
+    with suppress(NotFound):
+        lake.delete(f"{job.output}/{SUMMARY}")
 
 
 def remove_parts_from(lake: Lake, job: JobParameters, number: int) -> None:
@@ -265,14 +275,20 @@ def inherit(posts: Posts, topics: pa.Array) -> pa.Table:
     return _rows(posts, topics, "parent", {})
 
 
+def _posts(
+    file: pq.ParquetFile, file_day: date, census: _Census, name: str, progress: Callable[[float], None]
+) -> Iterator[Posts]:
+    """The posts that count, a batch at a time; raises BadInput that names the file where it cannot be read."""
+    first = 0
+    with rowgroups.readable(name):  # what is made of a batch by who asked for it is not in it
+        for batch in _batches_of_texts(file):
+            yield clean.clean(batch, file_day).where(census.counts(first, batch.num_rows))
+            first += batch.num_rows
+            progress(first / file.metadata.num_rows)
+
+
 def _classify(
-    file: pq.ParquetFile,
-    census: _Census,
-    parents: _Parents,
-    model: TopicModel,
-    job: JobParameters,
-    output: _Output,
-    progress: Callable[[float], None],
+    batches: Iterator[Posts], parents: _Parents, model: TopicModel, topic_source: str, output: _Output
 ) -> dict[str, int]:
     """Questions and orphaned answers batch by batch, then the answers that inherit; returns what was not counted.
 
@@ -290,20 +306,16 @@ def _classify(
         output.tally.add(posts.days, posts.types, scored.topics, scored.guessed, scored.asked)
         output.write(scored.rows)
 
-    first = 0
     with _Heirs() as heirs, ThreadPoolExecutor(threads) as pool:
-        for batch in _batches_of_texts(file):
-            posts = clean.clean(batch, job.file_day).where(census.counts(first, batch.num_rows))
-            first += batch.num_rows
+        for posts in batches:
             answers, questions = posts.types == ANSWER, posts.types == QUESTION
             skipped.update(str(kind or "null") for kind in posts.types[~(answers | questions)].tolist())
             inherits = answers & (posts.parents != 0) & parents.known(posts.parents)
             heirs.keep(posts.where(inherits))
             chosen = posts.where(questions | (answers & ~inherits))
-            waiting.append((chosen, pool.submit(score, chosen, model, job.topic_source)))
+            waiting.append((chosen, pool.submit(score, chosen, model, topic_source)))
             if len(waiting) > threads:
                 write_next()
-            progress(first / file.metadata.num_rows)
         while waiting:
             write_next()
         for posts in heirs.kept():
@@ -353,6 +365,8 @@ def _batches_of_texts(file: pq.ParquetFile) -> Iterator[pa.RecordBatch | pa.Tabl
 
 
 def _with_short_bodies(batch: pa.RecordBatch) -> pa.RecordBatch:
+    if "Body" not in batch.schema.names:
+        return batch
     bodies = pc.binary_slice(clean.column(batch, "Body").cast(pa.large_binary()), 0, MAX_BODY_BYTES)
     return batch.set_column(batch.schema.names.index("Body"), "Body", bodies)
 
@@ -492,7 +506,7 @@ class _Heirs:
 
 
 class _Output:
-    """The part file, written in row groups of 65,536 rows, and the sums of what was written."""
+    """The part file, written in row groups of GROUP_ROWS, and the sums of what was written."""
 
     def __init__(self, out: Any, topics: tuple[str, ...]) -> None:
         self._writer = pq.ParquetWriter(out, POST_TOPICS, compression="zstd", compression_level=1)

@@ -128,8 +128,7 @@ def _rows_of(lake: Lake, bucket: int, wanted: Ids) -> pa.Table:
 def _in_file(lake: Lake, path: str, wanted: Ids | None) -> pa.Table:
     """The rows of a file; with `wanted`, which ascend, those of these questions."""
     data = lake.open(path)
-    footer = pq.read_metadata(data)
-    with rowgroups.reader(data, footer) as file:
+    with rowgroups.readable(path), rowgroups.reader(data, footer := pq.read_metadata(data)) as file:
         groups = list(range(file.num_row_groups) if wanted is None else _groups_with(file, wanted))
         table = file.read_row_groups(groups) if groups else footer.schema.to_arrow_schema().empty_table()
     if "origin" not in table.column_names:

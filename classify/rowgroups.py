@@ -15,7 +15,8 @@ from shared.errors import BadInput
 if TYPE_CHECKING:
     from shared.storage import RangedReader
 
-BATCH_ROWS = 2_048
+BATCH_ROWS = 1_024
+"""Twice as many take 3 % less time and 20 MiB more, which small files do not: memory would grow with the file."""
 LARGE_GROUP, READ_BUFFER = 32 << 20, 4 << 20
 """Bytes, before compression, of a row group that is read at once at most; and of each column of a larger one."""
 
@@ -46,10 +47,13 @@ def readable(path: Path | str) -> Iterator[None]:
     """While the file at `path` is read: what Arrow cannot make sense of is raised as BadInput that names it."""
     try:
         yield
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Arrow
             raise
-        raise BadInput(f"{path} cannot be read as a Parquet file of posts: {error}") from error
+        reason = " ".join(str(error).split())
+        raise BadInput(f"{path} cannot be read as a Parquet file: {reason}") from error
 
 
 def batches(

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from classify.clean import ANSWER, EPOCH, QUESTION
 from classify.quantify import DayStatistics
+from shared.errors import BadInput
 
 if TYPE_CHECKING:
     from classify.model import Classified
@@ -30,6 +31,9 @@ COUNTS = pa.schema(
 or a parent and `said` by the model. `posteriors` is the sum, over all posts of the day that the model decided, of how
 likely they are about this topic. `scored` are the posts that the model says are about it, whoever decides; `margins`
 and `overlaps` are the sums of their margins and vocabulary overlaps."""
+
+MAX_DAYS = 20_000
+"""The sums of a day are 6.5 KB at 100 topics; Stack Overflow has had 6,600 days."""
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -121,9 +125,15 @@ class Tally:
         return np.bincount(cell, values, minlength=days * size).reshape(days, size)
 
     def _rows(self, days: list[int]) -> npt.NDArray[np.int64]:
-        """Where the sums of days are; new days get rows of zeros."""
+        """Where the sums of days are; new days get rows of zeros. Raises BadInput when there are more than MAX_DAYS."""
         for day in days:
             self._days.setdefault(day, len(self._days))
+        if len(self._days) > MAX_DAYS:
+            first, last = (EPOCH + timedelta(days=found(self._days)) for found in (min, max))
+            raise BadInput(
+                f"its posts are of more than {MAX_DAYS} days, from {first} to {last}: correct their CreationDate, or"
+                " split the file"
+            )
         room = len(self._sums["said"])
         if len(self._days) > room:
             more = max(len(self._days), 2 * room) - room  # doubled, so that a file of years is not copied day by day

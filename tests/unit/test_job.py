@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from classify import job, rowgroups
+from classify import job, rowgroups, tally
 from classify.day import Contribution
 from classify.job import JobParameters, run
 from classify.summary import COUNTS, SUMMARY, Summary
@@ -218,6 +218,14 @@ def test_what_is_not_there_is_named(lake: FolderLake, tmp_path: Path, monkeypatc
     assert job.main(["--lake-root", str(tmp_path), "--model", "nothing", *arguments]) == 1
 
 
+def test_more_days_than_a_site_can_have_are_refused(lake: FolderLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "MAX_DAYS", 3)
+    days = [{"CreationDate": datetime(2026, 1, day)} for day in (1, 2, 2, 4)]
+    assert classify(lake, posts(*days))[0].questions == 4
+    with pytest.raises(BadInput, match="of more than 3 days, from 2026-01-01 to 2026-01-09"):
+        classify(lake, posts(*days, {"CreationDate": datetime(2026, 1, 9)}))
+
+
 @pytest.mark.parametrize("where", ["an Id", "a body"])
 def test_damage_behind_a_good_footer_names_the_file(lake: FolderLake, where: str) -> None:
     data = bytearray(parquet(posts(*({"Body": f"<p>{number}</p>" * 50} for number in range(500)))))
@@ -236,6 +244,27 @@ def test_damage_behind_a_good_footer_names_the_file(lake: FolderLake, where: str
     with pytest.raises(BadInput, match=f"^{paths.landing('s', 'v')} cannot be read as a Parquet file"):
         run(lake, parameters)
     assert not list(lake.list(parameters.output))
+
+
+def test_a_damaged_file_of_question_topics_is_not_blamed_on_the_posts(lake: FolderLake) -> None:
+    classify(lake, posts({**JAVA, "Id": 5}), source="earlier")
+    (kept,) = lake.list(paths.question_topics(0))
+    lake.put(kept.path, b"PAR1 and nothing else PAR1")
+    with pytest.raises(BadInput, match=f"^{kept.path} cannot be read as a Parquet file"):
+        classify(lake, posts({**ANSWER, "ParentId": 5}))
+
+
+def test_an_output_that_is_being_written_anew_is_not_called_whole(
+    lake: FolderLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = posts(PYTHON)
+    classify(lake, table)
+    output = paths.post_topics("s", "v", MODEL_VERSION, "tags")
+    monkeypatch.setattr(job, "score", None)
+    with pytest.raises(TypeError):
+        classify(lake, table)
+    with pytest.raises(NotFound):
+        lake.read(f"{output}/{SUMMARY}")
 
 
 def test_long_texts_come_in_smaller_batches(tmp_path: Path) -> None:

@@ -169,6 +169,8 @@ def test_the_day_of_a_post_is_the_utc_date_of_its_creation() -> None:
     assert moments([datetime(1960, 6, 12, 23, 30)], pa.timestamp("s")) == ["1960-06-12"]
     assert moments([date(1960, 6, 12)], pa.date64()) == ["1960-06-12"]
     assert moments([None], pa.null()) == ["2026-01-02"]
+    texts = ["2026-01-01 23:30:00-05", "2026-01-01T23:30:00.5+1130", "2026-01-01T23:30:00-99:00"]
+    assert moments(texts, pa.string()) == ["2026-01-02", "2026-01-01", "2026-01-01"]
     texts = ["2012-06-12T19:49:26.940", "2012-06-12", "2012-06-12 23:49:26-02:00", "2012-06-12T00:10:00+0530", "soon"]
     assert moments(texts, pa.string()) == ["2012-06-12", "2012-06-12", "2012-06-13", "2012-06-11", "2026-01-02"]
 
