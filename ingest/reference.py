@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, BinaryIO, Literal
@@ -31,7 +31,7 @@ from ingest.pgcopy import DECLARED, Irregular, TableCopy, TablePlan, begin_snaps
 from ingest.pghash import batch_checksum, server_checksum
 from shared import paths
 from shared.documents import decode
-from shared.errors import BadInput, NotFound, SettingsError, TransientError
+from shared.errors import BadInput, NotFound, SettingsError, StackTopicsError, TransientError
 from shared.lake import Lake
 from shared.services import Services
 from shared.settings import Settings
@@ -113,7 +113,8 @@ def copy_reference(services: Services, now: datetime | None = None) -> Reference
     """Copy every table of REFERENCE_TABLES into the lake, for the ISO week of `now`.
 
     Raises, and records, BadInput for what must not be published: a source that is empty or shrank too much, a key that
-    is none, values or columns that cannot be carried, a frozen schema that changed; TransientError when
+    is none, values or columns that cannot be carried, a frozen schema that changed, a damaged snapshot, without which
+    none of that is known; TransientError when
     REFERENCE_ATTEMPTS attempts met trouble that may pass; NotFound or AccessDenied where a table is missing or may not
     be read; SettingsError.
     """
@@ -287,11 +288,12 @@ def _copy_table(connection: Any, plan: TablePlan, lake: Lake, path: str, week: s
 
 
 def read_snapshot(lake: Lake, table: str) -> Snapshot | None:
-    """What is published of a table, from the file's footer; None when nothing is."""
+    """What is published of a table, from its file's footer; None when nothing is. Raises BadInput where it is damaged."""
     path = paths.reference(table)
     if lake.stat(path) is None:
         return None
-    with lake.open(path) as file, pq.ParquetFile(file) as parquet:
+    instead = f"delete it, or put one of {_folder(table)}/previous in its place, then start copy_reference again"
+    with _parquet(lake, path, BadInput, instead) as parquet:
         schema = parquet.schema_arrow
         week = (schema.metadata or {}).get(WEEK, b"").decode()
         return Snapshot(week, parquet.metadata.num_rows, schema)
@@ -307,7 +309,7 @@ def _changes(old: pa.Schema, new: pa.Schema) -> tuple[list[str], list[str], list
 
 def _types(field: pa.Field) -> tuple[str, str]:
     """The type as the server declares it (nothing in files from before that was kept), and as it is carried."""
-    return (field.metadata or {}).get(DECLARED, b"").decode(), str(field.type)
+    return (field.metadata or {}).get(DECLARED, b"").decode(errors="replace"), str(field.type)
 
 
 def _retyped(old: tuple[str, str], new: tuple[str, str]) -> str | None:
@@ -392,6 +394,17 @@ def _writer(out: BinaryIO, schema: pa.Schema, sample: pa.RecordBatch) -> pq.Parq
     )
 
 
+@contextmanager
+def _parquet(lake: Lake, path: str, fault: type[StackTopicsError], way_out: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of the lake; what Arrow cannot read of it is raised as a `fault`."""
+    with lake.open(path) as file:
+        try:
+            with pq.ParquetFile(file) as parquet:
+                yield parquet
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # OSError is Arrow's, of a broken footer
+            raise fault(f"{path} is damaged ({' '.join(str(error).split())}); {way_out}") from error
+
+
 # ---- proof and publication ----------------------------------------------------------------------------------------
 
 
@@ -422,14 +435,14 @@ def _compare(table: str, server: tuple[int, int], written: tuple[int, int]) -> N
 
 
 def _rows(lake: Lake, path: str) -> int:
-    with lake.open(path) as file, pq.ParquetFile(file) as parquet:
+    with _parquet(lake, path, TransientError, "copy it again") as parquet:
         return int(parquet.metadata.num_rows)
 
 
 def file_checksum(lake: Lake, path: str) -> tuple[int, int]:
-    """Row count and checksum of a Parquet file of the lake."""
+    """Row count and checksum of a file that was just written. Raises TransientError when it cannot be read back."""
     rows = checksum = 0
-    with lake.open(path) as file, pq.ParquetFile(file) as parquet:
+    with _parquet(lake, path, TransientError, "copy it again") as parquet:
         for number in range(parquet.num_row_groups):
             group = parquet.metadata.row_group(number)
             at_once = max(1, min(READ_BACK_ROWS, READ_BACK_BYTES * group.num_rows // max(1, group.total_byte_size)))
@@ -472,7 +485,11 @@ def _publish(lake: Lake, incoming: str, table: str, week: str, keep_weeks: int) 
     if lake.stat(incoming) is None:
         return
     oldest = paths.weeks_before(week, keep_weeks)
-    current = read_snapshot(lake, table)
+    try:
+        current = read_snapshot(lake, table)
+    except BadInput as error:  # the new one is proved already
+        log.warning("%s is replaced and not kept, for it is damaged: %s", paths.reference(table), error.__cause__)
+        current = None
     if current and oldest <= current.week != week:
         lake.copy(paths.reference(table), paths.reference_previous(table, current.week))
     lake.rename(incoming, paths.reference(table))

@@ -193,6 +193,28 @@ def test_a_table_may_shrink_by_the_set_share(company: Company) -> None:
     assert company.table().num_rows == 1
 
 
+def test_a_damaged_snapshot_is_named_with_the_way_out(company: Company) -> None:
+    company.copy()
+    company.copy(weeks_later=1)
+    published, before = company.lake.root / paths.reference("users"), paths.reference_previous("users", WEEK)
+    for damage in (b"garbage", b"", published.read_bytes()[:-1], b"PAR1" + b"\xff" * 40 + b"\x28\0\0\0PAR1"):
+        published.write_bytes(damage)
+        files = company.files()
+        with pytest.raises(BadInput) as refused:
+            company.copy(weeks_later=2)
+        assert str(refused.value).startswith("reference/users/users.parquet is damaged (")
+        assert "; delete it, or put one of reference/users/previous in its place, then start" in str(refused.value)
+        record = company.record("2026-W49")
+        assert (record.state, record.reason) == ("refused", str(refused.value))
+        assert company.files() == files
+    company.lake.copy(before, paths.reference("users"))
+    shrink(company)
+    with pytest.raises(BadInput, match="shrank from 1000 to 899 rows"):
+        company.copy(weeks_later=2)
+    published.unlink()
+    assert company.copy(weeks_later=2).tables["users"].rows == 899
+
+
 def test_a_first_copy_of_an_empty_table_is_refused(company: Company) -> None:
     empty(company)
     with pytest.raises(BadInput, match="is empty; the lake keeps no rows"):
@@ -347,6 +369,29 @@ def test_damage_on_the_way_is_found_by_the_checksum(
     if damage is one_row_lost:
         with pytest.raises(TransientError, match="but 999 rows"):
             company.copy(reference_proof="rows")
+
+
+@pytest.mark.parametrize("proof", ["checksum", "rows"])
+def test_a_file_that_was_damaged_on_its_way_is_copied_again(
+    company: Company, monkeypatch: pytest.MonkeyPatch, proof: str
+) -> None:
+    class DamagingLake(FolderLake):
+        written = 0
+
+        @contextmanager
+        def create(self, path: str) -> Iterator[BinaryIO]:
+            with super().create(path) as out:
+                yield out
+                self.written += reference.INCOMING in path
+                if self.written == 1:
+                    out.truncate(out.tell() // 2)
+
+    monkeypatch.setattr(reference, "BACK_OFF", wait_none())
+    company.lake = DamagingLake(company.lake.root)
+    with pytest.raises(TransientError, match=rf"users/{reference.INCOMING}\w+ is damaged \(.*; copy it again"):
+        company.copy(reference_proof=proof)
+    company.lake = DamagingLake(company.lake.root)
+    assert company.copy(reference_proof=proof, reference_attempts=2).state == "published"
 
 
 def test_a_lake_that_fails_half_way_leaves_no_thread_and_no_file(company: Company) -> None:
@@ -549,6 +594,24 @@ def test_renames_that_a_crash_prevented_are_made_up_for(company: Company) -> Non
     kept = {paths.reference_previous(table, WEEK) for table in ("users", "post_types")}
     assert company.files().keys() == {paths.reference("users"), paths.reference("post_types"), *kept}
     assert reference.finish_publication(services) is None
+
+
+def test_a_damaged_snapshot_does_not_stop_renames_that_are_left(company: Company) -> None:
+    """What was proved replaces it."""
+    company.copy()
+    company.database.run("INSERT INTO raw.users (id) VALUES (5000); INSERT INTO raw.post_types VALUES (3, 'Wiki')")
+    company.lake = MortalLake(company.lake.root)
+    with pytest.raises(Crash):
+        company.copy(weeks_later=1)
+    company.lake = FolderLake(company.lake.root)
+    (company.lake.root / paths.reference("post_types")).write_bytes(b"garbage")
+    assert company.copy(weeks_later=2).state == "published"
+    assert company.record("2026-W48").state == "published"
+    assert company.table("post_types").num_rows == 3
+    kept = {
+        paths.reference_previous(table, week) for table in ("users", "post_types") for week in (WEEK, "2026-W48")
+    }
+    assert company.files().keys() == {paths.reference("users"), paths.reference("post_types"), *kept}
 
 
 def test_the_next_copy_first_finishes_the_one_before(company: Company) -> None:
