@@ -83,18 +83,27 @@ class Irregular:
 class Column:
     """A column as it is carried: `kind` says how its wire form is decoded, `arrow` what it becomes.
 
-    `declared` is the type in the server's words.
+    `declared` is the type in the server's words; `has_own_cast` says that somebody defined its cast to text.
     """
 
     name: str
     kind: str
     arrow: pa.DataType
     declared: str = ""
+    has_own_cast: bool = False
 
     @property
     def by_cast(self) -> bool:
         """Whether the server turns the value into text."""
         return self.kind in ("numeric", "text by cast")
+
+    def text_of(self, value: sql.Composable) -> sql.Composed:
+        """The server's own text of a value of this type, NULL for NULL; not what somebody's cast makes of it.
+
+        A composite value of NULLs alone IS NULL, but is none: `num_nulls` knows that.
+        """
+        own = "CASE WHEN num_nulls({value}) = 0 THEN format('%s', {value}) END"
+        return sql.SQL(own if self.has_own_cast else "{value}::text").format(value=value)
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ class TablePlan:
 
     @property
     def copy_statement(self) -> sql.Composed:
-        """COPY of every column, cast to text where the binary form is not read here."""
+        """COPY of every column, as text where the binary form is not read here."""
         return sql.SQL("COPY ({}) TO STDOUT (FORMAT binary)").format(self._query)
 
     @property
@@ -139,7 +148,7 @@ class TablePlan:
     @property
     def _query(self) -> sql.Composed:
         values = [
-            sql.SQL("{}::text").format(sql.Identifier(column.name)) if column.by_cast else sql.Identifier(column.name)
+            column.text_of(sql.Identifier(column.name)) if column.by_cast else sql.Identifier(column.name)
             for column in self.columns
         ]
         return sql.SQL("SELECT {} FROM {}").format(sql.SQL(", ").join(values), self.source)
@@ -176,9 +185,13 @@ COLUMNS = """
         FROM resolved r JOIN pg_type t ON t.oid = r.type WHERE t.typtype = 'd'
     )
     SELECT r.attname, r.declared, r.modifier, t.typtype,
-           CASE WHEN t.typnamespace = 'pg_catalog'::regnamespace THEN t.typname ELSE '' END
+           CASE WHEN t.typnamespace = 'pg_catalog'::regnamespace THEN t.typname ELSE '' END,
+           EXISTS (
+               SELECT FROM pg_cast c WHERE c.castsource = t.oid AND c.casttarget = 'text'::regtype AND c.oid >= 16384
+           )
     FROM resolved r JOIN pg_type t ON t.oid = r.type WHERE t.typtype <> 'd' ORDER BY r.attnum
 """
+"""An object whose oid is below 16384 came with the server (FirstNormalObjectId of its source)."""
 
 
 KEYS = """
@@ -235,7 +248,10 @@ def plan_table(
         faults.append("no column is left to copy")
     if faults:
         raise BadInput(f"{schema}.{table} cannot be copied: {'; '.join(faults)} (see REFERENCE_EXCLUDE_COLUMNS)")
-    columns = tuple(_column(name, base, modifier, declared) for name, declared, modifier, _, base in carried)
+    columns = tuple(
+        replace(_column(name, base, modifier, declared), has_own_cast=has_own_cast)
+        for name, declared, modifier, _, base, has_own_cast in carried
+    )
     names = {column.name for column in columns}
     if lost := sorted(set(key) - names):
         raise BadInput(f"{schema}.{table} has no columns {lost} among those that are copied (see REFERENCE_KEYS)")
@@ -672,13 +688,18 @@ def postgres_errors(what: str) -> Iterator[None]:
 
 def _translated(what: str, error: psycopg2.Error) -> StackTopicsError:
     said = f"{what}: {' '.join(str(error).split())}"
-    if isinstance(error, errors.UndefinedTable | errors.InvalidSchemaName):
-        return NotFound(f"{what} does not exist (see REFERENCE_SCHEMA and REFERENCE_TABLES)")
+    if isinstance(error, errors.UndefinedTable | errors.UndefinedFunction | errors.InvalidSchemaName):
+        if error.diag.statement_position:  # it is what the statement itself names
+            return NotFound(f"{what} does not exist (see REFERENCE_SCHEMA and REFERENCE_TABLES)")
+        needed = "name the schema there, or ALTER FUNCTION … SET search_path"
+        return NotFound(f"{said}; functions that a view calls find nothing outside pg_catalog by itself: {needed}")
     if isinstance(error, errors.InsufficientPrivilege):
         needed = "SELECT, and BYPASSRLS where row security is on; to import a dump, CREATE on the schema"
         return AccessDenied(f"{said}; the role in POSTGRES_USER needs {needed}")
     if isinstance(error, errors.QueryCanceled):
         return TransientError(f"{said} (see POSTGRES_STATEMENT_TIMEOUT_SECONDS)")
+    if isinstance(error, errors.ObjectNotInPrerequisiteState):
+        return BadInput(f"{said}; a materialized view is filled by REFRESH MATERIALIZED VIEW")
     if isinstance(error, psycopg2.DataError):
         return BadInput(said)
     no_answer = error.pgcode is None  # psycopg2 reports some broken connections as a bare DatabaseError

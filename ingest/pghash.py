@@ -86,12 +86,12 @@ def _server_hash(column: Column, seed: int, emptied: bool, encoding: str) -> sql
     if column.kind == "bytea":
         template = BYTES_HASH
     elif column.kind == "numeric":
-        to_integer = "(nullif({value}, 'NaN') * 1e{scale})::numeric({digits}, 0)::text"
-        value = _filled(to_integer, value, scale=column.arrow.scale, digits=MAX_DECIMAL_DIGITS)
+        to_integer = "(nullif({value}, 'NaN') * 1e{scale})::numeric({digits}, 0)"
+        value = column.text_of(_filled(to_integer, value, scale=column.arrow.scale, digits=MAX_DECIMAL_DIGITS))
     elif column.kind == "bpchar":  # a cast to text would drop the padding
         template, value = BYTES_OF_TEXT_HASH, _filled("bpcharsend({value})", value)
     elif template == TEXT_HASH:
-        value = _filled("{value}::text", value)
+        value = column.text_of(value)
         if encoding != "UTF8":
             template, value = BYTES_OF_TEXT_HASH, _filled("textsend({value})", value)
     elif emptied:

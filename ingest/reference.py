@@ -288,7 +288,7 @@ def _copy_table(connection: Any, plan: TablePlan, lake: Lake, path: str, week: s
 
 
 def read_snapshot(lake: Lake, table: str) -> Snapshot | None:
-    """What is published of a table, from its file's footer; None when nothing is. Raises BadInput where it is damaged."""
+    """What is published of a table, from its footer; None when nothing is. Raises BadInput for a damaged file."""
     path = paths.reference(table)
     if lake.stat(path) is None:
         return None

@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     reference_keys: Annotated[tuple[str, ...], NoDecode] = ()
     reference_allow_empty: Annotated[tuple[str, ...], NoDecode] = ()
     reference_max_shrink: float = Field(default=0.1, ge=0, le=1)
-    reference_keep_weeks: int = Field(default=4, ge=0)
+    reference_keep_weeks: int = Field(default=4, ge=0, le=5200)
     reference_schema_policy: Literal["evolve", "freeze"] = "evolve"
     reference_infinity: Literal["refuse", "null"] = "refuse"
     reference_out_of_range: Literal["refuse", "null"] = "refuse"

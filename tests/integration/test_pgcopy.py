@@ -147,6 +147,61 @@ def test_every_type_arrives_value_by_value(database: Database, connection: Any) 
         assert list(map(repr, arrived)) == [repr(row[i]) for row in expected], kind  # repr: NaN and -0.0 too
 
 
+OWN_CASTS = """
+    CREATE TYPE raw.pair AS (a int, b text);
+    CREATE FUNCTION raw.lossy(raw.pair) RETURNS text LANGUAGE sql IMMUTABLE AS $$SELECT 'lossy'$$;
+    CREATE CAST (raw.pair AS text) WITH FUNCTION raw.lossy(raw.pair) AS IMPLICIT;
+    CREATE TYPE raw.mood AS ENUM ('happy', 'so so');
+    CREATE FUNCTION raw.lossy(raw.mood) RETURNS text LANGUAGE sql IMMUTABLE AS $$SELECT 'lossy'$$;
+    CREATE CAST (raw.mood AS text) WITH FUNCTION raw.lossy(raw.mood);
+    CREATE CAST (raw.mood[] AS text) WITH FUNCTION array_dims(anyarray);
+    CREATE DOMAIN raw.other AS raw.pair;
+    CREATE TABLE raw.t (id int, pair raw.pair, mood raw.mood, moods raw.mood[], pairs raw.pair[], other raw.other);
+    INSERT INTO raw.t VALUES
+        (1, (7, 'seven'), 'so so', '{happy,NULL}', ARRAY[(1, 'x')::raw.pair], (8, repeat('8', 2000))),
+        (2, (NULL, NULL), NULL, '{}', NULL, (NULL, NULL)), (3, NULL, 'happy', NULL, '{}', NULL)
+"""
+
+
+def test_a_cast_that_somebody_defined_replaces_no_value(database: Database, connection: Any) -> None:
+    database.run(OWN_CASTS)
+    _, table = carried(connection, database)
+    assert table.to_pydict() == {
+        "id": [1, 2, 3],
+        "pair": ["(7,seven)", "(,)", None],
+        "mood": ["so so", None, "happy"],
+        "moods": ["{happy,NULL}", "{}", None],
+        "pairs": ['{"(1,x)"}', None, "{}"],
+        "other": [f"(8,{'8' * 2000})", "(,)", None],
+    }
+
+
+def test_a_cast_that_somebody_defined_for_a_type_of_the_server_changes_nothing(
+    database: Database, connection: Any
+) -> None:
+    """Only a superuser can, for the whole database; so that is a database of its own."""
+    name = f"casts_{database.schema}"
+    run_alone(database, f"CREATE DATABASE {name} TEMPLATE template0")
+    other = dataclasses.replace(database, server=dataclasses.replace(database.server, database=name))
+    other.run(f"CREATE SCHEMA {other.schema}; CREATE TABLE raw.t (price numeric(6,2), j json, b jsonb)")
+    other.run("INSERT INTO raw.t VALUES (1.5, '{\"a\":  1}', '{\"a\": 1}'), (NULL, NULL, NULL)")
+    for source in ("numeric", "json", "jsonb"):
+        other.run(f"""
+            CREATE FUNCTION raw.lossy({source}) RETURNS text LANGUAGE sql IMMUTABLE AS $$SELECT '7'$$;
+            CREATE CAST ({source} AS text) WITH FUNCTION raw.lossy({source})
+        """)
+    connection = other.connect()
+    try:
+        _, table = carried(connection, other)
+    finally:
+        connection.close()
+    assert table.to_pydict() == {
+        "price": [Decimal("1.50"), None],
+        "j": ['{"a":  1}', None],
+        "b": ['{"a": 1}', None],
+    }
+
+
 IRREGULAR = """
     CREATE TABLE raw.t (id int, born date, seen timestamp, paid timestamptz, price numeric(6,2));
     INSERT INTO raw.t VALUES
@@ -276,6 +331,44 @@ def test_a_missing_table_and_a_missing_grant_are_told_apart(database: Database) 
     with pytest.raises(AccessDenied, match=r"row-level security.*BYPASSRLS"):
         plan("rows_hidden")
     assert plan("partly", frozenset({"secret"})) == []
+
+
+@pytest.mark.parametrize(
+    ("calls", "missing"),
+    [
+        ("LANGUAGE sql STABLE AS 'SELECT count(*) FROM elsewhere'", "elsewhere"),
+        ("LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT count(*) FROM elsewhere); END'", "elsewhere"),
+        ("LANGUAGE plpgsql AS 'BEGIN RETURN helper(); END'", r"helper\(\)"),
+        ("LANGUAGE plpgsql AS 'BEGIN RETURN ''elsewhere''::regclass::oid; END'", "elsewhere"),
+    ],
+)
+def test_what_a_view_misses_is_named_and_not_the_view(
+    database: Database, connection: Any, calls: str, missing: str
+) -> None:
+    database.run(f"""
+        CREATE TABLE raw.elsewhere (id int);
+        SET search_path = {database.schema}; SET check_function_bodies = off;
+        CREATE FUNCTION raw.counted() RETURNS bigint {calls}; CREATE VIEW raw.v AS SELECT raw.counted() AS n
+    """)
+    begin_snapshot(connection, 60)
+    with pytest.raises(NotFound, match=rf'\.v: (relation|function) "?{missing}"? does not exist.*SET search_path'):
+        list(TableCopy(connection, plan_table(connection, database.schema, "v")).batches())
+
+
+def test_a_schema_that_is_not_there(database: Database, connection: Any) -> None:
+    begin_snapshot(connection, 60)
+    with pytest.raises(NotFound, match=r"nowhere\.v does not exist \(see REFERENCE_SCHEMA"):
+        plan_table(connection, "nowhere", "v")
+
+
+@pytest.mark.parametrize("relation", ["m", "of_m"])
+def test_a_materialized_view_that_was_never_filled_is_not_waited_for(
+    database: Database, connection: Any, relation: str
+) -> None:
+    database.run("CREATE MATERIALIZED VIEW raw.m AS SELECT 1 AS id WITH NO DATA; CREATE VIEW raw.of_m AS TABLE raw.m")
+    begin_snapshot(connection, 60)
+    with pytest.raises(BadInput, match=rf"\.{relation}: .*m.* has not been populated.* by REFRESH MATERIALIZED VIEW"):
+        plan_table(connection, database.schema, relation)
 
 
 KEYED = """

@@ -608,9 +608,7 @@ def test_a_damaged_snapshot_does_not_stop_renames_that_are_left(company: Company
     assert company.copy(weeks_later=2).state == "published"
     assert company.record("2026-W48").state == "published"
     assert company.table("post_types").num_rows == 3
-    kept = {
-        paths.reference_previous(table, week) for table in ("users", "post_types") for week in (WEEK, "2026-W48")
-    }
+    kept = {paths.reference_previous(table, week) for table in ("users", "post_types") for week in (WEEK, "2026-W48")}
     assert company.files().keys() == {paths.reference("users"), paths.reference("post_types"), *kept}
 
 

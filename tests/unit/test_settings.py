@@ -52,14 +52,16 @@ def test_all_faults_are_told_at_once_with_every_name_tried(environment: pytest.M
     environment.delenv("POSTS_STORAGE")
     environment.setenv("DATABRICKS_JOB_ID", "seven")
     environment.setenv("CLASSIFICATION_ATTEMPTS", "0")
+    environment.setenv("REFERENCE_KEEP_WEEKS", "200000")
     with pytest.raises(SettingsError) as refused:
         Settings.load()
     told = "\n".join(refused.value.faults)
-    assert len(refused.value.faults) == 4
+    assert len(refused.value.faults) == 5
     assert "POSTS_STORAGE is missing (tried POSTS_STORAGE, POSTS_STORAGE__blobServiceUri" in told
     assert "POSTGRES_HOST is missing" in told
     assert "DATABRICKS_JOB_ID is wrong" in told
     assert "CLASSIFICATION_ATTEMPTS is wrong: Input should be greater than or equal to 1" in told
+    assert "REFERENCE_KEEP_WEEKS is wrong: Input should be less than or equal to 5200" in told
 
 
 def test_no_secret_shows(environment: pytest.MonkeyPatch) -> None:
