@@ -391,7 +391,7 @@ def _table(services: Services, table: str) -> str:
     from ingest.reference import plan_of
 
     with closing(services.postgres()) as connection:
-        begin_snapshot(connection, services.settings.postgres_statement_timeout_seconds)
+        begin_snapshot(connection, services.settings.reference_deadline_seconds)
         plan = plan_of(connection, services.settings, table)
     key = f"key {', '.join(plan.key)}" if plan.key else "no key"
     return f"{len(plan.columns)} columns, {key}"

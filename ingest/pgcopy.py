@@ -29,6 +29,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from math import ceil
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -169,7 +170,6 @@ PINNED_SESSION = """
     SET LOCAL jit = off;
     SET LOCAL lock_timeout = '60s';
     SET LOCAL idle_in_transaction_session_timeout = 0;
-    SET LOCAL statement_timeout = %s;
 """
 """Text forms and row order must not depend on the role's settings or on who else reads; with row_security off, rows
 that the role may not see are an error and do not just go missing."""
@@ -206,8 +206,8 @@ KEYS = """
 not partitions) does not reach their rows, which a SELECT of the table returns too."""
 
 
-def begin_snapshot(connection: Any, statement_timeout_seconds: float) -> None:
-    """Start the one read-only transaction in which every table is seen at the same moment.
+def begin_snapshot(connection: Any, seconds: float) -> None:
+    """Start the one read-only transaction in which every table is seen at the same moment; see `limit_statements`.
 
     Raises what `postgres_errors` raises.
     """
@@ -215,7 +215,14 @@ def begin_snapshot(connection: Any, statement_timeout_seconds: float) -> None:
         connection.set_client_encoding("UTF8")
         connection.set_session(isolation_level="REPEATABLE READ", readonly=True, autocommit=False)
         with connection.cursor() as cursor:
-            cursor.execute(PINNED_SESSION, [int(statement_timeout_seconds * 1000)])
+            cursor.execute(PINNED_SESSION)
+    limit_statements(connection, seconds)
+
+
+def limit_statements(connection: Any, seconds: float) -> None:
+    """Have the server end each later statement of the transaction after so many seconds, at once if there are none."""
+    with postgres_errors("the snapshot"), connection.cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = %s", [max(1, ceil(seconds * 1000))])  # 0 would be no limit
 
 
 def plan_table(
@@ -697,7 +704,7 @@ def _translated(what: str, error: psycopg2.Error) -> StackTopicsError:
         needed = "SELECT, and BYPASSRLS where row security is on; to import a dump, CREATE on the schema"
         return AccessDenied(f"{said}; the role in POSTGRES_USER needs {needed}")
     if isinstance(error, errors.QueryCanceled):
-        return TransientError(f"{said} (see POSTGRES_STATEMENT_TIMEOUT_SECONDS)")
+        return TransientError(f"{said} (see REFERENCE_DEADLINE_SECONDS)")
     if isinstance(error, errors.ObjectNotInPrerequisiteState):
         return BadInput(f"{said}; a materialized view is filled by REFRESH MATERIALIZED VIEW")
     if isinstance(error, psycopg2.DataError):

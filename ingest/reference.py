@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import inf
 from typing import Any, BinaryIO, Literal
 
 import psycopg2
@@ -25,9 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from ingest.pgcopy import DECLARED, Irregular, TableCopy, TablePlan, begin_snapshot, plan_table
+from ingest.pgcopy import DECLARED, Irregular, TableCopy, TablePlan, begin_snapshot, limit_statements, plan_table
 from ingest.pghash import batch_checksum, server_checksum
 from shared import paths
 from shared.documents import decode
@@ -114,17 +115,17 @@ def copy_reference(services: Services, now: datetime | None = None) -> Reference
 
     Raises, and records, BadInput for what must not be published: a source that is empty or shrank too much, a key that
     is none, values or columns that cannot be carried, a frozen schema that changed, a damaged snapshot, without which
-    none of that is known; TransientError when
-    REFERENCE_ATTEMPTS attempts met trouble that may pass; NotFound or AccessDenied where a table is missing or may not
-    be read; SettingsError.
+    none of that is known; TransientError when REFERENCE_ATTEMPTS attempts met trouble that may pass, or
+    REFERENCE_DEADLINE_SECONDS are over; NotFound or AccessDenied where a table is missing or may not be read;
+    SettingsError.
     """
     started, clock = now or services.now(), time.monotonic()
     week = paths.iso_week(started)
-    attempts = _attempts(services.settings)
+    until = clock + services.settings.reference_deadline_seconds
     try:
         finish_publication(services)
         _delete_leftovers(services, started)
-        tables, incoming = attempts(_copy_all, services, week)
+        tables, incoming = _attempts(services.settings, until)(_copy_all, services, week, until)
     except Exception as error:
         _record_failure(services.lake, week, started, clock, error)
         raise
@@ -163,9 +164,10 @@ def _records(lake: Lake) -> Iterator[ReferenceRecord]:
         yield decode(ReferenceRecord, lake.read(info.path), info.path)
 
 
-def _attempts(settings: Settings) -> Retrying:
+def _attempts(settings: Settings, until: float = inf) -> Retrying:
+    """As many as the settings say; none is waited for after the time `until` of the monotonic clock."""
     return Retrying(
-        retry=retry_if_exception_type(TransientError),
+        retry=retry_if_exception(lambda error: isinstance(error, TransientError) and time.monotonic() < until),
         stop=stop_after_attempt(settings.reference_attempts),
         wait=BACK_OFF,
         before_sleep=lambda state: log.warning("will be tried again: %s", state.outcome and state.outcome.exception()),
@@ -207,18 +209,22 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _copy_all(services: Services, week: str) -> tuple[dict[str, TableRecord], dict[str, str]]:
-    """Copy and prove every table; returns the records, and where each table lies until it is published."""
+def _copy_all(services: Services, week: str, until: float) -> tuple[dict[str, TableRecord], dict[str, str]]:
+    """Copy and prove every table; returns the records, and where each table lies until it is published.
+
+    What the server does after the time `until` of the monotonic clock, it ends.
+    """
     settings, lake = services.settings, services.lake
     attempt = uuid.uuid4().hex
     incoming = {table: f"{_folder(table)}/{INCOMING}{attempt}" for table in settings.reference_tables}
     tables = {}
     try:
         with closing(services.postgres()) as connection:
-            begin_snapshot(connection, settings.postgres_statement_timeout_seconds)
+            begin_snapshot(connection, until - time.monotonic())
             for table, path in incoming.items():
+                limit_statements(connection, until - time.monotonic())
                 plan = plan_of(connection, settings, table)
-                tables[table] = _copy_table(connection, plan, lake, path, week, settings)
+                tables[table] = _copy_table(connection, plan, lake, path, week, settings, until)
     except BaseException:
         for path in incoming.values():
             try:
@@ -256,7 +262,9 @@ def _folder(table: str) -> str:
     return paths.reference(table).rpartition("/")[0]
 
 
-def _copy_table(connection: Any, plan: TablePlan, lake: Lake, path: str, week: str, settings: Settings) -> TableRecord:
+def _copy_table(
+    connection: Any, plan: TablePlan, lake: Lake, path: str, week: str, settings: Settings, until: float
+) -> TableRecord:
     """Write one table to `path`, which nobody reads yet, and prove it."""
     clock = time.monotonic()
     current = read_snapshot(lake, plan.table)
@@ -268,9 +276,11 @@ def _copy_table(connection: Any, plan: TablePlan, lake: Lake, path: str, week: s
         log.warning("%s changed: %s", plan.name, changed)
     irregular = Irregular(settings.reference_infinity, settings.reference_out_of_range, settings.reference_nan)
     copy = TableCopy(connection, plan, irregular)
+    limit_statements(connection, until - time.monotonic())
     with lake.create(path) as out, closing(copy.batches()) as batches:
         write_parquet(batches, plan.arrow_schema.with_metadata({WEEK: week}), out)
         _refuse_loss(plan, copy.rows, current, settings)
+    limit_statements(connection, until - time.monotonic())
     checksum = _prove(connection, copy, lake, path, settings.reference_proof)
     written = lake.stat(path)
     return TableRecord(

@@ -119,7 +119,6 @@ class Settings(BaseSettings):
     postgres_password_secret: str = "postgres-password"
     postgres_sslmode: Literal["disable", "require", "verify-ca", "verify-full"] = "verify-full"
     postgres_sslrootcert: str | None = None
-    postgres_statement_timeout_seconds: float = Field(default=900, gt=0)
     reference_schema: str = "raw_st"
     reference_tables: Annotated[tuple[str, ...], NoDecode] = ("users", "post_types")
     reference_exclude_columns: Annotated[tuple[str, ...], NoDecode] = ()
@@ -133,6 +132,7 @@ class Settings(BaseSettings):
     reference_nan: Literal["refuse", "null"] = "refuse"
     reference_proof: Literal["checksum", "rows"] = "checksum"
     reference_attempts: int = Field(default=3, ge=1)
+    reference_deadline_seconds: float = Field(default=3000, gt=0)
 
     # The classification
     databricks_host: str

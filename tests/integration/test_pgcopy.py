@@ -453,7 +453,7 @@ def test_a_statement_that_takes_too_long_is_transient(database: Database, connec
     database.run("CREATE VIEW raw.t AS SELECT i, pg_sleep(0.2)::text FROM generate_series(1, 100) i")
     begin_snapshot(connection, 0.3)
     plan = plan_table(connection, database.schema, "t")
-    with pytest.raises(TransientError, match="POSTGRES_STATEMENT_TIMEOUT_SECONDS"):
+    with pytest.raises(TransientError, match="REFERENCE_DEADLINE_SECONDS"):
         list(TableCopy(connection, plan).batches())
 
 

@@ -451,6 +451,29 @@ def test_trouble_that_passes_is_tried_again(company: Company, monkeypatch: pytes
     assert company.record("2026-W48").state == "failed"
 
 
+def test_all_tables_and_attempts_share_one_deadline(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No statement takes 0.7 s, but all together take longer, and three attempts three times as long."""
+    monkeypatch.setattr(reference, "BACK_OFF", wait_none())
+    company.database.run("""
+        CREATE FUNCTION raw.slow() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1 FROM pg_sleep(0.5)';
+        CREATE VIEW raw.a AS SELECT raw.slow() AS id; CREATE VIEW raw.b AS SELECT raw.slow() AS id
+    """)
+    tables: dict[str, Any] = {"reference_tables": "a,b", "reference_exclude_columns": (), "reference_attempts": 3}
+    services, tries = company.services(**tables, reference_deadline_seconds=1.2), []
+
+    def postgres() -> Any:
+        tries.append(1)
+        return company.database.connect()
+
+    services.postgres = postgres  # type: ignore[method-assign]
+    clock = time.monotonic()
+    with pytest.raises(TransientError, match=r"\.b: .*REFERENCE_DEADLINE_SECONDS"):
+        copy_reference(services, MONDAY)
+    assert time.monotonic() - clock < 1.2 + 0.4
+    assert (len(tries), company.files(), company.record().state) == (1, {}, "failed")
+    assert company.copy(**tables, reference_deadline_seconds=60).state == "published"
+
+
 def test_a_server_that_ends_the_copy_is_asked_again(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
     """The backend dies while it sends rows, once."""
     monkeypatch.setattr(reference, "BACK_OFF", wait_none())
