@@ -23,7 +23,8 @@ def run_ahead(
 ) -> Generator[T, None, None]:
     """Yield what `produce(put)` puts, while it runs in a thread of that name at most `depth` items ahead.
 
-    With a `budget`, items wait only while the sum of their `size` is within it; one that is larger waits alone.
+    With a `budget`, items wait only while the sum of their `size`, and that of the one in use, is within it; one that
+    is larger waits until all others were used.
     An exception in `produce` is raised here, after the items before it. Closing the generator raises Abandoned in the
     producer's next `put` and waits for its end: a producer that may block elsewhere must be woken by the caller first.
     """
@@ -38,7 +39,7 @@ def run_ahead(
         weight = size(item) if size else 0
 
         def has_room() -> bool:
-            return abandoned or not waiting or (len(waiting) < depth and (budget is None or held + weight <= budget))
+            return abandoned or (len(waiting) < depth and (budget is None or not held or held + weight <= budget))
 
         with changed:
             changed.wait_for(has_room)
@@ -67,10 +68,12 @@ def run_ahead(
                 if not waiting:
                     break
                 item, weight = waiting.popleft()
-                held -= weight
                 changed.notify()
             yield item
             del item  # else it stays until the next one is there
+            with changed:
+                held -= weight
+                changed.notify()
         if failure is not None:
             raise failure
     finally:

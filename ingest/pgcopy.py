@@ -394,8 +394,16 @@ def _decode_bool(cells: Cells, column: Column, _: Tally) -> pa.Array:
 
 
 def _decode_bytes(cells: Cells, column: Column, _: Tally) -> pa.Array:
-    """Arrow sees the buffer as values and the gaps between them, alternating, and copies out the values only."""
+    """Arrow sees the buffer as values and the gaps between them, alternating, and copies out the values only.
+
+    Of a single row it copies nothing: that is how values of many megabytes come.
+    """
     rows = len(cells.starts)
+    if rows == 1:
+        offsets = np.array([cells.starts[0], cells.ends[0]], np.int32)
+        return pa.Array.from_buffers(
+            column.arrow, 1, [_bitmap(cells.valid), pa.py_buffer(offsets), pa.py_buffer(cells.buffer)]
+        )
     offsets = np.empty(2 * rows, np.int32)
     offsets[0::2], offsets[1::2] = cells.starts, cells.ends
     alternating = pa.Array.from_buffers(
@@ -647,6 +655,7 @@ class RowSink:
         while True:  # the row that no longer fits begins the next batch: it may be the end mark
             filled = len(row)
             buffer, sizes = self._buffer, self._sizes = bytearray(row), [filled]
+            del row  # a large one, which always begins a batch, must not stay until the next one comes
             for _ in range(ROWS_PER_BATCH - 1):
                 row = yield
                 size = len(row)

@@ -181,15 +181,16 @@ def _hash_strings(column: pa.Array, seed: int) -> Hashes:
     offsets = all_offsets[column.offset : column.offset + len(column) + 1].astype(np.int64)
     data = np.frombuffer(column.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
     starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
-    if not (lengths > LONG).any():
+    is_long = lengths > LONG
+    if not is_long.any():
         return _lookup3(data, starts, lengths, seed)
     size = 64 if pa.types.is_string(column.type) else 32  # text is hashed as text, by the digest's hexadecimal form
-    digests = bytearray()
-    for row in np.flatnonzero(lengths > LONG):
+    kept, digests = data[:0] if is_long.all() else data, bytearray()  # values of many megabytes are not copied
+    for row in np.flatnonzero(is_long):
         digest = hashlib.sha256(data[starts[row] : starts[row] + lengths[row]].data)
-        starts[row], lengths[row] = len(data) + len(digests), size
+        starts[row], lengths[row] = len(kept) + len(digests), size
         digests += digest.digest() if size == 32 else digest.hexdigest().encode()
-    return _lookup3(np.concatenate([data, np.frombuffer(digests, np.uint8)]), starts, lengths, seed)
+    return _lookup3(np.concatenate([kept, np.frombuffer(digests, np.uint8)]), starts, lengths, seed)
 
 
 # ---- lookup3 ------------------------------------------------------------------------------------------------------

@@ -423,6 +423,7 @@ def _prove(connection: Any, copy: TableCopy, lake: Lake, path: str, proof: Liter
     if proof == "rows":
         _compare(copy.plan.name, (copy.rows, 0), (_rows(lake, path), 0))
         return None
+    pa.default_memory_pool().release_unused()  # what copying left would stay beside what reading back takes
     with ThreadPoolExecutor(1, "checksum") as pool:
         server = pool.submit(server_checksum, connection, copy.plan, copy.emptied)
         try:

@@ -25,7 +25,7 @@ def test_items_come_in_order_and_the_producer_is_never_far_ahead() -> None:
     assert got == list(range(20))
 
 
-def test_items_wait_within_a_budget_and_a_larger_one_alone() -> None:
+def test_items_wait_within_a_budget_with_the_one_in_use_and_a_larger_one_alone() -> None:
     weights = [1, 2, 3, 50, 1, 1, 9, 9, 2, *[1] * 30]
     made: list[int] = []
 
@@ -37,8 +37,8 @@ def test_items_wait_within_a_budget_and_a_larger_one_alone() -> None:
     got = []
     for item in run_ahead(produce, 20, "weights", budget=10, size=lambda weight: weight):
         time.sleep(0.002)
-        waiting = made[len(got) + 1 : -1] if len(made) < len(weights) else []  # the last one made is being put
-        assert sum(waiting) <= 10 or len(waiting) == 1
+        held = made[len(got) : -1] if len(made) < len(weights) else []  # the last one made is being put
+        assert sum(held) <= 10 or len(held) == 1
         got.append(item)
     assert got == weights
 

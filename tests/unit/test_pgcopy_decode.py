@@ -55,6 +55,14 @@ def test_values_and_nulls() -> None:
     assert not tally
 
 
+@pytest.mark.parametrize("single", [FULL, EMPTY])
+def test_a_single_row_is_decoded_as_it_is_among_others(single: bytes) -> None:
+    alone = decode(wire(single), PLAN, Counter())
+    alone.validate(full=True)
+    assert alone == decode(wire(EMPTY, single, FULL), PLAN, Counter()).slice(1, 1)
+    assert alone.nbytes <= len(single) + 16 * len(PLAN.columns)
+
+
 def test_a_null_at_the_very_end_reads_nothing_beyond_the_rows() -> None:
     plan = TablePlan("raw", "t", (Column("n", "uuid", pa.binary(16)),), "UTF8")
     assert decode(wire(row(None)), plan, Counter())["n"].to_pylist() == [None]
