@@ -71,6 +71,8 @@ def status(file: SettingsFile = DEFAULT_FILE, last: Annotated[int, typer.Option(
     copy_needs_a_person = copied is not None and copied.state != "published"
     if copied and copy_needs_a_person:
         reason = copied.reason or "it began and did not end"
+        if copied.state == "publishing":
+            reason += "; start copy_reference again: it first renames what is left"
         console.print(f"[red]the reference copy of {copied.week} needs a person:[/red]")
         console.print(f"  {copied.state}: {reason}", highlight=False, markup=False, soft_wrap=True)
     for change in copied.changes if copied else []:

@@ -53,6 +53,16 @@ def test_a_copy_that_was_not_needs_a_person(monkeypatch: pytest.MonkeyPatch, tmp
     assert "12,345" in shown.stdout  # what stands
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"), [(None, "it began and did not end"), ("the service is busy", "the service is busy")]
+)
+def test_a_copy_that_ended_between_renames_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reason: str | None, said: str
+) -> None:
+    shown = status(monkeypatch, tmp_path, record(state="publishing", reason=reason))
+    assert f"publishing: {said}; start copy_reference again: it first renames what is left" in shown.stdout
+
+
 def test_changed_columns_are_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     users = record().tables["users"].model_copy(update={"added": ["likes"], "retyped": ["about: text -> jsonb"]})
     shown = status(monkeypatch, tmp_path, record(tables={"users": users}, published_at=START + timedelta(hours=1)))
