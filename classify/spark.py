@@ -120,13 +120,16 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
             scored = keep(texts.mapInArrow(scorer, SCORED))  # Spark broadcasts a function of this size
             tally = _tally_of(scored, model.topics)
             rows = scored.where("tally is null").drop("tally")
-            questions = rows.where((F.col("PostTypeId") == QUESTION) & F.col("Id").isNotNull()).select("Id", "topic")
+            guessed = (F.col("decided_by") == "model").alias("guessed")
+            questions = rows.where((F.col("PostTypeId") == QUESTION) & F.col("Id").isNotNull())
+            questions = questions.select("Id", "topic", guessed)
             inherited = keep(_inherited(heirs, questions.union(earlier)))
             tally.add_table(_counts_of(inherited))
+            rows = rows.union(inherited.select(rows.columns))
         with clock("counts"), _temporary_folder(lake, job) as folder:
             totals = tally.to_table()
-            decided_by = _numbers(rows.union(inherited).groupBy("decided_by").count())
-            _write_rows(rows.union(inherited), -(-sum(decided_by.values()) // ROWS_A_PART), lake, job, folder)
+            decided_by = _numbers(rows.groupBy("decided_by").count())
+            _write_rows(rows, -(-sum(decided_by.values()) // ROWS_A_PART), lake, job, folder)
             lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, tally).to_parquet())
             _write_question_topics(questions, lake, job, folder)
         others = counted.where(~F.col("PostTypeId").isin(QUESTION, ANSWER)).groupBy("PostTypeId").count()
@@ -260,14 +263,16 @@ def _parents_elsewhere(counted: DataFrame) -> DataFrame:
 def _earlier_topics(
     spark: SparkSession, job: JobParameters, elsewhere: DataFrame, files: Sequence[str], topics: tuple[str, ...]
 ) -> DataFrame:
-    """Id and topic of these questions as earlier files had them, by the newest of them, if the model has the topic."""
+    """Id, topic and `guessed` of these questions as the newest file had them, if the model has the topic."""
     if not files:
-        return spark.createDataFrame([], "Id long, topic string")
-    known = spark.read.schema("Id long, topic string, origin string").parquet(*(_address(job, path) for path in files))
+        return spark.createDataFrame([], "Id long, topic string, guessed boolean")
+    kinds = "Id long, topic string, guessed boolean, origin string"
+    known = spark.read.schema(kinds).parquet(*(_address(job, path) for path in files))
     written_by = F.coalesce("origin", F.regexp_replace("_metadata.file_name", r"\.parquet$", ""))
-    named = known.select("Id", "topic", written_by.alias("origin"))
-    newest = named.join(elsewhere, "Id", "left_semi").groupBy("Id").agg(F.max_by("topic", "origin").alias("topic"))
-    return newest.where(F.col("topic").isin(*topics))
+    found = F.struct("topic", F.coalesce("guessed", F.lit(False)).alias("guessed")).alias("found")
+    named = known.select("Id", found, written_by.alias("origin"))
+    newest = named.join(elsewhere, "Id", "left_semi").groupBy("Id").agg(F.max_by("found", "origin").alias("found"))
+    return newest.select("Id", "found.*").where(F.col("topic").isin(*topics))
 
 
 def _heirs(counted: DataFrame, earlier: DataFrame) -> DataFrame:
@@ -277,11 +282,12 @@ def _heirs(counted: DataFrame, earlier: DataFrame) -> DataFrame:
 
 
 def _inherited(heirs: DataFrame, topics: DataFrame) -> DataFrame:
-    """The rows of POST_TOPICS of answers, given Id and topic of their questions."""
+    """The rows of POST_TOPICS of answers, given Id, topic and `guessed` of their questions; with that, and ParentId."""
     found = heirs.join(topics.withColumnRenamed("Id", "ParentId"), "ParentId")
     nothing = [F.lit(None).cast("string" if "topic" in name else "float").alias(name) for name in POST_TOPICS.names[5:]]
     kind = F.col("PostTypeId").cast("int").alias("PostTypeId")
-    return found.select("Id", kind, "day", "topic", F.lit("parent").alias("decided_by"), *nothing)
+    by = F.lit("parent").alias("decided_by")
+    return found.select("Id", kind, "day", "topic", by, *nothing, "guessed", "ParentId")
 
 
 @lru_cache(maxsize=1)
@@ -316,8 +322,11 @@ def _tally_of(scored: DataFrame, topics: tuple[str, ...]) -> Tally:
 
 def _counts_of(inherited: DataFrame) -> pa.Table:
     """The counts of answers that inherited their topics, as rows of `tally.COUNTS`."""
-    found = [row.asDict() for row in inherited.groupBy("day", "topic").agg(F.count("*").alias("answers")).collect()]
-    rows = [dict.fromkeys(COUNT_ROWS.names[2:], 0) | {"known": row["answers"]} | row for row in found]
+    n, uncertain = F.col("n"), F.col("guessed").cast("long")
+    bundles = inherited.groupBy("day", "topic", "guessed", "ParentId").agg(F.count("*").alias("n"))
+    sums = {"answers": n, "known": n * (1 - uncertain), "inherited": n * uncertain, "bundled": n * n * uncertain}
+    found = bundles.groupBy("day", "topic").agg(*(F.sum(each).alias(name) for name, each in sums.items()))
+    rows = [dict.fromkeys(COUNT_ROWS.names[2:], 0) | row.asDict() for row in found.collect()]
     return pa.Table.from_pylist(rows, COUNT_ROWS)
 
 
