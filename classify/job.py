@@ -225,6 +225,11 @@ def part(job: JobParameters, number: int) -> str:
     return f"{job.output}/part-{number:05}.parquet"
 
 
+def begin_output(lake: Lake, job: JobParameters) -> None:
+    """Delete the summary of an earlier run: it says that the parts, which are now replaced, are whole."""
+    lake.delete(f"{job.output}/{SUMMARY}")
+
+
 def remove_parts_from(lake: Lake, job: JobParameters, number: int) -> None:
     """Delete the part files that an earlier run by another engine wrote beyond the first `number`."""
     written = {part(job, kept) for kept in range(number)}
