@@ -26,6 +26,7 @@ from classify.summary import COUNTS, SUMMARY, Summary
 from shared import paths
 from shared.errors import NotFound, TerminalError
 from shared.lake import FolderLake
+from tests.unit.test_notebooks import run_on_databricks
 from tests.world import Crash, parquet, posts
 
 pyspark = pytest.importorskip("pyspark", reason="the spark engine is tested where pyspark is installed")
@@ -287,6 +288,20 @@ def test_no_summary_speaks_for_parts_of_two_engines(spark: Any, tmp_path: Path) 
         run(DiesAtTheFirstPart(tmp_path), job)
     assert (lake.root / job.output / "part-00000.parquet").read_bytes() != first
     assert lake.stat(f"{job.output}/{SUMMARY}") is None
+
+
+def test_the_notebook_classifies_by_the_session_it_runs_in(
+    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrow = classified(tmp_path / "arrow", mixed(), "arrow")
+    by_spark = FolderLake(tmp_path / "spark")
+    by_spark.put(paths.landing("s", "v"), parquet(mixed()))
+    job = parameters(by_spark, "spark")
+    widgets = {name: str(value) for name, value in job.model_dump().items()}
+    result = Summary.model_validate_json(run_on_databricks(monkeypatch, "classify_posts.py", **widgets))
+    assert result == Summary.model_validate_json(by_spark.read(f"{job.output}/{SUMMARY}"))
+    assert result.engine == "spark"
+    assert_same_outputs(arrow, by_spark)
 
 
 def test_files_with_little_in_them_are_fine(spark: Any, tmp_path: Path) -> None:
