@@ -28,7 +28,8 @@ def reader(data: RangedReader | Any, footer: pq.FileMetaData) -> pq.ParquetFile:
     """
     largest = max((footer.row_group(number).total_byte_size for number in range(footer.num_row_groups)), default=0)
     ahead = {"buffer_size": READ_BUFFER} if largest > LARGE_GROUP else {"pre_buffer": True}
-    return pq.ParquetFile(data, metadata=footer, **ahead)
+    # INT96 holds any day, of which nanoseconds hold 584 years: the rest would come back as other days
+    return pq.ParquetFile(data, metadata=footer, coerce_int96_timestamp_unit="s", **ahead)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from pyspark.sql import Column, DataFrame, DataFrameWriter, SparkSession
 from pyspark.sql import functions as F
 
 from classify import clean
-from classify.clean import ANSWER, QUESTION
+from classify.clean import ANSWER, QUESTION, Posts
 from classify.day import Contribution
 from classify.job import POST_TOPICS, Clock, JobParameters, part, remove_parts_from, score
 from classify.model import TopicModel
@@ -52,6 +52,9 @@ SETTINGS = {
     "spark.sql.execution.arrow.maxRecordsPerBatch": str(BATCH_ROWS),
     "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",  # what is kept need not be in 200 pieces
     "spark.sql.legacy.parquet.nanosAsLong": "true",  # else Spark refuses files with nanoseconds, which pandas writes
+    "spark.sql.parquet.int96RebaseModeInRead": "CORRECTED",  # else Spark refuses days of 1899, lest Spark 2 wrote them
+    "spark.sql.parquet.datetimeRebaseModeInWrite": "CORRECTED",  # and days of 1581, lest Spark 2 is to read them
+    "spark.sql.caseSensitive": "true",  # else it refuses `body` beside `Body`
 }
 BUCKET_BITS = paths.QUESTION_BUCKET.bit_length() - 1
 
@@ -99,7 +102,7 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
         with clock("census"):
             file = _File.of(lake, job)
             posts = file.read(spark)
-            census = keep(_census(posts, job.file_day))
+            census = keep(_census(posts, file.moments, job.file_day))
             superseded = keep(_superseded(census))
             duplicates = superseded.count()
             counted = census.join(superseded, "row_index", "left_anti")
@@ -116,7 +119,8 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
                 raise TransientError(f"{error}; another attempt finds them") from error
         with clock("posts"):
             texts = posts.where(F.col("PostTypeId").isin(QUESTION, ANSWER)).join(unread, "row_index", "left_anti")
-            scorer = partial(_score, tuple(model.to_files().items()), job.model, job.file_day, job.topic_source)
+            files = tuple(model.to_files().items())
+            scorer = partial(_score, files, job.model, file.moments, job.file_day, job.topic_source)
             scored = keep(texts.mapInArrow(scorer, SCORED))  # Spark broadcasts a function of this size
             tally = _tally_of(scored, model.topics)
             rows = scored.where("tally is null").drop("tally")
@@ -166,11 +170,16 @@ def _settings(spark: SparkSession) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _File:
-    """The landed file as its footer describes it: rows, and the type by which Spark reads each column we use."""
+    """The landed file as its footer describes it: rows, and the type by which Spark reads each column we use.
+
+    `moments` is the type of a CreationDate that Spark reads as the numbers it is stored as: its own types end where
+    milliseconds do not fit into microseconds, and before 1582 it asks by which calendar they were written.
+    """
 
     address: str
     rows: int
     types: dict[str, str]
+    moments: pa.DataType | None
 
     @classmethod
     def of(cls, lake: Lake, job: JobParameters) -> _File:
@@ -181,17 +190,16 @@ class _File:
             }
             fields = [field for field in file.schema_arrow if field.name in clean.COLUMNS]
             types = {field.name: _spark_type(field.type, physical[field.name]) for field in fields}
+            as_numbers = types.get("CreationDate") in ("int", "long")
+            moments = file.schema_arrow.field("CreationDate").type if as_numbers else None
             rows = file.metadata.num_rows
-        return cls(_address(job, path), rows, {name: kind for name, kind in types.items() if kind})
+        return cls(_address(job, path), rows, {name: kind for name, kind in types.items() if kind}, moments)
 
     def read(self, spark: SparkSession) -> DataFrame:
         """`row_index`, and all of clean.COLUMNS the file has, ids and types as numbers, 0 where PostTypeId is null."""
         schema = ", ".join(f"{name} {kind}" for name, kind in self.types.items())
         rows = spark.read.schema(schema).parquet(self.address)
         columns = {name: F.col(name) for name in self.types}
-        if self.types.get("CreationDate") == "long":  # nanoseconds; a day must not change by rounding
-            micros = "timestamp_micros((CreationDate - pmod(CreationDate, 1000)) div 1000)"
-            columns["CreationDate"] = F.expr(micros)
         columns["PostTypeId"] = F.coalesce("PostTypeId", F.lit(0)) if "PostTypeId" in self.types else F.lit(0)
         row_index = F.col("_metadata.row_index").alias("row_index")
         return rows.select(row_index, *(column.alias(name) for name, column in columns.items()))
@@ -207,21 +215,27 @@ def _spark_type(kind: pa.DataType, physical: str) -> str:
         narrow = kind.bit_width + (1 if pa.types.is_unsigned_integer(kind) else 0)
         return next(name for bits, name in ((32, "int"), (64, "long"), (65, "decimal(20,0)")) if narrow <= bits)
     if pa.types.is_timestamp(kind):
-        if kind.unit == "ns" and physical != "INT96":
-            return "long"
-        return "timestamp_ntz" if kind.tz is None and physical != "INT96" else "timestamp"
+        return "timestamp" if physical == "INT96" else "long"
     if pa.types.is_date(kind):
-        return "date"
+        return "int"
     return "binary" if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else "string"
 
 
-def _census(posts: DataFrame, file_day: date) -> DataFrame:
+def _cleaned(batch: pa.RecordBatch, moments: pa.DataType | None, file_day: date) -> Posts:
+    """`clean.clean`, given the type that a CreationDate of numbers has in the file."""
+    if moments is not None:
+        place = batch.schema.names.index("CreationDate")
+        batch = batch.set_column(place, "CreationDate", batch.column(place).view(moments))
+    return clean.clean(batch, file_day)
+
+
+def _census(posts: DataFrame, moments: pa.DataType | None, file_day: date) -> DataFrame:
     """CENSUS: every row of the file without its texts; ParentId is 0 where it is missing."""
     columns = [name for name in posts.columns if name not in ("Title", "Body", "Tags")]
 
     def cleaned(batches: Batches) -> Batches:
         for batch in batches:
-            found = clean.clean(batch, file_day)
+            found = _cleaned(batch, moments, file_day)
             yield pa.record_batch(
                 {
                     "row_index": batch.column("row_index"),
@@ -297,13 +311,18 @@ def _model_of(files: tuple[tuple[str, bytes], ...]) -> TopicModel:
 
 
 def _score(
-    files: tuple[tuple[str, bytes], ...], version: str, file_day: date, topic_source: str, batches: Batches
+    files: tuple[tuple[str, bytes], ...],
+    version: str,
+    moments: pa.DataType | None,
+    file_day: date,
+    topic_source: str,
+    batches: Batches,
 ) -> Batches:
     """SCORED, of batches of posts that inherit no topic."""
     model = _model_of(files)
     tally = Tally(model.topics)
     for batch in batches:
-        posts = clean.clean(batch, file_day)
+        posts = _cleaned(batch, moments, file_day)
         found = score(posts, model, topic_source)
         tally.add(posts.days, posts.types, found.topics, found.guessed, found.asked)
         none = pa.nulls(len(posts), pa.binary())
