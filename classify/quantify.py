@@ -11,10 +11,6 @@ was seen (empirical Bayes). All that is needed of a day are sums over its posts,
 Only numpy is used, and of a model only its manifest and its calibration.
 """
 
-import hashlib
-import io
-import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from classify.modelfiles import CALIBRATION, MANIFEST, check_array, read_arrays, read_manifest
 from shared.errors import ModelError
 
 Vector = npt.NDArray[np.float64]
@@ -78,32 +75,27 @@ class Reference:
 
     @classmethod
     def from_arrays(cls, topics: tuple[str, ...], arrays: Mapping[str, npt.NDArray[Any]]) -> "Reference":
-        """What `arrays` stored. Raises ModelError when the shapes do not fit the topics."""
+        """What `arrays` stored. Raises ModelError where it is anything else, or of other topics."""
+        try:
+            prior, response, within, posts = (arrays[name] for name in ("prior", "response", "within", "posts"))
+        except KeyError as error:
+            raise ModelError(f"calibration lacks {error}") from error
         size = len(topics)
-        prior, response, within = (arrays[name].astype(np.float64) for name in ("prior", "response", "within"))
-        if prior.shape != (size,) or response.shape != (size, size) or within.shape != (size, size):
-            raise ModelError(f"calibration of {len(prior)} topics in a model of {size}")
-        if not all(np.isfinite(part).all() for part in (prior, response, within)):
-            raise ModelError("calibration: not all are finite numbers")
-        return cls(topics, prior, response, within, int(arrays["posts"]))
+        if prior.shape != (size,):
+            raise ModelError(f"calibration of {prior.size} topics in a model of {size}")
+        check_array("calibration: prior", prior, np.float64, (size,))
+        check_array("calibration: response", response, np.float32, (size, size))
+        check_array("calibration: within", within, np.float32, (size, size))
+        check_array("calibration: posts", posts, np.int64, ())
+        if prior.min() < 0 or abs(prior.sum() - 1) > 1e-6 or posts < 1:
+            raise ModelError(f"calibration: shares from {prior.min()} that sum to {prior.sum()}, of {posts} posts")
+        return cls(topics, prior, response.astype(np.float64), within.astype(np.float64), int(posts))
 
     @classmethod
     def from_files(cls, manifest: bytes, calibration: bytes) -> "Reference":
         """From a model's `model.json` and `calibration.npz` alone. Raises ModelError when they are damaged."""
-        try:
-            stored = json.loads(manifest)
-            check_sum(stored, "calibration.npz", calibration)
-            with np.load(io.BytesIO(calibration), allow_pickle=False) as arrays:
-                return cls.from_arrays(tuple(stored["topics"]), arrays)
-        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ModelError(f"no calibration of a topic model: {error}") from error
-
-
-def check_sum(manifest: Mapping[str, Any], name: str, content: bytes) -> None:
-    """Raises ModelError where a file is not the one that a topic model's manifest tells the SHA-256 of."""
-    sums = manifest.get("sha256") if isinstance(manifest, Mapping) else None
-    if not isinstance(sums, Mapping) or sums.get(name) != hashlib.sha256(content).hexdigest():
-        raise ModelError(f"{name} does not match the checksum in model.json")
+        topics = read_manifest({MANIFEST: manifest, CALIBRATION: calibration}).topics
+        return cls.from_arrays(topics, read_arrays(CALIBRATION, calibration))
 
 
 @dataclass(frozen=True)
