@@ -288,13 +288,17 @@ def models(context: typer.Context, file: SettingsFile = DEFAULT_FILE) -> None:
     context.obj = Services(file)
     if context.invoked_subcommand:
         return
-    from classify.models import current_version, versions
+    from classify.models import Damaged, current_version, versions
 
-    lake = context.obj.lake
+    lake, damaged = context.obj.lake, []
     table, current = Table(box=SIMPLE_HEAD), current_version(lake)
     for name in ("", "version", "hit@1", "primary", "macro F1", "day's error", "coverage", "measured on", "trained on"):
         table.add_column(name)
-    for version, trained_on, report in versions(lake):
+    for found in versions(lake):
+        if isinstance(found, Damaged):
+            damaged.append(f"{found.version} is damaged: {found.reason}")
+            continue
+        version, trained_on, report = found
         days = report.get("days", {})
         figures = [*map(report.get, ("hit_at_1", "primary_accuracy", "macro_f1"))]
         figures += [*map(days.get, ("histogram_error", "coverage"))]
@@ -302,6 +306,17 @@ def models(context: typer.Context, file: SettingsFile = DEFAULT_FILE) -> None:
         posts = [f"{report['posts']:,}" if "posts" in report else "", f"{trained_on.get('questions', 0):,}"]
         table.add_row("*" if version == current else "", version, *shown, *posts)
     Console().print(table)
+    for line in damaged:
+        Console().print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+@models_app.command("add")
+def add_model(context: typer.Context, folder: Path) -> None:
+    """Put the model in FOLDER, as `train` writes it, into the lake; `models promote` makes it the current one."""
+    from classify.models import add_model
+
+    version = add_model(context.obj.lake, folder)
+    typer.echo(f"{version} is in the lake: `python manage.py models promote {version}` makes it current")
 
 
 @models_app.command("promote")

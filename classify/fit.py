@@ -30,7 +30,6 @@ from classify.card import CARD, REPORT, card, mean_report
 from classify.hinge import PARTS, Labels, train_left_out
 from classify.model import (
     KNOTS,
-    OTHER,
     Calibration,
     Classified,
     Floats,
@@ -39,6 +38,7 @@ from classify.model import (
     Vocabulary,
     softmax,
 )
+from classify.modelfiles import OTHER
 from classify.quantify import DayStatistics, Reference, estimate
 from classify.text import FIELD_MASK, FIELDS, Field, Hashes, occurrences, parse_tags
 from shared.errors import BadInput

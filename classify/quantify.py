@@ -16,10 +16,6 @@ one question are right or wrong together, n of them tell as much as n²/Σ(answe
 sample size); and as their questions may be among the day's, their error adds to that of the others.
 """
 
-import hashlib
-import io
-import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -27,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from classify.modelfiles import CALIBRATION, MANIFEST, check_array, read_arrays, read_manifest
 from shared.errors import ModelError
 
 Vector = npt.NDArray[np.float64]
@@ -91,26 +88,29 @@ class Reference:
 
     @classmethod
     def from_arrays(cls, topics: tuple[str, ...], arrays: Mapping[str, npt.NDArray[Any]]) -> "Reference":
-        """What `arrays` stored. Raises ModelError when the shapes do not fit the topics."""
+        """What `arrays` stored. Raises ModelError where it is anything else, or of other topics."""
+        names = ("prior", "response", "within", "confusion", "posts")
+        try:
+            prior, *matrices, posts = (arrays[name] for name in names)
+        except KeyError as error:
+            raise ModelError(f"calibration lacks {error}") from error
         size = len(topics)
-        names = ("prior", "response", "within", "confusion")
-        prior, response, within, confusion = parts = [arrays[name].astype(np.float64) for name in names]
-        if prior.shape != (size,) or any(matrix.shape != (size, size) for matrix in parts[1:]):
-            raise ModelError(f"calibration of {len(prior)} topics in a model of {size}")
-        if not all(np.isfinite(part).all() for part in parts):
-            raise ModelError("calibration: not all are finite numbers")
-        return cls(topics, prior, response, within, confusion, int(arrays["posts"]))
+        if prior.shape != (size,):
+            raise ModelError(f"calibration of {prior.size} topics in a model of {size}")
+        check_array("calibration: prior", prior, np.float64, (size,))
+        for name, matrix in zip(names[1:], matrices, strict=False):
+            check_array(f"calibration: {name}", matrix, np.float32, (size, size))
+        check_array("calibration: posts", posts, np.int64, ())
+        if prior.min() < 0 or abs(prior.sum() - 1) > 1e-6 or posts < 1:
+            raise ModelError(f"calibration: shares from {prior.min()} that sum to {prior.sum()}, of {posts} posts")
+        response, within, confusion = (matrix.astype(np.float64) for matrix in matrices)
+        return cls(topics, prior, response, within, confusion, int(posts))
 
     @classmethod
     def from_files(cls, manifest: bytes, calibration: bytes) -> "Reference":
         """From a model's `model.json` and `calibration.npz` alone. Raises ModelError when they are damaged."""
-        try:
-            stored = json.loads(manifest)
-            check_sum(stored, "calibration.npz", calibration)
-            with np.load(io.BytesIO(calibration), allow_pickle=False) as arrays:
-                return cls.from_arrays(tuple(stored["topics"]), arrays)
-        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ModelError(f"no calibration of a topic model: {error}") from error
+        topics = read_manifest({MANIFEST: manifest, CALIBRATION: calibration}).topics
+        return cls.from_arrays(topics, read_arrays(CALIBRATION, calibration))
 
 
 def _mean_by_topic(values: npt.NDArray[Any], primary: npt.NDArray[np.int32], size: int) -> Matrix:
@@ -121,13 +121,6 @@ def _mean_by_topic(values: npt.NDArray[Any], primary: npt.NDArray[np.int32], siz
     means = np.tile(sums.sum(axis=0) / len(primary), (size, 1))
     means[seen] = sums[seen] / posts[seen, None]
     return means
-
-
-def check_sum(manifest: Mapping[str, Any], name: str, content: bytes) -> None:
-    """Raises ModelError where a file is not the one that a topic model's manifest tells the SHA-256 of."""
-    sums = manifest.get("sha256") if isinstance(manifest, Mapping) else None
-    if not isinstance(sums, Mapping) or sums.get(name) != hashlib.sha256(content).hexdigest():
-        raise ModelError(f"{name} does not match the checksum in model.json")
 
 
 @dataclass(frozen=True)

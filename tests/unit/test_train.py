@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,27 @@ from classify import train as train_module
 from classify.card import CARD, REPORT, card, mean_report
 from classify.fit import cross_validate, fit
 from classify.model import MANIFEST, TopicModel
-from classify.models import current_model, current_version, load_model, promote, rollback, store_model, versions
+from classify.modelfiles import ARRAYS, CALIBRATION
+from classify.models import (
+    current_model,
+    current_version,
+    load_model,
+    load_reference,
+    promote,
+    rollback,
+    store_model,
+    versions,
+)
 from classify.train import Training, TrainParameters, archived_questions, main, sample, train
 from shared import paths
 from shared.catalog import SourcePointer, move_pointer
 from shared.errors import BadInput, Conflict, ModelError
 from shared.lake import FolderLake
 from tests.unit.topic_posts import questions
-from tests.world import Crash, mortal, parquet, posts
+from tests.world import Crash, IoLake, mortal, parquet, posts
 
 UNTIL = date(2026, 11, 22)
+MODEL_FILES = (MANIFEST, ARRAYS, CALIBRATION)
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
@@ -213,8 +226,9 @@ def test_every_rollback_goes_one_model_further_back(lake: FolderLake, others: li
 
 def test_only_whole_models_are_promoted(lake: FolderLake, others: list[TopicModel]) -> None:
     starter = current_version(lake)
-    with pytest.raises(ModelError, match="there is no model nothing"):
-        promote(lake, "nothing", "why")
+    for version in ("nothing", ""):
+        with pytest.raises(ModelError, match=f"there is no model {version} in"):
+            promote(lake, version, "why")
     with pytest.raises(ModelError, match="the first model"):
         rollback(lake)
     assert promote(lake, starter, "again").reason == "the starter"
@@ -225,15 +239,20 @@ def test_only_whole_models_are_promoted(lake: FolderLake, others: list[TopicMode
 
 
 def test_a_model_that_is_half_written_has_no_manifest(tmp_path: Path, others: list[TopicModel]) -> None:
+    calls: list[str] = []
+
+    @contextmanager
+    def counted(what: str) -> Iterator[None]:
+        calls.append(what)
+        yield
+
+    store_model(IoLake(tmp_path, counted), others[0], {}, "")
+    assert list(versions(FolderLake(tmp_path))) == [(others[0].version, others[0].trained_on, {})]
     halves = 0
-    for calls in range(1, 100):
-        lake = FolderLake(tmp_path / str(calls))
-        try:
-            store_model(mortal(lake.root, calls), others[0], {}, "")
-        except Crash:
-            pass
-        else:
-            break
+    for number in range(1, len(calls) + 1):
+        lake = FolderLake(tmp_path / str(number))
+        with pytest.raises(Crash):
+            store_model(mortal(lake.root, number), others[0], {}, "")
         if list(versions(lake)):
             assert load_model(lake, others[0].version).topics == others[0].topics
         else:
@@ -241,7 +260,35 @@ def test_a_model_that_is_half_written_has_no_manifest(tmp_path: Path, others: li
             with pytest.raises(ModelError):
                 load_model(lake, others[0].version)
     assert halves > 4
-    assert list(versions(lake)) == [(others[0].version, others[0].trained_on, {})]
+
+
+def test_a_folder_holds_the_version_it_is_named_by(lake: FolderLake, others: list[TopicModel]) -> None:
+    one, other = (store_model(lake, model, {}, "") for model in others)
+    for name in MODEL_FILES:
+        lake.put(f"{paths.model(other)}/{name}", lake.read(f"{paths.model(one)}/{name}"))
+    for load in (load_model, load_reference):
+        with pytest.raises(ModelError, match=f"{other} holds {one}, not the model"):
+            load(lake, other)
+    with pytest.raises(ModelError, match="holds"):
+        promote(lake, other, "why")
+
+
+def test_of_a_model_no_file_is_read_that_is_none_of_it(lake: FolderLake, others: list[TopicModel]) -> None:
+    version = store_model(lake, others[0], {}, "")
+    for stray in ("old/model.json", "old/arrays.npz", "huge.bin"):
+        lake.put(f"{paths.model(version)}/{stray}", b"stray")
+    calls: list[str] = []
+
+    @contextmanager
+    def noted(what: str) -> Iterator[None]:
+        calls.append(what)
+        yield
+
+    assert load_model(IoLake(lake.root, noted), version).version == version
+    assert {call.rpartition(f"{version}/")[2] for call in calls} == {*MODEL_FILES}
+    lake.delete(f"{paths.model(version)}/{ARRAYS}")
+    with pytest.raises(ModelError, match=f"model {version} is not whole: .*{ARRAYS}"):
+        load_model(lake, version)
 
 
 def test_the_starter_comes_with_its_report_where_it_has_one(
