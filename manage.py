@@ -353,7 +353,9 @@ def _figures(report: dict[str, Any], heading: str) -> Table:
     table.add_column(heading)
     table.add_column("", justify="right")
     flat = report | {
-        f"{kind}.{name}": value for kind in ("days", "shifted_days") for name, value in report[kind].items()
+        f"{kind}.{name}": value
+        for kind in ("days", "shifted_days", "answered_days")
+        for name, value in report[kind].items()
     }
     for name, value in flat.items():
         if isinstance(value, int | float):

@@ -77,6 +77,7 @@ INTERACTION_PENALTY = 6.0  # on half the squared length of Calibration.interacti
 
 DAY, DAYS = 500, 60  # posts and number of the days that a report samples
 SHIFT = 0.7  # of the log-chances of topics on shifted days: the mean posterior is then off by .11 (20 topics)
+ANSWERS = 1.5  # to a question on answered days, by Poisson: 24 million questions of Stack Overflow have 36 million
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class Report:
     calibration_error: float
     days: DayReport
     shifted_days: DayReport
+    answered_days: DayReport
     by_topic: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
@@ -375,8 +377,9 @@ def report_on(model: TopicModel, margins: Floats, labels: Labels) -> Report:
         topic_accuracy=float((found.topic == primary).mean()),
         macro_f1=float(f1[true_counts > 0].mean()),
         calibration_error=_calibration_error(found.top_scores[:, 0], labels[np.arange(len(labels)), found.best]),
-        days=_report_on_days(model.reference, found, primary, shift=0.0),
-        shifted_days=_report_on_days(model.reference, found, primary, shift=SHIFT),
+        days=report_on_days(model.reference, found, primary),
+        shifted_days=report_on_days(model.reference, found, primary, shift=SHIFT),
+        answered_days=report_on_days(model.reference, found, primary, answers=ANSWERS),
         by_topic=[
             {
                 "topic": name,
@@ -390,24 +393,32 @@ def report_on(model: TopicModel, margins: Floats, labels: Labels) -> Report:
     )
 
 
-def _report_on_days(reference: Reference, found: Classified, primary: Integers, shift: float) -> DayReport:
-    """Days drawn from the posts without repetition; with a shift, the chance of every topic is multiplied by its own
-    log-normal factor of that standard deviation, new for each day."""
+def report_on_days(
+    reference: Reference, found: Classified, primary: Integers, *, shift: float = 0.0, answers: float = 0.0
+) -> DayReport:
+    """Days drawn from these questions without repetition, of which the model said what is `found`.
+
+    With a shift, the chance of every topic is multiplied by its own log-normal factor of that standard deviation, new
+    for each day. With `answers`, each question has so many on the average, which take over what the model says of it.
+    """
     random = np.random.default_rng(0)
     size = len(reference.topics)
     days = []
     for _ in range(DAYS):
         odds = np.exp(shift * random.standard_normal(size))[primary]
         day = random.choice(len(primary), min(DAY, len(primary) // 2), replace=False, p=odds / odds.sum())
-        truth = np.bincount(primary[day], minlength=size) / len(day)
+        answered = random.poisson(answers, len(day)) if answers else np.zeros(len(day), np.int64)
+        posts = 1 + answered
+        truth = np.bincount(primary[day], posts, minlength=size) / posts.sum()
         posteriors, topic = found.posteriors[day], found.topic[day]
-        estimated = estimate(DayStatistics.of_classified(topic, posteriors, found.margin[day]), reference)
+        statistics = DayStatistics.of_classified(topic, posteriors, found.margin[day])
+        estimated = estimate(statistics + DayStatistics.of_inherited(topic, answered, size), reference)
         large = truth >= 0.02
         days.append(
             (
                 _total_variation(estimated.share, truth),
-                _total_variation(posteriors.mean(axis=0), truth),
-                _total_variation(np.bincount(topic, minlength=size) / len(day), truth),
+                _total_variation(posts @ posteriors / posts.sum(), truth),
+                _total_variation(np.bincount(topic, posts, minlength=size) / posts.sum(), truth),
                 ((estimated.low <= truth) & (truth <= estimated.high))[large].mean(),
                 estimated.drifted,
             )
