@@ -27,13 +27,15 @@ _ISO_8601 = (
 @dataclass(frozen=True)
 class Posts:
     """n posts: ids int64 with 0 and `has_id` False where missing, types int64 with 0 where missing,
-    parents int64 with 0 where missing, days as days since 1970-01-01 (int32, UTC), and their texts."""
+    parents int64 with 0 where missing, days as days since 1970-01-01 (int32, UTC), `misdated` True where a CreationDate
+    is there and tells none, and their texts."""
 
     ids: np.ndarray
     has_id: np.ndarray
     types: np.ndarray
     parents: np.ndarray
     days: np.ndarray
+    misdated: np.ndarray
     titles: pa.Array
     bodies: pa.Array
     tags: pa.Array
@@ -51,13 +53,15 @@ class Posts:
 
 def clean(batch: pa.RecordBatch, file_day: date) -> Posts:
     """The columns of `batch` in one form. A post without a readable CreationDate belongs to `file_day`."""
-    ids = column(batch, "Id")
+    ids, created = column(batch, "Id"), column(batch, "CreationDate")
+    found, known = _days(created)
     return Posts(
         ids=integers(ids),
         has_id=np.asarray(ids.is_valid()),
         types=integers(column(batch, "PostTypeId")),
         parents=integers(column(batch, "ParentId")),
-        days=days(column(batch, "CreationDate"), file_day),
+        days=_or_of_file(found, known, file_day),
+        misdated=np.asarray(created.is_valid()) & ~known,
         titles=text(column(batch, "Title")),
         bodies=text(column(batch, "Body")),
         tags=text(column(batch, "Tags")),
@@ -94,6 +98,15 @@ def days(array: pa.Array, file_day: date) -> np.ndarray:
 
     What is missing, unreadable or outside the years 1 to 9999 belongs to `file_day`.
     """
+    return _or_of_file(*_days(array), file_day)
+
+
+def _or_of_file(found: np.ndarray, known: np.ndarray, file_day: date) -> np.ndarray:
+    return np.where(known, found, (file_day - EPOCH).days).astype(np.int32)
+
+
+def _days(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Days, and of which posts they are known."""
     kind = array.type
     if pa.types.is_date32(kind):
         found, a_day = array.cast(pa.int32()), 1
@@ -105,8 +118,7 @@ def days(array: pa.Array, file_day: date) -> np.ndarray:
         found, a_day = _moments(array), 24 * 60
     known = np.asarray(found.is_valid())
     numbers = np.asarray(pc.fill_null(found.cast(pa.int64()), 0)) // a_day
-    known &= (numbers >= FIRST_DAY) & (numbers <= LAST_DAY)
-    return np.where(known, numbers, (file_day - EPOCH).days).astype(np.int32)
+    return numbers, known & (numbers >= FIRST_DAY) & (numbers <= LAST_DAY)
 
 
 def _moments(array: pa.Array) -> pa.Array:

@@ -170,6 +170,7 @@ def run_arrow(
         with clock("posts"), lake.create(part(job, 0)) as out, _Output(out, model.topics) as output:
             posts = _posts(reader(landed, footer), job.file_day, census, name or path, progress or _say_nothing)
             skipped = _classify(posts, parents, model, job.topic_source, output)
+            check_dates(name or path, output.misdated, output.counted)
     remove_parts_from(lake, job, 1)
     with clock("counts"):
         lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, output.tally).to_parquet())
@@ -183,6 +184,7 @@ def run_arrow(
         answers=output.posts[ANSWER],
         duplicates=len(census.repeated),
         uncounted=skipped,
+        misdated=output.misdated,
         decided_by=dict(output.decided_by),
         engine="arrow",
         seconds=clock.seconds,
@@ -227,6 +229,14 @@ def score_file(
         summary = run_arrow(lake, job, progress, str(posts))
         (lake.root / job.output / "part-00000.parquet").replace(out)
     return summary
+
+
+def check_dates(name: str, misdated: int, posts: int) -> None:
+    """Raises BadInput when the dates of most posts are none: the day of the file would be shown what is of others."""
+    if 2 * misdated > posts:
+        raise BadInput(
+            f"{name}: the CreationDate of {misdated} of {posts} posts is no date: it must be ISO 8601 (2026-11-21T06:00)"
+        )
 
 
 def part(job: JobParameters, number: int) -> str:
@@ -315,6 +325,8 @@ def _classify(
         for posts in batches:
             answers, questions = posts.types == ANSWER, posts.types == QUESTION
             skipped.update(str(kind or "null") for kind in posts.types[~(answers | questions)].tolist())
+            output.counted += int((answers | questions).sum())
+            output.misdated += int((posts.misdated & (answers | questions)).sum())
             inherits = answers & (posts.parents != 0) & parents.known(posts.parents)
             heirs.keep(posts.where(inherits))
             chosen = posts.where(questions | (answers & ~inherits))
@@ -515,6 +527,7 @@ class _Heirs:
                 types=np.full(rows, ANSWER),
                 parents=np.asarray(batch["ParentId"]),
                 days=np.asarray(batch["day"]),
+                misdated=np.zeros(rows, bool),
                 titles=nothing,
                 bodies=nothing,
                 tags=nothing,
@@ -531,6 +544,7 @@ class _Output:
         self.tally = Tally(topics)
         self.posts: Counter[int] = Counter()
         self.decided_by: Counter[str] = Counter()
+        self.counted = self.misdated = 0
 
     def __enter__(self) -> Self:
         return self

@@ -30,7 +30,7 @@ from pyspark.sql import functions as F
 from classify import clean
 from classify.clean import ANSWER, QUESTION, Posts
 from classify.day import Contribution
-from classify.job import POST_TOPICS, Clock, JobParameters, part, remove_parts_from, score
+from classify.job import POST_TOPICS, Clock, JobParameters, check_dates, part, remove_parts_from, score
 from classify.model import TopicModel
 from classify.models import load_model
 from classify.questions import check_not_merged, files_of, merge
@@ -58,7 +58,7 @@ SETTINGS = {
 }
 BUCKET_BITS = paths.QUESTION_BUCKET.bit_length() - 1
 
-CENSUS = "row_index long, Id long, PostTypeId long, ParentId long, day date"
+CENSUS = "row_index long, Id long, PostTypeId long, ParentId long, day date, misdated boolean"
 ROWS = (
     "Id long, PostTypeId int, day date, topic string, decided_by string, topic_1 string, topic_2 string,"
     " topic_3 string, score_1 float, score_2 float, score_3 float"
@@ -106,6 +106,11 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
             superseded = keep(_superseded(census))
             duplicates = superseded.count()
             counted = census.join(superseded, "row_index", "left_anti")
+            kinds = _kinds(counted)
+            misdated = sum(kinds[kind][1] for kind in (QUESTION, ANSWER))
+            check_dates(
+                paths.landing(job.source_id, job.version), misdated, sum(kinds[kind][0] for kind in (QUESTION, ANSWER))
+            )
             elsewhere = keep(_parents_elsewhere(counted))
             buckets = [row["bucket"] for row in elsewhere.select(_bucket()).distinct().collect()]
             known = files_of(lake, buckets)
@@ -136,8 +141,6 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
             _write_rows(rows, -(-sum(decided_by.values()) // ROWS_A_PART), lake, job, folder)
             lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, tally).to_parquet())
             _write_question_topics(questions, lake, job, folder)
-        others = counted.where(~F.col("PostTypeId").isin(QUESTION, ANSWER)).groupBy("PostTypeId").count()
-        uncounted = {kind if kind != "0" else "null": number for kind, number in _numbers(others).items()}
     summary = Summary(
         source_id=job.source_id,
         version=job.version,
@@ -146,7 +149,8 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
         questions=pc.sum(totals["questions"]).as_py() or 0,
         answers=pc.sum(totals["answers"]).as_py() or 0,
         duplicates=duplicates,
-        uncounted=uncounted,
+        uncounted={str(kind or "null"): n for kind, (n, _) in kinds.items() if kind not in (QUESTION, ANSWER)},
+        misdated=misdated,
         decided_by=decided_by,
         engine="spark",
         seconds=clock.seconds,
@@ -243,6 +247,7 @@ def _census(posts: DataFrame, moments: pa.DataType | None, file_day: date) -> Da
                     "PostTypeId": pa.array(found.types),
                     "ParentId": pa.array(found.parents),
                     "day": pa.array(found.days).cast(pa.date32()),
+                    "misdated": pa.array(found.misdated),
                 }
             )
 
@@ -253,6 +258,12 @@ def _superseded(census: DataFrame) -> DataFrame:
     """The `row_index` of rows whose Id comes again further down: the last one counts."""
     last = census.where("Id is not null").groupBy("Id").agg(F.max("row_index").alias("last"), F.count("*").alias("n"))
     return census.join(last.where("n > 1"), "Id").where("row_index < last").select("row_index")
+
+
+def _kinds(counted: DataFrame) -> dict[int, tuple[int, int]]:
+    """By PostTypeId, 0 where it is null: how many posts, and of how many the CreationDate is none."""
+    found = counted.groupBy("PostTypeId").agg(F.count("*"), F.sum(F.col("misdated").cast("int")))
+    return {QUESTION: (0, 0), ANSWER: (0, 0)} | {kind: (posts, misdated) for kind, posts, misdated in found.collect()}
 
 
 def _questions_in(counted: DataFrame) -> DataFrame:

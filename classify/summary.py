@@ -25,6 +25,8 @@ class Summary(BaseModel):
     """Rows left out because a later row has the same Id."""
     uncounted: dict[str, int]
     """Rows of other post types, by PostTypeId (`null` where it is missing)."""
+    misdated: int = 0
+    """Posts counted on the day of the file, because their CreationDate is there but is none."""
     decided_by: dict[str, int]
     """Posts by what decided their topic: tags, model or parent."""
     engine: str

@@ -250,8 +250,10 @@ def test_every_type_a_column_may_have_is_read(spark: Any, tmp_path: Path) -> Non
             rows = file.read(spark)
             found = spark_engine._census(rows, file.moments, job.file_day).collect()
             assert rows.select("Body").distinct().collect() == [(table["Body"][0].as_py(),)]
-        days = pa.array(clean.days(clean.column(pa.table(columns), "CreationDate"), job.file_day)).cast(pa.date32())
-        assert [tuple(row) for row in found] == [(row, 8, 2, 7, day) for row, day in enumerate(days.to_pylist())]
+        cleaned = clean.clean(pa.table(columns), job.file_day)
+        days = pa.array(cleaned.days).cast(pa.date32()).to_pylist()
+        dates = zip(days, cleaned.misdated.tolist(), strict=True)
+        assert [tuple(row) for row in found] == [(row, 8, 2, 7, *date) for row, date in enumerate(dates)]
 
 
 def test_a_file_that_spark_would_refuse_comes_out_as_from_the_arrow_engine(spark: Any, tmp_path: Path) -> None:

@@ -236,6 +236,18 @@ def test_what_is_not_there_is_named(lake: FolderLake, tmp_path: Path, monkeypatc
     assert job.main(["--lake-root", str(tmp_path), "--model", "nothing", *arguments]) == 1
 
 
+def test_dates_that_are_none_are_told_and_refused_when_they_are_the_most(lake: FolderLake) -> None:
+    def dated(*dates: str | None) -> pa.Table:
+        table = posts(*[{}] * len(dates), {"PostTypeId": 5})
+        place = table.schema.get_field_index("CreationDate")
+        return table.set_column(place, "CreationDate", pa.array([*dates, "02/03/2026"]))
+
+    assert classify(lake, dated("2026-01-05", None, None))[0].misdated == 0
+    assert classify(lake, dated("02/03/2026", "2026-01-05", "2026-02-30", None))[0].misdated == 2
+    with pytest.raises(BadInput, match="the CreationDate of 2 of 3 posts is no date: it must be ISO 8601"):
+        classify(lake, dated("02/03/2026", "2026-01-05", "yesterday"))
+
+
 def test_more_days_than_a_site_can_have_are_refused(lake: FolderLake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tally, "MAX_DAYS", 3)
     days = [{"CreationDate": datetime(2026, 1, day)} for day in (1, 2, 2, 4)]
