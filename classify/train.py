@@ -70,10 +70,9 @@ class TrainParameters(BaseModel):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            faults = (
-                f"--{'-'.join(map(str, fault['loc']))} {fault['input']}: {fault['msg']}" for fault in error.errors()
-            )
-            raise BadInput("; ".join(faults).replace("_", "-")) from error
+            faults = ((str(fault["loc"][0]).replace("_", "-"), fault) for fault in error.errors())
+            said = (f"--{name} {fault['input']}: {fault['msg']}" for name, fault in faults)
+            raise BadInput("; ".join(said)) from error
 
 
 def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, float], None] | None = None) -> Training:
