@@ -415,10 +415,10 @@ def _table(services: Services, table: str) -> str:
 
 
 def main() -> None:
-    """Run a command; an error of the product is one line on standard error and exit code 1."""
+    """Run a command; an error of the product or the system is one line on standard error and exit code 1."""
     try:
         app()
-    except StackTopicsError as error:
+    except (StackTopicsError, OSError) as error:
         typer.echo(f"manage.py: {error}", err=True)
         sys.exit(1)
 

@@ -17,7 +17,11 @@ COLUMNS = ("Id", "PostTypeId", "ParentId", "CreationDate", "Title", "Body", "Tag
 EPOCH = date(1970, 1, 1)
 FIRST_DAY, LAST_DAY = (date.min - EPOCH).days, (date.max - EPOCH).days
 _A_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
-_OFFSET = r"T?\d\d:\d\d.*(?P<sign>[+-])(?P<hours>\d\d):?(?P<minutes>\d\d)$"
+_ISO_8601 = (
+    r"^(?P<day>\d{4}-\d\d-\d\d)(?:$|[T ](?:(?P<hour>[01]\d|2[0-3]):(?P<minute>[0-5]\d).*?"
+    r"(?:(?P<sign>[+-])(?P<hours>[01]\d):?(?P<minutes>[0-5]\d)?)?$|.*$))"
+)
+"""A date, perhaps a time, perhaps how far from UTC, of which Postgres leaves out minutes; no place is 20 hours away."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,11 @@ def integers(array: pa.Array) -> np.ndarray:
 
 
 def text(array: pa.Array) -> pa.Array:
-    """A string, large_string or binary array; an all-null column becomes a string one."""
-    return array.cast(pa.string()) if pa.types.is_null(array.type) else array
+    """A string, large_string, binary or large_binary array; what is of another type, as text."""
+    kind = array.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+        return array
+    return array if pa.types.is_large_binary(kind) else array.cast(pa.string())
 
 
 def days(array: pa.Array, file_day: date) -> np.ndarray:
@@ -95,7 +102,7 @@ def days(array: pa.Array, file_day: date) -> np.ndarray:
     elif pa.types.is_timestamp(kind):  # with or without a zone, what is stored is UTC
         found, a_day = array, _A_DAY[kind.unit]
     else:
-        found, a_day = _moments(array), _A_DAY["s"]
+        found, a_day = _moments(array), 24 * 60
     known = np.asarray(found.is_valid())
     numbers = np.asarray(pc.fill_null(found.cast(pa.int64()), 0)) // a_day
     known &= (numbers >= FIRST_DAY) & (numbers <= LAST_DAY)
@@ -103,21 +110,19 @@ def days(array: pa.Array, file_day: date) -> np.ndarray:
 
 
 def _moments(array: pa.Array) -> pa.Array:
-    """UTC seconds of ISO 8601 texts; null where a text is none."""
+    """UTC minutes of ISO 8601 texts; null where a text is none, or its day is in no calendar."""
     is_ascii = pc.match_substring_regex(array.cast(pa.binary()), "^[ -~]*$")
     array = pc.if_else(is_ascii, array, None).cast(pa.string())  # other bytes may be no UTF-8
-    seconds = pc.replace_substring(pc.utf8_slice_codeunits(array, 0, 19), " ", "T")
-    moments = pc.coalesce(
-        pc.strptime(seconds, "%Y-%m-%dT%H:%M:%S", "s", error_is_null=True),
-        pc.strptime(pc.utf8_slice_codeunits(array, 0, 10), "%Y-%m-%d", "s", error_is_null=True),
-    )
-    offset = pc.extract_regex(array, _OFFSET)
-    if offset.null_count == len(array):
-        return moments
-    sign = pc.if_else(pc.equal(pc.struct_field(offset, "sign"), "-"), -60, 60)
-    minutes = pc.add(
-        pc.multiply(pc.struct_field(offset, "hours").cast(pa.int64()), 60),
-        pc.struct_field(offset, "minutes").cast(pa.int64()),
-    )
-    shift = pc.fill_null(pc.multiply(sign, minutes), 0).cast(pa.duration("s"))
-    return pc.subtract(moments, shift)
+    found = pc.extract_regex(array, _ISO_8601)
+    day = pc.struct_field(found, "day")
+    midnight = pc.strptime(day, "%Y-%m-%d", "s", error_is_null=True)
+    midnight = pc.if_else(pc.equal(midnight.cast(pa.date32()).cast(pa.string()), day), midnight, None)  # 30 February
+
+    def number(name: str) -> pa.Array:
+        part = pc.struct_field(found, name)
+        return pc.if_else(pc.equal(part, ""), "0", part).cast(pa.int64())
+
+    offset = pc.add(pc.multiply(number("hours"), 60), number("minutes"))
+    east = pc.if_else(pc.equal(pc.struct_field(found, "sign"), "-"), pc.negate(offset), offset)
+    minutes = pc.add(pc.multiply(number("hour"), 60), number("minute"))
+    return pc.add(pc.divide(midnight.cast(pa.int64()), 60), pc.subtract(minutes, east))

@@ -38,7 +38,7 @@ from classify.model import MANIFEST, Classified, TopicModel
 from classify.models import load_model
 from classify.questions import newest_topics, remember
 from classify.rowgroups import BATCH_ROWS, batches, reader
-from classify.summary import COUNTS, SUMMARY, Summary
+from classify.summary import COUNTS, REFUSED, SUMMARY, Summary
 from classify.tally import Tally
 from classify.text import MAX_BODY_BYTES, parse_tags
 from shared import paths
@@ -60,7 +60,7 @@ SPARK_FROM_BYTES = 2 << 30
 """Files larger than this are classified by Spark, where it can be had and nobody chose the engine."""
 LARGEST_BATCH, ROWS_AT_ONCE = 8 << 20, 128
 """Bytes that a batch may have where texts are long, and rows that are decoded at a time to find out."""
-GROUP_ROWS = 65_536
+GROUP_ROWS = 16_384
 
 POST_TOPICS = pa.schema(
     {"Id": pa.int64(), "PostTypeId": pa.int32(), "day": pa.date32(), "topic": pa.string(), "decided_by": pa.string()}
@@ -83,7 +83,7 @@ class JobParameters(BaseModel):
     model: str
     topic_source: Literal["tags", "model"] = "tags"
     engine: Literal["auto", "arrow", "spark"] = "auto"
-    spark_from_bytes: int = 2 << 30
+    spark_from_bytes: int = SPARK_FROM_BYTES
     """Larger files are classified by Spark, where the engine is auto."""
 
     @property
@@ -110,15 +110,20 @@ def run(lake: Lake, job: JobParameters) -> Summary:
 
     `auto` is spark for files of more than `spark_from_bytes` where Spark can be had, else arrow. The outputs are the
     same.
-    Raises ModelError, NotFound when the file is not in landing, TransientError, and TerminalError when Spark is asked
-    for and cannot be had.
+    Raises BadInput, with the reason left in the output, when the file cannot be read; ModelError, NotFound when it is
+    not in landing, TransientError, and TerminalError when Spark is asked for and cannot be had.
     """
+    begin_output(lake, job)
     spark = _spark(lake, job)
-    if spark is None:
-        return run_arrow(lake, job)
-    from classify.spark import run_spark
+    try:
+        if spark is None:
+            return run_arrow(lake, job)
+        from classify.spark import run_spark
 
-    return run_spark(spark, lake, job)
+        return run_spark(spark, lake, job)
+    except BadInput as error:
+        lake.put(f"{job.output}/{REFUSED}", str(error).encode())
+        raise
 
 
 def _spark(lake: Lake, job: JobParameters) -> SparkSession | None:
@@ -140,29 +145,31 @@ def _spark(lake: Lake, job: JobParameters) -> SparkSession | None:
         return None
 
 
-def run_arrow(lake: Lake, job: JobParameters, progress: Callable[[float], None] | None = None) -> Summary:
+def run_arrow(
+    lake: Lake, job: JobParameters, progress: Callable[[float], None] | None = None, name: str | None = None
+) -> Summary:
     """Classify one landed file on this machine; `progress` is told the share of the rows that are scored.
 
-    Texts are held 2,048 rows at a time in each thread; what stays for the whole file is 12 bytes a question.
+    `name` is what errors call the file, else its path in the lake.
+
+    Texts are held 1,024 rows at a time in each thread; what stays for the whole file is 13 bytes a
+    question, and 16 an answer that takes over what the model said.
     Raises ModelError, BadInput when the file cannot be read, NotFound when it is not in landing, and TransientError.
     """
     clock = Clock()
     with clock("model"):
         model = load_model(lake, job.model)
     path = paths.landing(job.source_id, job.version)
-    with clock("census"), rowgroups.readable(path):
-        landed = lake.open(path)
-        footer = pq.read_metadata(landed)
-        census = _Census(reader(landed, footer))  # which keeps what it read ahead: no name may hold it
-        give_back_memory()
-        parents = _Parents(census, newest_topics(lake, census.parents_elsewhere), model.topics)
-    with (
-        clock("posts"),
-        rowgroups.readable(path),
-        lake.create(part(job, 0)) as out,
-        _Output(out, model.topics) as output,
-    ):
-        skipped = _classify(reader(landed, footer), census, parents, model, job, output, progress or _say_nothing)
+    with lake.open(path) as landed:
+        with clock("census"):
+            with rowgroups.readable(name or path):
+                footer = pq.read_metadata(landed)
+                census = _Census(reader(landed, footer))  # which keeps what it read ahead: no name may hold it
+            give_back_memory()
+            parents = _Parents(census, newest_topics(lake, census.parents_elsewhere), model.topics)
+        with clock("posts"), lake.create(part(job, 0)) as out, _Output(out, model.topics) as output:
+            posts = _posts(reader(landed, footer), job.file_day, census, name or path, progress or _say_nothing)
+            skipped = _classify(posts, parents, model, job.topic_source, output)
     remove_parts_from(lake, job, 1)
     with clock("counts"):
         lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, output.tally).to_parquet())
@@ -198,6 +205,8 @@ def score_file(
     """
     if not (model / MANIFEST).is_file():
         raise ModelError(f"no topic model in {model}: it has no {MANIFEST}")
+    if out.exists() and out.samefile(posts):
+        raise BadInput(f"{out} is the file of posts itself: name another")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise BadInput(f"{out} is a folder, or in one that is not there: name a file")
     with rowgroups.opened(posts, ("Id", "PostTypeId")), TemporaryDirectory(dir=out.absolute().parent) as folder:
@@ -215,7 +224,7 @@ def score_file(
         for link, target in ((paths.landing("file", "1"), posts), (paths.model("given"), model)):
             (lake.root / link).parent.mkdir(parents=True)
             (lake.root / link).symlink_to(target.absolute())
-        summary = run_arrow(lake, job, progress)
+        summary = run_arrow(lake, job, progress, str(posts))
         (lake.root / job.output / "part-00000.parquet").replace(out)
     return summary
 
@@ -223,6 +232,12 @@ def score_file(
 def part(job: JobParameters, number: int) -> str:
     """The path of one of the files with rows of POST_TOPICS."""
     return f"{job.output}/part-{number:05}.parquet"
+
+
+def begin_output(lake: Lake, job: JobParameters) -> None:
+    """Delete what an earlier run said of its output, which is about to be written anew."""
+    for name in (SUMMARY, REFUSED):
+        lake.delete(f"{job.output}/{name}")
 
 
 def remove_parts_from(lake: Lake, job: JobParameters, number: int) -> None:
@@ -265,14 +280,20 @@ def inherit(posts: Posts, topics: pa.Array) -> pa.Table:
     return _rows(posts, topics, "parent", {})
 
 
+def _posts(
+    file: pq.ParquetFile, file_day: date, census: _Census, name: str, progress: Callable[[float], None]
+) -> Iterator[Posts]:
+    """The posts that count, a batch at a time; raises BadInput that names the file where it cannot be read."""
+    first = 0
+    with rowgroups.readable(name):  # what is made of a batch by who asked for it is not in it
+        for batch in _batches_of_texts(file):
+            yield clean.clean(batch, file_day).where(census.counts(first, batch.num_rows))
+            first += batch.num_rows
+            progress(first / file.metadata.num_rows)
+
+
 def _classify(
-    file: pq.ParquetFile,
-    census: _Census,
-    parents: _Parents,
-    model: TopicModel,
-    job: JobParameters,
-    output: _Output,
-    progress: Callable[[float], None],
+    batches: Iterator[Posts], parents: _Parents, model: TopicModel, topic_source: str, output: _Output
 ) -> dict[str, int]:
     """Questions and orphaned answers batch by batch, then the answers that inherit; returns what was not counted.
 
@@ -286,30 +307,30 @@ def _classify(
         posts, scoring = waiting.popleft()
         scored = scoring.result()
         asked = (posts.types == QUESTION) & posts.has_id
-        parents.learn(posts.ids[asked], scored.topics[asked])
+        parents.learn(posts.ids[asked], scored.topics[asked], scored.guessed[asked])
         output.tally.add(posts.days, posts.types, scored.topics, scored.guessed, scored.asked)
         output.write(scored.rows)
 
-    first = 0
     with _Heirs() as heirs, ThreadPoolExecutor(threads) as pool:
-        for batch in _batches_of_texts(file):
-            posts = clean.clean(batch, job.file_day).where(census.counts(first, batch.num_rows))
-            first += batch.num_rows
+        for posts in batches:
             answers, questions = posts.types == ANSWER, posts.types == QUESTION
             skipped.update(str(kind or "null") for kind in posts.types[~(answers | questions)].tolist())
             inherits = answers & (posts.parents != 0) & parents.known(posts.parents)
             heirs.keep(posts.where(inherits))
             chosen = posts.where(questions | (answers & ~inherits))
-            waiting.append((chosen, pool.submit(score, chosen, model, job.topic_source)))
+            waiting.append((chosen, pool.submit(score, chosen, model, topic_source)))
             if len(waiting) > threads:
                 write_next()
-            progress(first / file.metadata.num_rows)
         while waiting:
             write_next()
+        uncertain: list[npt.NDArray[np.int64]] = [np.empty((2, 0), np.int64)]
         for posts in heirs.kept():
-            topics = parents.topics(posts.parents)
-            output.tally.add(posts.days, posts.types, topics)
+            topics, guessed = parents.topics(posts.parents), parents.guessed(posts.parents)
+            output.tally.add(posts.days, posts.types, topics, guessed)
             output.write(inherit(posts, pa.array(model.topics).take(pa.array(topics))))
+            uncertain.append(np.stack([posts.days, posts.parents])[:, guessed])
+        (days, questions), answers = np.unique(np.hstack(uncertain), axis=1, return_counts=True)
+        output.tally.add_bundles(days, parents.topics(questions), answers)
     return dict(skipped)
 
 
@@ -353,6 +374,8 @@ def _batches_of_texts(file: pq.ParquetFile) -> Iterator[pa.RecordBatch | pa.Tabl
 
 
 def _with_short_bodies(batch: pa.RecordBatch) -> pa.RecordBatch:
+    if "Body" not in batch.schema.names:
+        return batch
     bodies = pc.binary_slice(clean.column(batch, "Body").cast(pa.large_binary()), 0, MAX_BODY_BYTES)
     return batch.set_column(batch.schema.names.index("Body"), "Body", bodies)
 
@@ -426,23 +449,30 @@ class _Parents:
         known, topics = np.asarray(earlier["Id"])[there], np.asarray(numbers.drop_null(), np.int32)
         places = np.searchsorted(census.questions, known)
         self._ids = np.insert(census.questions, places, known) if len(known) else census.questions
+        guessed = np.asarray(earlier["guessed"])[there]
         self._topics = np.insert(np.full(len(census.questions), -1, np.int32), places, topics)
+        self._guessed = np.insert(np.zeros(len(census.questions), bool), places, guessed)
         self._questions = census.questions
 
     def known(self, parents: Ids) -> npt.NDArray[np.bool_]:
         """Which of these questions have a topic, or will have one when the file has been read."""
         return _among(parents, self._ids)
 
-    def learn(self, ids: Ids, topics: TopicNumbers) -> None:
-        self._topics[self._places(ids)] = topics
+    def learn(self, ids: Ids, topics: TopicNumbers, guessed: npt.NDArray[np.bool_]) -> None:
+        places = self._places(ids)
+        self._topics[places], self._guessed[places] = topics, guessed
 
     def topics(self, parents: Ids) -> TopicNumbers:
         """The topics of known questions."""
         return np.asarray(self._topics[self._places(parents)] if len(parents) else self._topics[:0], np.int32)
 
+    def guessed(self, parents: Ids) -> npt.NDArray[np.bool_]:
+        """Of which known questions the model said the topic."""
+        return self._guessed[self._places(parents)] if len(parents) else self._guessed[:0]
+
     def of_this_file(self) -> pa.Table:
         topics = pa.DictionaryArray.from_arrays(self.topics(self._questions), self._names)
-        return pa.table({"Id": self._questions, "topic": topics})
+        return pa.table({"Id": self._questions, "topic": topics, "guessed": self.guessed(self._questions)})
 
     def _places(self, ids: Ids) -> Ids:
         return _places(ids, self._ids)
@@ -492,7 +522,7 @@ class _Heirs:
 
 
 class _Output:
-    """The part file, written in row groups of 65,536 rows, and the sums of what was written."""
+    """The part file, written in row groups of GROUP_ROWS, and the sums of what was written."""
 
     def __init__(self, out: Any, topics: tuple[str, ...]) -> None:
         self._writer = pq.ParquetWriter(out, POST_TOPICS, compression="zstd", compression_level=1)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.documents import decode
 from shared.errors import BadInput, ModelError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, ARRAYS, CALIBRATION = "model.json", "arrays.npz", "calibration.npz"
 OTHER = "other"
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shared.errors import BadInput
+from shared.errors import BadInput, TerminalError
 
 if TYPE_CHECKING:
     from shared.storage import RangedReader
 
-BATCH_ROWS = 2_048
+BATCH_ROWS = 1_024
+"""Twice as many take 3 % less time and 20 MiB more, which small files do not: memory would grow with the file."""
 LARGE_GROUP, READ_BUFFER = 32 << 20, 4 << 20
 """Bytes, before compression, of a row group that is read at once at most; and of each column of a larger one."""
 
@@ -27,7 +28,8 @@ def reader(data: RangedReader | Any, footer: pq.FileMetaData) -> pq.ParquetFile:
     """
     largest = max((footer.row_group(number).total_byte_size for number in range(footer.num_row_groups)), default=0)
     ahead = {"buffer_size": READ_BUFFER} if largest > LARGE_GROUP else {"pre_buffer": True}
-    return pq.ParquetFile(data, metadata=footer, **ahead)
+    # INT96 holds any day, of which nanoseconds hold 584 years: the rest would come back as other days
+    return pq.ParquetFile(data, metadata=footer, coerce_int96_timestamp_unit="s", **ahead)
 
 
 @contextmanager
@@ -42,14 +44,17 @@ def opened(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
 
 
 @contextmanager
-def readable(path: Path | str) -> Iterator[None]:
-    """While the file at `path` is read: what Arrow cannot make sense of is raised as BadInput that names it."""
+def readable(path: Path | str, failure: type[TerminalError] = BadInput) -> Iterator[None]:
+    """While the file at `path` is read: what Arrow cannot make sense of is raised as `failure` that names it."""
     try:
         yield
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Arrow
             raise
-        raise BadInput(f"{path} cannot be read as a Parquet file of posts: {error}") from error
+        reason = " ".join(str(error).split())
+        raise failure(f"{path} cannot be read as a Parquet file: {reason}") from error
 
 
 def batches(

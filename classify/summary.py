@@ -6,6 +6,8 @@ from pydantic import BaseModel
 
 SUMMARY = "summary.json"
 COUNTS = "counts.parquet"
+REFUSED = "refused.txt"
+"""Why the file can't be classified, by whatever attempt: there is this in place of a summary."""
 
 
 class Summary(BaseModel):

@@ -112,10 +112,15 @@ def test_score_asks_the_model_unless_tags_shall_decide(run: Run, tmp_path: Path)
         ("score --posts a.parquet --model nowhere --out r", "no topic model in nowhere: it has no model.json"),
         ("score --posts nowhere --model model --out r", "nowhere is not there, or no file"),
         ("score --posts model --model model --out r", "model is not there, or no file"),
-        ("score --posts text --model model --out r", "text cannot be read as a Parquet file of posts: "),
+        ("score --posts text --model model --out r", "text cannot be read as a Parquet file: "),
         ("score --posts no-id --model model --out r", "no-id has no column Id"),
-        ("score --posts text-id --model model --out r", "text-id cannot be read as a Parquet file of posts: "),
-        ("score --posts cut-off --model model --out r", "cut-off cannot be read as a Parquet file of posts: "),
+        ("score --posts text-id --model model --out r", "text-id cannot be read as a Parquet file: "),
+        ("score --posts list-tags --model model --out r", "list-tags cannot be read as a Parquet file: "),
+        (
+            "score --posts a.parquet --model model --out a.parquet",
+            "a.parquet is the file of posts itself: name another",
+        ),
+        ("score --posts cut-off --model model --out r", "cut-off cannot be read as a Parquet file: "),
         (
             "score --posts a.parquet --model model --out model",
             "model is a folder, or in one that is not there: name a file",
@@ -145,6 +150,7 @@ def test_what_is_wrong_is_said_in_a_line(run: Run, tmp_path: Path, command: str,
     (tmp_path / "cut-off").write_bytes((tmp_path / "a.parquet").read_bytes()[-1_000:])
     made = {"no-tags": table.drop_columns(["Tags"]), "no-id": table.drop_columns(["Id"]), "one": table.slice(0, 1)}
     made["text-id"] = table.set_column(0, "Id", [["one"] * 60])
+    made["list-tags"] = table.set_column(4, "Tags", [[["one"]] * 60])
     made["cooking"] = table.set_column(4, "Tags", pa.repeat("<cooking>", 60))
     for name, rows in made.items():
         pq.write_table(rows, tmp_path / name)
@@ -332,6 +338,14 @@ def test_the_training_job_is_checked_too(lake: FolderLake) -> None:
     services.replace(settings=settings(databricks_training_job_id=8), posts_landed=Silent())
     looks = [what for what, _ in manage._looks(services)]
     assert [what for what in looks if what.startswith("Databricks")] == ["Databricks job 1", "Databricks job 8"]
+
+
+def test_long_titles_need_no_bodies_to_be_scored(run: Run, tmp_path: Path, model: TopicModel) -> None:
+    model.save(tmp_path / "model")
+    rows = posts(*({"Title": "how to sort a list " * 10_000} for _ in range(100))).drop_columns(["Body"])
+    (tmp_path / "p.parquet").write_bytes(parquet(rows))
+    assert run("score", "--posts", "p.parquet", "--model", "model", "--out", "r.parquet")[0] == 0
+    assert pq.read_metadata(tmp_path / "r.parquet").num_rows == 100
 
 
 def test_the_topics_of_other_posts_are_not_needed_to_score(run: Run, tmp_path: Path, model: TopicModel) -> None:
