@@ -78,18 +78,26 @@ class TrainParameters(BaseModel):
 def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, float], None] | None = None) -> Training:
     """Train, compare, and promote if it is worth it; what came of it is also in `runs/training/`.
 
-    Raises BadInput when the window holds too little, or when more is needed than may be taken.
+    Raises BadInput when the window holds too little.
     """
     most, topics = parameters.max_questions, parameters.topics
-    check_enough(most, topics, "that TRAINING_MAX_QUESTIONS allows", "raise it, or lower TRAINING_TOPICS")
     window = f"in the {parameters.days} days to {parameters.until}"
     damaged: list[str] = []
-    archived = archived_questions(lake, parameters.until, parameters.days, damaged)
+    rows = 0
+
+    def archived() -> Iterator[pa.Table]:
+        nonlocal rows
+        for table in archived_questions(lake, parameters.until, parameters.days, damaged):
+            rows += len(table)
+            yield table
+
     try:
-        questions = fit.tagged_questions(sample(archived, most))
+        questions = fit.tagged_questions(sample(archived(), most))
     except BadInput as error:
         raise BadInput("; ".join([f"{error} {window}: raise TRAINING_DAYS", *damaged])) from error
-    check_enough(len(questions), topics, window, "; ".join(["raise TRAINING_DAYS or lower TRAINING_TOPICS", *damaged]))
+    sampled = rows > most == len(questions)
+    more = f"TRAINING_MAX_QUESTIONS takes {most} of {rows} rows: raise it" if sampled else "raise TRAINING_DAYS"
+    check_enough(len(questions), topics, window, "; ".join([f"{more}, or lower TRAINING_TOPICS", *damaged]))
     number, held_out = len(questions), fit.folds_of(questions.ids, HELD_OUT) == 0
     tested, questions = questions.take(held_out), questions.take(~held_out)
     candidate, _ = fit.fit(questions, topics, progress=progress)
@@ -171,7 +179,7 @@ def archived_questions(lake: Lake, until: date, days: int, damaged: list[str]) -
                     ]
                     yield from fit.questions_in(file, groups, window, file_day)
         except BadInput as error:
-            damaged.append(" ".join(str(error).split()))
+            damaged.append(str(error))
             log.warning("not learned from, at least not from all of it: %s", damaged[-1])
 
 

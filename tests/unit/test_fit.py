@@ -99,8 +99,8 @@ def test_a_report_on_posts_without_a_topic_has_numbers() -> None:
     ("arguments", "code", "said"),
     [
         ("--posts no-id --topics 4", 1, "no-id: no tagged question to learn from"),
-        ("--posts numbers --topics 4", 1, "numbers: numbers cannot be read as a Parquet file of posts: "),
-        ("--posts numbers nowhere --topics 4", 1, "numbers, nowhere: "),
+        ("--posts structures --topics 4", 1, "structures: structures cannot be read as a Parquet file: "),
+        ("--posts structures nowhere --topics 4", 1, "structures, nowhere: "),
         ("--posts few --topics 4", 1, "40 tagged questions in few are too few for 4 topics: 50 are needed"),
         ("--posts few --topics 0", 2, "error: --topics 0: at least 2"),
         ("--posts few --topics x", 2, "error: argument --topics: invalid int value: 'x'"),
@@ -116,7 +116,7 @@ def test_what_the_command_cannot_use_is_said_in_a_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     pq.write_table(with_column("Id", pa.nulls(60, pa.int64())), "no-id")
-    pq.write_table(with_column("Title", pa.array(range(60))), "numbers")
+    pq.write_table(with_column("Title", pa.array([{"a": 1}] * 60)), "structures")
     pq.write_table(questions(40), "few")
     with pytest.raises(SystemExit) as ended:
         main([*arguments.split(), "--out", "model"])

@@ -139,10 +139,10 @@ def in_groups(table: pa.Table, rows: int) -> bytes:
 def test_one_damaged_file_stops_no_training(filled: FolderLake, caplog: pytest.LogCaptureFixture) -> None:
     day, table = datetime(2026, 11, 20), questions(200)
     others = created(table.set_column(0, "Id", pa.array(range(1_001, 1_201))), day)
-    numbers = others.set_column(others.schema.get_field_index("Title"), "Title", pa.array(range(200)))
+    structures = others.set_column(others.schema.get_field_index("Title"), "Title", pa.array([{"a": 1}] * 200))
     spoilt = {
         "a-pages": damaged(in_groups(others, 100)),
-        "b-numbers": parquet(numbers),
+        "b-structures": parquet(structures),
         "c-cut": parquet(others)[:-9],
         "d-text": b"Id,Title\n" * 9,
     }
@@ -150,7 +150,7 @@ def test_one_damaged_file_stops_no_training(filled: FolderLake, caplog: pytest.L
         filled.put(paths.archive(UNTIL, source, "v"), data)
     result = train(filled, parameters())
     assert result.questions == 500 + 100
-    told = [line.partition(" cannot be read as a Parquet file of posts: ")[0] for line in result.damaged]
+    told = [line.partition(" cannot be read as a Parquet file: ")[0] for line in result.damaged]
     assert told == [paths.archive(UNTIL, source, "v") for source in spoilt]
     assert all("\n" not in line for line in result.damaged)
     assert Training.model_validate_json(filled.read(paths.training_record(UNTIL))) == result
@@ -158,7 +158,7 @@ def test_one_damaged_file_stops_no_training(filled: FolderLake, caplog: pytest.L
 
     filled.delete(paths.archive(UNTIL, "s", "v"))
     filled.delete(paths.archive(UNTIL, "a-pages", "v"))
-    with pytest.raises(BadInput, match=r"no tagged .* 2026-11-22: raise TRAINING_DAYS; .*b-numbers.*; .*c-cut"):
+    with pytest.raises(BadInput, match=r"no tagged .* 2026-11-22: raise TRAINING_DAYS; .*b-structures.*; .*c-cut"):
         train(filled, parameters())
 
 
@@ -431,10 +431,14 @@ def test_too_little_is_refused(lake: FolderLake, tmp_path: Path) -> None:
 
 
 def test_what_is_too_little_is_said_with_the_setting_that_makes_it_more(filled: FolderLake) -> None:
-    with pytest.raises(BadInput, match=r"500 tagged .* for 60 topics: 600 are needed; raise TRAINING_DAYS or lower "):
+    few = "500 tagged questions in the 7 days to 2026-11-22 are too few for 60 topics: 600 are needed; "
+    with pytest.raises(BadInput, match=f"{few}raise TRAINING_DAYS, or lower TRAINING_TOPICS"):
         train(filled, parameters(topics=60))
-    with pytest.raises(BadInput, match="100 tagged questions that TRAINING_MAX_QUESTIONS allows are too few for 60"):
-        train(filled, parameters(topics=60, max_questions=100))
+    with pytest.raises(BadInput, match="600 are needed; TRAINING_MAX_QUESTIONS takes 400 of 500 rows: raise it, or"):
+        train(filled, parameters(topics=60, max_questions=400))
+    filled.put(paths.archive(date(2026, 11, 1), "monthly", "v"), filled.read(paths.archive(UNTIL, "s", "v")))
+    with pytest.raises(BadInput, match=f"{few}raise TRAINING_DAYS, or"):
+        train(filled, parameters(topics=60, max_questions=550))
 
 
 @pytest.mark.parametrize(
