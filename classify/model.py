@@ -473,7 +473,7 @@ class TopicModel:
                     interactions=calibration["interactions"],
                 ),
                 reference=Reference.from_arrays(manifest.topics, calibration),
-                trained_on=manifest.trained_on.model_dump(),
+                trained_on=manifest.trained_on.model_dump(exclude_unset=True),
             )
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ModelError(f"topic model lacks {error}") from error

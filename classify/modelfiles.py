@@ -24,12 +24,12 @@ OTHER = "other"
 
 
 class TrainedOn(BaseModel):
-    """What describes the training posts; more may stand there."""
+    """What describes the training posts; more may stand there, and in early models something else."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    date: str
-    questions: int = Field(ge=0)
+    date: str = ""
+    questions: int = Field(default=0, ge=0)
 
 
 class Manifest(BaseModel):

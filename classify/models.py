@@ -150,7 +150,7 @@ def versions(lake: Lake) -> Iterator[Stored | Damaged]:
         version = info.path.split("/")[-2]
         path = f"{paths.model(version)}/{REPORT}"
         try:
-            trained_on = read_manifest(_files(lake, version)).trained_on.model_dump()
+            trained_on = read_manifest(_files(lake, version)).trained_on.model_dump(exclude_unset=True)
             report = lake.read(path) if lake.stat(path) else b"{}"
             decode(Report, report, path)
             yield Stored(version, trained_on, json.loads(report))

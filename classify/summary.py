@@ -38,8 +38,11 @@ class Summary(BaseModel):
 
 
 class Training(BaseModel):
-    """What came of a training run; `runs/training/<until>.json`. `found` is the share of held-out tagged questions
-    whose best topic is among their tags: it can be compared between models with different topics."""
+    """What came of a training run; `runs/training/<until>.json`, of a second one `<until>.2.json`.
+
+    `found` is the share of held-out tagged questions whose best topic is among their tags: it can be compared between
+    models with different topics.
+    """
 
     candidate: str
     current: str
@@ -49,3 +52,12 @@ class Training(BaseModel):
     current_found: float
     promoted: bool
     reason: str
+    damaged: list[str] = []
+    """Files of the archive that could not be read, or not to their end, and why."""
+
+    @property
+    def became(self) -> str:
+        """What became of the candidate."""
+        if self.candidate == self.current:
+            return "the current model already"
+        return "promoted" if self.promoted else "kept aside"

@@ -322,6 +322,10 @@ def test_status_tells_of_training_and_drift(run: Run, lake: FolderLake, monkeypa
     code, out, _ = run("status")
     assert code == 0
     assert "topics100-new was kept aside; not better: 0.5 against 0.6" in out
+    spoilt = training.model_copy(update={"damaged": ["archive/posts/a.parquet [cut] cannot be read"]})
+    lake.put(paths.training_record(day, 2), spoilt.model_dump_json().encode())
+    code, said, _ = run("status")
+    assert (code, "not learned from: archive/posts/a.parquet [cut] cannot be read" in said) == (1, True)
     (line,) = (line.split() for line in out.splitlines() if line.strip().startswith("2026-11-21"))
     assert line[1:9] == ["100", "60", "40", "0", "4.2!", "0.46", "87%", "12%"]
     assert "of 90 posts that the model was asked about: margin 0.46" in run("topics")[1].replace("Of", "of")

@@ -91,7 +91,8 @@ def test_another_format_or_no_manifest_is_refused() -> None:
         ({"topics": "topic"}, "topics: "),
         ({"topics": ["\ud800", "c#", "sql", "css", "other"]}, "Invalid JSON"),
         ({"trained_on": None}, "trained_on: "),
-        ({"trained_on": {"date": "2026-11-22"}}, "trained_on.questions: "),
+        ({"trained_on": {"date": 20261122, "questions": 5}}, "trained_on.date: "),
+        ({"trained_on": {"date": "2026-11-22", "questions": -5}}, "trained_on.questions: "),
         ({"trained_on": {"date": "2026-11-22", "questions": "many"}}, "trained_on.questions: "),
         ({"format": True}, "format: "),
     ],
@@ -100,6 +101,12 @@ def test_a_manifest_that_is_not_the_arrays_own_is_refused(changes: dict[str, obj
     files = small_model().to_files()
     with pytest.raises(ModelError, match=words):
         TopicModel.from_files(with_manifest(files, **changes))
+
+
+@pytest.mark.parametrize("trained_on", [{}, {"posts": ["a.parquet"], "questions": 5}])
+def test_models_that_say_something_else_of_their_posts_are_read(trained_on: dict[str, object]) -> None:
+    files = with_manifest(small_model().to_files(), trained_on=trained_on)
+    assert TopicModel.from_files(files).trained_on == trained_on
 
 
 def test_a_loaded_model_is_called_what_its_manifest_says() -> None:
