@@ -235,7 +235,7 @@ def check_dates(name: str, misdated: int, posts: int) -> None:
     """Raises BadInput when the dates of most posts are none: the day of the file would be shown what is of others."""
     if 2 * misdated > posts:
         raise BadInput(
-            f"{name}: the CreationDate of {misdated} of {posts} posts is no date: it must be ISO 8601 (2026-11-21T06:00)"
+            f"{name}: the CreationDate of {misdated} of {posts} posts is no date: it must be ISO 8601 (2026-11-21)"
         )
 
 

@@ -52,7 +52,10 @@ def read_manifest(files: Mapping[str, bytes]) -> Manifest:
     except BadInput as error:
         raise ModelError(f"not a topic model's manifest with topics and checksums: {error}") from error
     if manifest.format != FORMAT:
-        raise ModelError(f"topic model has format {manifest.format}, this version reads format {FORMAT}")
+        raise ModelError(
+            f"topic model has format {manifest.format}, this version reads format {FORMAT}: train another, or give the lake"
+            " the starter (manage.py models add classify/starter, then models promote)"
+        )
     check_topics(manifest.topics)
     for name in files.keys() - {MANIFEST}:
         if manifest.sha256.get(name) != hashlib.sha256(files[name]).hexdigest():

@@ -31,7 +31,7 @@ from classify.models import current_model, load_model, promote, store_model
 from classify.summary import Training
 from shared import paths
 from shared.catalog import source_pointer
-from shared.errors import BadInput, Conflict, StackTopicsError
+from shared.errors import BadInput, Conflict, ModelError, StackTopicsError
 from shared.services import Services
 
 if TYPE_CHECKING:
@@ -102,8 +102,12 @@ def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, floa
     tested, questions = questions.take(held_out), questions.take(~held_out)
     candidate, _ = fit.fit(questions, topics, progress=progress)
     pointer, etag = current_model(lake)
-    current = load_model(lake, pointer.version)
-    candidate_found, current_found = found(candidate, tested), found(current, tested)
+    candidate_found, current_found = found(candidate, tested), 0.0
+    try:
+        current_found = found(load_model(lake, pointer.version), tested)
+        compared = f"{candidate_found:.4f} against {current_found:.4f} of {pointer.version}"
+    except ModelError as error:  # any model is better than one that cannot be used
+        compared = f"{candidate_found:.4f} against none of {pointer.version} ({error})"
     result = Training(
         candidate=candidate.version,
         current=pointer.version,
@@ -113,8 +117,7 @@ def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, floa
         current_found=current_found,
         promoted=candidate_found >= current_found + parameters.margin and candidate.version != pointer.version,
         damaged=damaged,
-        reason=f"{candidate_found:.4f} against {current_found:.4f} of {pointer.version} on {len(tested)} held-out"
-        f" questions, {parameters.margin} more is asked for",
+        reason=f"{compared} on {len(tested)} held-out questions, {parameters.margin} more is asked for",
     )
     if candidate.version == pointer.version:
         result.reason = f"{pointer.version} is the current model: the same questions make the same model"

@@ -261,6 +261,17 @@ def test_a_candidate_is_promoted_only_if_it_is_better(filled: FolderLake) -> Non
     assert current_model(filled)[0].reason == f"rolled back from {kept.candidate}"
 
 
+def test_a_model_that_cannot_be_used_is_replaced(filled: FolderLake) -> None:
+    pointer, _ = current_model(filled)
+    manifest = f"{paths.model(pointer.version)}/{MANIFEST}"
+    filled.put(manifest, filled.read(manifest).replace(b'"format": 2', b'"format": 1'))
+    result = train(filled, parameters())
+    assert result.promoted
+    assert current_version(filled) == result.candidate
+    assert "against none of" in result.reason
+    assert "has format 1" in result.reason
+
+
 def test_the_card_and_the_report_tell_what_was_measured(filled: FolderLake) -> None:
     kept = train(filled, parameters(margin=1.0))
     folder = paths.model(kept.candidate)
