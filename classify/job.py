@@ -34,7 +34,8 @@ from pydantic import BaseModel
 from classify import clean, rowgroups
 from classify.clean import ANSWER, QUESTION, Posts
 from classify.day import Contribution
-from classify.model import MANIFEST, Classified, TopicModel
+from classify.model import Classified, TopicModel
+from classify.modelfiles import MANIFEST, read_manifest
 from classify.models import load_model
 from classify.questions import newest_topics, remember
 from classify.rowgroups import BATCH_ROWS, batches, reader
@@ -211,6 +212,7 @@ def score_file(
         raise BadInput(f"{out} is the file of posts itself: name another")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise BadInput(f"{out} is a folder, or in one that is not there: name a file")
+    version = read_manifest({MANIFEST: (model / MANIFEST).read_bytes()}).version
     with rowgroups.opened(posts, ("Id", "PostTypeId")), TemporaryDirectory(dir=out.absolute().parent) as folder:
         lake = FolderLake(Path(folder))
         job = JobParameters.model_validate(
@@ -219,11 +221,11 @@ def score_file(
                 "source_id": "file",
                 "version": "1",
                 "file_day": paths.file_day(posts.name, datetime.fromtimestamp(posts.stat().st_mtime, UTC)),
-                "model": "given",
+                "model": version,
                 "topic_source": topic_source,
             }
         )
-        for link, target in ((paths.landing("file", "1"), posts), (paths.model("given"), model)):
+        for link, target in ((paths.landing("file", "1"), posts), (paths.model(version), model)):
             (lake.root / link).parent.mkdir(parents=True)
             (lake.root / link).symlink_to(target.absolute())
         summary = run_arrow(lake, job, progress, str(posts))

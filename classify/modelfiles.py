@@ -53,8 +53,8 @@ def read_manifest(files: Mapping[str, bytes]) -> Manifest:
         raise ModelError(f"not a topic model's manifest with topics and checksums: {error}") from error
     if manifest.format != FORMAT:
         raise ModelError(
-            f"topic model has format {manifest.format}, this version reads format {FORMAT}: train another, or give the lake"
-            " the starter (manage.py models add classify/starter, then models promote)"
+            f"topic model has format {manifest.format}, this version reads format {FORMAT}: train another, or give the"
+            " lake the starter (manage.py models add classify/starter, then models promote)"
         )
     check_topics(manifest.topics)
     for name in files.keys() - {MANIFEST}:

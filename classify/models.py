@@ -50,13 +50,10 @@ def current_version(lake: Lake) -> str:
 
 
 def load_model(lake: Lake, version: str) -> TopicModel:
-    """Read one version of the model. Raises ModelError when it is missing, damaged or another one.
-
-    What is not named as versions are, as the model that `score_file` links to, may be any.
-    """
+    """Read one version of the model. Raises ModelError when it is missing, damaged or another one."""
     from classify.model import TopicModel
 
-    return TopicModel.from_files(_files(lake, version, ARRAYS, CALIBRATION, any_version=not is_version(version)))
+    return TopicModel.from_files(_files(lake, version, ARRAYS, CALIBRATION))
 
 
 def load_reference(lake: Lake, version: str) -> Reference:
@@ -67,14 +64,14 @@ def load_reference(lake: Lake, version: str) -> Reference:
     return Reference.from_files(files[MANIFEST], files[CALIBRATION])
 
 
-def _files(lake: Lake, version: str, *names: str, any_version: bool = False) -> dict[str, bytes]:
+def _files(lake: Lake, version: str, *names: str) -> dict[str, bytes]:
     """The manifest of a model and these of its files. Raises ModelError when one is missing or another model's."""
     folder = paths.model(version)
     try:
         files = {MANIFEST: lake.read(f"{folder}/{MANIFEST}")}
     except NotFound as error:
         raise ModelError(f"there is no model {version} in {folder}") from error
-    if (found := read_manifest(files).version) != version and not any_version:
+    if (found := read_manifest(files).version) != version:
         raise ModelError(f"{folder} holds {found}, not the model {version!r}")
     try:
         return files | {name: lake.read(f"{folder}/{name}") for name in names}
