@@ -60,11 +60,15 @@ def status(file: SettingsFile = DEFAULT_FILE, last: Annotated[int, typer.Option(
     console.print(days_table(len(days), [found for day in days[-10:] if (found := day_pointer(services.lake, day)[0])]))
     copied = last_record(services.lake)
     console.print(reference_table(copied) if copied else "Reference tables: never copied")
-    for info in list(services.lake.list(paths.TRAINING_RECORDS))[-1:]:
+    unread: list[str] = []
+    for info in sorted(services.lake.list(paths.TRAINING_RECORDS), key=lambda info: info.last_modified)[-1:]:
         training = decode(Training, services.lake.read(info.path), info.path)
-        became = f"{training.candidate} was {'promoted' if training.promoted else 'kept aside'}"
+        became = f"{training.candidate} was {training.became}"
         line = f"Training: {info.path}, {info.last_modified:%Y-%m-%d %H:%M:%S}: {became}; {training.reason}"
         console.print(line, highlight=False, soft_wrap=True)
+        unread = training.damaged
+    for line in unread:
+        console.print(f"not learned from: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
     poison = {name: services.queue(name).length() for name in poison_queues(services.settings)}
     console.print("Poison queues: " + ", ".join(f"{name} {count}" for name, count in poison.items()))
     needing = [record for record in records if record.state in ("failed", "quarantined")]
@@ -81,7 +85,7 @@ def status(file: SettingsFile = DEFAULT_FILE, last: Annotated[int, typer.Option(
         console.print(f"[red]{len(needing)} files and {sum(poison.values())} poison messages need a person[/red]")
         for record in needing[-last:]:
             console.print(f"  {record.source.name}: {record.reason}", highlight=False, soft_wrap=True)
-    if needing or any(poison.values()) or copy_needs_a_person:
+    if needing or any(poison.values()) or copy_needs_a_person or unread:
         raise typer.Exit(1)
 
 
@@ -139,8 +143,7 @@ def train(
 ) -> None:
     """Train a topic model on the tagged questions of Posts files; writes its card and report too."""
     from classify.card import CARD, REPORT, card, mean_report
-    from classify.fit import fit
-    from classify.train import check_enough, read_questions
+    from classify.fit import check_enough, fit, read_questions
 
     files = [*posts, *(more or [])]
     if out.exists() and not out.is_dir():
@@ -172,9 +175,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Measure a topic model on the tagged questions of a file."""
-    from classify.fit import evaluate, own_topics
+    from classify.fit import FEWEST, evaluate, own_topics, read_questions
     from classify.model import TopicModel
-    from classify.train import FEWEST, read_questions
 
     loaded = TopicModel.load(model)
     with _progress() as tell:
@@ -290,13 +292,17 @@ def models(context: typer.Context, file: SettingsFile = DEFAULT_FILE) -> None:
     context.obj = Services(file)
     if context.invoked_subcommand:
         return
-    from classify.models import current_version, versions
+    from classify.models import Damaged, current_version, versions
 
-    lake = context.obj.lake
+    lake, damaged = context.obj.lake, []
     table, current = Table(box=SIMPLE_HEAD), current_version(lake)
     for name in ("", "version", "hit@1", "primary", "macro F1", "day's error", "coverage", "measured on", "trained on"):
         table.add_column(name)
-    for version, trained_on, report in versions(lake):
+    for found in versions(lake):
+        if isinstance(found, Damaged):
+            damaged.append(f"{found.version} is damaged: {found.reason}")
+            continue
+        version, trained_on, report = found
         days = report.get("days", {})
         figures = [*map(report.get, ("hit_at_1", "primary_accuracy", "macro_f1"))]
         figures += [*map(days.get, ("histogram_error", "coverage"))]
@@ -304,6 +310,17 @@ def models(context: typer.Context, file: SettingsFile = DEFAULT_FILE) -> None:
         posts = [f"{report['posts']:,}" if "posts" in report else "", f"{trained_on.get('questions', 0):,}"]
         table.add_row("*" if version == current else "", version, *shown, *posts)
     Console().print(table)
+    for line in damaged:
+        Console().print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+@models_app.command("add")
+def add_model(context: typer.Context, folder: Path) -> None:
+    """Put the model in FOLDER, as `train` writes it, into the lake; `models promote` makes it the current one."""
+    from classify.models import add_model
+
+    version = add_model(context.obj.lake, folder)
+    typer.echo(f"{version} is in the lake: `python manage.py models promote {version}` makes it current")
 
 
 @models_app.command("promote")
@@ -340,7 +357,9 @@ def _figures(report: dict[str, Any], heading: str) -> Table:
     table.add_column(heading)
     table.add_column("", justify="right")
     flat = report | {
-        f"{kind}.{name}": value for kind in ("days", "shifted_days") for name, value in report[kind].items()
+        f"{kind}.{name}": value
+        for kind in ("days", "shifted_days", "answered_days")
+        for name, value in report[kind].items()
     }
     for name, value in flat.items():
         if isinstance(value, int | float):

@@ -65,17 +65,19 @@ def measure(engine: str, posts: int, folder: Path) -> dict[str, Any]:
     options = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "-m", "classify.job", *options, "--topic-source", "model", "--engine", engine]
     started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, env=_environment(), stderr=subprocess.PIPE, start_new_session=True)
     peak = 0.0
     cpu: dict[int, float] = {}
-    while process.poll() is None:
-        now = _processes(process.pid)
-        peak = max(peak, sum(resident for resident, _ in now.values()))
-        cpu |= {number: seconds for number, (_, seconds) in now.items()}
-        time.sleep(0.1)
-    seconds = time.perf_counter() - started
-    if process.returncode or process.stderr is None:
-        raise SystemExit(process.stderr.read().decode()[-3000:] if process.stderr else "the job failed")
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, cwd=ROOT, env=_environment(), stderr=said, start_new_session=True)
+        while process.poll() is None:
+            now = _processes(process.pid)
+            peak = max(peak, sum(resident for resident, _ in now.values()))
+            cpu |= {number: seconds for number, (_, seconds) in now.items()}
+            time.sleep(0.1)
+        seconds = time.perf_counter() - started
+        if process.returncode:
+            said.seek(0)
+            raise SystemExit(said.read().decode()[-3000:])
     parameters = job.JobParameters.model_validate(values | {"lake_root": str(folder), "topic_source": "model"})
     summary = json.loads((folder / parameters.output / "summary.json").read_text())
     return {

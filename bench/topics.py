@@ -229,7 +229,7 @@ def _scorer(answer: Callable[[pa.Array, pa.Array], Answers]) -> Scorer:
 
 def measure(name: str, topics: int, fold: int) -> dict[str, float]:
     """One contender on one fold, in this process."""
-    posts = fit.tagged_questions(fit.read_posts([DATA / "posts.parquet"]))
+    posts = fit.read_questions([DATA / "posts.parquet"], lambda _: None)
     folds = fit.folds_of(posts.ids, FOLDS)
     training, unseen = posts.take(folds != fold), posts.take(folds == fold)
     names = fit.most_frequent_tags(training.tags, topics)
@@ -265,6 +265,7 @@ def _accuracy(trained: Trained, unseen: Posts, topics: tuple[str, ...], folder: 
             "calibration_error": report.calibration_error,
             **{f"day_{name}": value for name, value in report.to_json()["days"].items()},
             **{f"shifted_{name}": value for name, value in report.to_json()["shifted_days"].items()},
+            **{f"answered_{name}": value for name, value in report.to_json()["answered_days"].items()},
         }
     _write(unseen, folder / "unseen.parquet")
     said = trained.score(folder / "unseen.parquet", folder / "said")
@@ -386,7 +387,7 @@ def _print(results: dict[str, Any]) -> None:
         counting.add_column(title, justify="right" if title else "left")
     measures = ("histogram_error", "mean_posterior_error", "counted_error", "coverage", "drifted")
     for row in results["contenders"]:
-        for kind, days in (("day", "like the fold"), ("shifted", "shifted")):
+        for kind, days in (("day", "like the fold"), ("shifted", "shifted"), ("answered", "with answers")):
             if f"{kind}_coverage" in row:
                 found = [row[f"{kind}_{measure}"] for measure in measures]
                 spread = [f"{each['mean']:.3f} ({each['low']:.3f} to {each['high']:.3f})" for each in found]

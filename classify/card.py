@@ -50,7 +50,7 @@ def card(
 ) -> str:
     """The model card. `files` names what the training posts were read from, `made_by` the command, `measured` says on
     which posts each of the reports was made, `remark` whatever else is to be known."""
-    from classify.fit import DAY, SHIFT
+    from classify.fit import ANSWERS, DAY, SHIFT
 
     several, by_topic = len(reports) > 1, mean_report(reports)["by_topic"]
 
@@ -75,7 +75,8 @@ def card(
             "",
             measured,
             f"A day is {DAY} posts drawn from those, or half of them if they are few; on shifted days the",
-            f"log-chances of topics are moved at random, with a standard deviation of {SHIFT}.",
+            f"log-chances of topics are moved at random, with a standard deviation of {SHIFT}; on days with answers",
+            f"each has {ANSWERS} on the average, which take over what the model says of it.",
             "",
             "| | mean | folds |" if several else "| | |",
             "|---|---|---|" if several else "|---|---|",
@@ -94,6 +95,8 @@ def card(
             row("shifted days: that of counted answers", lambda report: report.shifted_days.counted_error),
             row("shifted days: intervals that hold the truth", lambda report: report.shifted_days.coverage),
             row("shifted days marked as drifted", lambda report: report.shifted_days.drifted),
+            row("days with answers: total variation", lambda report: report.answered_days.histogram_error),
+            row("days with answers: intervals that hold the truth", lambda report: report.answered_days.coverage),
             "",
             "By topic: posts whose primary topic it is, posts the model said are about it, and how many of those are.",
             "",

@@ -17,20 +17,25 @@ COLUMNS = ("Id", "PostTypeId", "ParentId", "CreationDate", "Title", "Body", "Tag
 EPOCH = date(1970, 1, 1)
 FIRST_DAY, LAST_DAY = (date.min - EPOCH).days, (date.max - EPOCH).days
 _A_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
-_OFFSET = r"T?\d\d:\d\d.*(?P<sign>[+-])(?P<hours>[01]\d):?(?P<minutes>[0-5]\d)?$"
-"""Minutes may be missing, as Postgres leaves them out; no place is 20 hours away."""
+_ISO_8601 = (
+    r"^(?P<day>\d{4}-\d\d-\d\d)(?:$|[T ](?:(?P<hour>[01]\d|2[0-3]):(?P<minute>[0-5]\d).*?"
+    r"(?:(?P<sign>[+-])(?P<hours>[01]\d):?(?P<minutes>[0-5]\d)?)?$|.*$))"
+)
+"""A date, perhaps a time, perhaps how far from UTC, of which Postgres leaves out minutes; no place is 20 hours away."""
 
 
 @dataclass(frozen=True)
 class Posts:
     """n posts: ids int64 with 0 and `has_id` False where missing, types int64 with 0 where missing,
-    parents int64 with 0 where missing, days as days since 1970-01-01 (int32, UTC), and their texts."""
+    parents int64 with 0 where missing, days as days since 1970-01-01 (int32, UTC), `misdated` True where a CreationDate
+    is there and tells none, and their texts."""
 
     ids: np.ndarray
     has_id: np.ndarray
     types: np.ndarray
     parents: np.ndarray
     days: np.ndarray
+    misdated: np.ndarray
     titles: pa.Array
     bodies: pa.Array
     tags: pa.Array
@@ -48,13 +53,15 @@ class Posts:
 
 def clean(batch: pa.RecordBatch, file_day: date) -> Posts:
     """The columns of `batch` in one form. A post without a readable CreationDate belongs to `file_day`."""
-    ids = column(batch, "Id")
+    ids, created = column(batch, "Id"), column(batch, "CreationDate")
+    found, known = _days(created)
     return Posts(
         ids=integers(ids),
         has_id=np.asarray(ids.is_valid()),
         types=integers(column(batch, "PostTypeId")),
         parents=integers(column(batch, "ParentId")),
-        days=days(column(batch, "CreationDate"), file_day),
+        days=_or_of_file(found, known, file_day),
+        misdated=np.asarray(created.is_valid()) & ~known,
         titles=text(column(batch, "Title")),
         bodies=text(column(batch, "Body")),
         tags=text(column(batch, "Tags")),
@@ -91,6 +98,15 @@ def days(array: pa.Array, file_day: date) -> np.ndarray:
 
     What is missing, unreadable or outside the years 1 to 9999 belongs to `file_day`.
     """
+    return _or_of_file(*_days(array), file_day)
+
+
+def _or_of_file(found: np.ndarray, known: np.ndarray, file_day: date) -> np.ndarray:
+    return np.where(known, found, (file_day - EPOCH).days).astype(np.int32)
+
+
+def _days(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Days, and of which posts they are known."""
     kind = array.type
     if pa.types.is_date32(kind):
         found, a_day = array.cast(pa.int32()), 1
@@ -99,30 +115,26 @@ def days(array: pa.Array, file_day: date) -> np.ndarray:
     elif pa.types.is_timestamp(kind):  # with or without a zone, what is stored is UTC
         found, a_day = array, _A_DAY[kind.unit]
     else:
-        found, a_day = _moments(array), _A_DAY["s"]
+        found, a_day = _moments(array), 24 * 60
     known = np.asarray(found.is_valid())
     numbers = np.asarray(pc.fill_null(found.cast(pa.int64()), 0)) // a_day
-    known &= (numbers >= FIRST_DAY) & (numbers <= LAST_DAY)
-    return np.where(known, numbers, (file_day - EPOCH).days).astype(np.int32)
+    return numbers, known & (numbers >= FIRST_DAY) & (numbers <= LAST_DAY)
 
 
 def _moments(array: pa.Array) -> pa.Array:
-    """UTC seconds of ISO 8601 texts; null where a text is none."""
+    """UTC minutes of ISO 8601 texts; null where a text is none, or its day is in no calendar."""
     is_ascii = pc.match_substring_regex(array.cast(pa.binary()), "^[ -~]*$")
     array = pc.if_else(is_ascii, array, None).cast(pa.string())  # other bytes may be no UTF-8
-    seconds = pc.replace_substring(pc.utf8_slice_codeunits(array, 0, 19), " ", "T")
-    moments = pc.coalesce(
-        pc.strptime(seconds, "%Y-%m-%dT%H:%M:%S", "s", error_is_null=True),
-        pc.strptime(pc.utf8_slice_codeunits(array, 0, 10), "%Y-%m-%d", "s", error_is_null=True),
-    )
-    offset = pc.extract_regex(array, _OFFSET)
-    if offset.null_count == len(array):
-        return moments
-    sign = pc.if_else(pc.equal(pc.struct_field(offset, "sign"), "-"), -60, 60)
-    odd = pc.struct_field(offset, "minutes")
-    minutes = pc.add(
-        pc.multiply(pc.struct_field(offset, "hours").cast(pa.int64()), 60),
-        pc.if_else(pc.equal(odd, ""), "0", odd).cast(pa.int64()),
-    )
-    shift = pc.fill_null(pc.multiply(sign, minutes), 0).cast(pa.duration("s"))
-    return pc.subtract(moments, shift)
+    found = pc.extract_regex(array, _ISO_8601)
+    day = pc.struct_field(found, "day")
+    midnight = pc.strptime(day, "%Y-%m-%d", "s", error_is_null=True)
+    midnight = pc.if_else(pc.equal(midnight.cast(pa.date32()).cast(pa.string()), day), midnight, None)  # 30 February
+
+    def number(name: str) -> pa.Array:
+        part = pc.struct_field(found, name)
+        return pc.if_else(pc.equal(part, ""), "0", part).cast(pa.int64())
+
+    offset = pc.add(pc.multiply(number("hours"), 60), number("minutes"))
+    east = pc.if_else(pc.equal(pc.struct_field(found, "sign"), "-"), pc.negate(offset), offset)
+    minutes = pc.add(pc.multiply(number("hour"), 60), number("minute"))
+    return pc.add(pc.divide(midnight.cast(pa.int64()), 60), pc.subtract(minutes, east))

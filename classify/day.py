@@ -40,7 +40,8 @@ TOPICS_OF_DAY = pa.schema(
     }
 )
 """`share` is of the counted answers; `estimated_share` corrects the model's bias, and the true share lies between `low`
-and `high` on 95 of 100 days. Where tags or parents decided everything the three are the share itself."""
+and `high` on some 95 of 100 days like those of the training, see docs/performance.md for others. Where tags decided
+everything, those of the posts or of their questions, the three are the share itself."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Contribution:
             metadata = table.schema.metadata
             if "scored" not in table.column_names:  # margins and overlaps were once summed of what the model decided
                 table = table.append_column("scored", table["said"])
+            for name in {"inherited", "bundled"} - {*table.column_names}:  # all answers that inherit were once `known`
+                table = table.append_column(name, pa.repeat(pa.scalar(0, pa.int64()), len(table)))
             tally = Tally(tuple(json.loads(metadata[TOPICS])))
             tally.add_table(table)
             return cls(metadata[MODEL].decode(), tally)
@@ -132,8 +135,10 @@ def topics_of_day(
         }
         for rank, topic in enumerate(ordered, 1)
     ]
-    guessed, scored = (sum(getattr(part.statistics, number) for part in parts) for number in ("guessed", "scored"))
-    estimates = [(part.estimate, part.statistics.guessed) for part in parts if part.estimate]
+    guessed, uncertain, scored = (
+        sum(getattr(part.statistics, number) for part in parts) for number in ("guessed", "uncertain", "scored")
+    )
+    estimates = [(part.estimate, part.statistics.uncertain) for part in parts if part.estimate]
 
     def mean(value: str) -> float:
         sums = (getattr(part.statistics, value) * part.statistics.scored for part in parts)
@@ -145,7 +150,7 @@ def topics_of_day(
         questions=sum(questions.values()),
         answers=sum(answers.values()),
         guessed=guessed,
-        drift=sum(estimate.drift * posts for estimate, posts in estimates) / guessed if guessed else 0.0,
+        drift=sum(estimate.drift * posts for estimate, posts in estimates) / uncertain if uncertain else 0.0,
         drifted=any(estimate.drifted for estimate, _ in estimates),
         scored=scored,
         mean_margin=mean("mean_margin"),
@@ -168,7 +173,7 @@ class _Part:
     def of(
         cls, statistics: DayStatistics, topics: tuple[str, ...], reference_of: Callable[[str], Reference], model: str
     ) -> _Part:
-        if statistics.guessed:
+        if statistics.uncertain:
             found = estimate(statistics, reference_of(model))
             return cls(topics, statistics, found.share, found.deviation, found)
         return cls(topics, statistics, statistics.known / max(statistics.posts, 1), np.zeros(len(topics)), None)
@@ -185,7 +190,7 @@ def _combined(parts: Sequence[_Part], total: int) -> dict[str, dict[str, float]]
             share[topic] += weight * part.share[number]
             variance[topic] += (weight * part.deviation[number]) ** 2
             certain[topic] += part.statistics.known[number] / total if total else 0.0
-    uncertain = sum(part.statistics.guessed for part in parts) / total if total else 0.0
+    uncertain = sum(part.statistics.uncertain for part in parts) / total if total else 0.0
     return {
         topic: {
             "estimated_share": round(float(share[topic]), DIGITS),

@@ -11,9 +11,10 @@ the model which scored them had not seen.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from classify import clean, rowgroups
 from classify.card import CARD, REPORT, card, mean_report
+from classify.clean import EPOCH, QUESTION
 from classify.hinge import PARTS, Labels, train_left_out
 from classify.model import (
     KNOTS,
-    OTHER,
     Calibration,
     Classified,
     Floats,
@@ -39,14 +41,17 @@ from classify.model import (
     Vocabulary,
     softmax,
 )
+from classify.modelfiles import OTHER
 from classify.quantify import DayStatistics, Reference, estimate
 from classify.text import FIELD_MASK, FIELDS, Field, Hashes, occurrences, parse_tags
-from shared.errors import BadInput
+from shared.errors import BadInput, StackTopicsError
 
 Progress = Callable[[str, float], None]
 
-QUESTION = 1
 COLUMNS = ("Id", "PostTypeId", "Title", "Body", "Tags")
+
+FEWEST, QUESTIONS_A_TOPIC = 50, 10
+"""Tagged questions without which nothing is learned or measured."""
 
 # Chosen by 3-fold cross-validation inside four fifths of the development posts.
 FIELD_WEIGHTS = {
@@ -77,6 +82,7 @@ INTERACTION_PENALTY = 6.0  # on half the squared length of Calibration.interacti
 
 DAY, DAYS = 500, 60  # posts and number of the days that a report samples
 SHIFT = 0.7  # of the log-chances of topics on shifted days: the mean posterior is then off by .11 (20 topics)
+ANSWERS = 1.5  # to a question on answered days, by Poisson: 24 million questions of Stack Overflow have 36 million
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,7 @@ class Report:
     calibration_error: float
     days: DayReport
     shifted_days: DayReport
+    answered_days: DayReport
     by_topic: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
@@ -138,13 +145,51 @@ class Report:
         return asdict(self)
 
 
+def read_questions(files: Sequence[Path], progress: Callable[[float], None]) -> Posts:
+    """The tagged questions of Posts files on disk. Raises BadInput that names a file without any, or that is none."""
+
+    def tables() -> Iterator[pa.Table]:
+        for number, path in enumerate(files):
+            with rowgroups.opened(path, COLUMNS) as file:
+                for group in range(file.num_row_groups):
+                    yield from questions_in(file, [group])
+                    progress((number + (group + 1) / file.num_row_groups) / len(files))
+
+    try:
+        return tagged_questions(tables())
+    except BadInput as error:
+        raise BadInput(f"{', '.join(map(str, files))}: {error}") from error
+
+
+def questions_in(
+    file: pq.ParquetFile, groups: Sequence[int] | None = None, days: range | None = None, file_day: date = EPOCH
+) -> Iterator[pa.Table]:
+    """The tagged questions of a Posts file's row groups that have an Id, in the columns that training reads, whatever
+    types it uses. Raises what Arrow does where a column is of no use.
+
+    With `days` (since 1970-01-01) those created on one of them; posts without a date were on `file_day`.
+    """
+    for batch in rowgroups.batches(file, (*COLUMNS, "CreationDate"), groups):
+        posts = clean.clean(batch, file_day)
+        chosen = (posts.types == QUESTION) & posts.has_id & np.asarray(parse_tags(posts.tags).is_valid())
+        if days is not None:
+            chosen &= (posts.days >= days.start) & (posts.days < days.stop)
+        if chosen.any():
+            kept = posts.where(chosen)
+            titles, bodies = kept.titles.cast(pa.large_binary()), kept.bodies.cast(pa.large_binary())
+            yield pa.table([kept.ids, kept.types, titles, bodies, kept.tags], names=list(COLUMNS))
+
+
 def tagged_questions(posts: pa.Table | Iterable[pa.RecordBatch | pa.Table]) -> Posts:
-    """The questions that have tags. Keeps nothing of the rest, so batches may be read from files one by one."""
+    """The questions that have an Id and tags; of rows with one Id the last.
+
+    Keeps nothing of the rest, so batches may be read from files one by one.
+    """
     batches = [posts] if isinstance(posts, pa.Table) else posts
     kept: list[pa.Table] = []
     for batch in batches:
         table = pa.table({name: batch[name] for name in COLUMNS})
-        table = table.filter(pc.equal(table["PostTypeId"], QUESTION))
+        table = table.filter(pc.and_(pc.equal(table["PostTypeId"], QUESTION), pc.is_valid(table["Id"])))
         tags = parse_tags(table["Tags"])
         plain = pa.table(
             {
@@ -155,11 +200,21 @@ def tagged_questions(posts: pa.Table | Iterable[pa.RecordBatch | pa.Table]) -> P
             }
         )
         kept.append(plain.filter(pc.is_valid(tags)))
-    table = pa.concat_tables(kept).combine_chunks() if kept else None
+    table = pa.concat_tables(kept) if kept else None
     if table is None or not len(table):
         raise BadInput("no tagged question to learn from")
+    kept.clear()
+    last = last_of_each(np.asarray(table["Id"]))
+    table = (table if last.all() else table.filter(pa.array(last))).combine_chunks()
     columns = {name: pa.concat_arrays(table[name].chunks) for name in table.column_names}
     return Posts(columns["Id"].to_numpy(), columns["Title"], columns["Body"], columns["tags"])
+
+
+def last_of_each(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which rows are the last ones with their Id."""
+    chosen = np.zeros(len(ids), np.bool_)
+    chosen[len(ids) - 1 - np.unique(ids[::-1], return_index=True)[1]] = True
+    return chosen
 
 
 def folds_of(ids: npt.NDArray[np.int64], folds: int) -> npt.NDArray[np.int64]:
@@ -170,22 +225,36 @@ def folds_of(ids: npt.NDArray[np.int64], folds: int) -> npt.NDArray[np.int64]:
     return ((mixed ^ (mixed >> np.uint64(31))) % np.uint64(folds)).astype(np.int64)
 
 
+def check_enough(questions: int, topics: int, where: str, way_out: str = "take more posts or fewer topics") -> None:
+    """Raise BadInput when so many tagged questions are too few to learn so many topics from."""
+    needed = max(QUESTIONS_A_TOPIC * topics, FEWEST)
+    if questions < needed:
+        raise BadInput(
+            f"{questions} tagged questions {where} are too few for {topics} topics: {needed} are needed; {way_out}"
+        )
+
+
 def fit(
     posts: pa.Table | Iterable[pa.RecordBatch | pa.Table] | Posts,
     topics: int = 100,
     *,
     progress: Progress | None = None,
 ) -> tuple[TopicModel, Report]:
-    """A model of the most frequent tags, and its report, measured on the folds its calibration was fitted on."""
+    """A model of the most frequent tags, and its report, measured on the folds its calibration was fitted on.
+
+    Raises BadInput where there is nothing to learn, or too little to learn it from.
+    """
     tell = progress or _say_nothing
     training = posts if isinstance(posts, Posts) else tagged_questions(posts)
-    names = most_frequent_tags(training.tags, topics)
+    names, parts = most_frequent_tags(training.tags, topics), folds_of(training.ids, PARTS)
+    if not names or len(np.unique(parts)) < 2:
+        raise BadInput(f"nothing can be learned from {len(training)} questions with {len(names)} tags beside `{OTHER}`")
     labels = own_topics(training.tags, names)
     tell("vocabulary", 0.0)
     vocabulary = learn_vocabulary(training, WEIGHTS // topics)
     vectors = vectorise(training, vocabulary)
     tell("training", 0.1)
-    linear, margins, unseen = train_left_out(vectors, labels, folds_of(training.ids, PARTS), CALIBRATION_POSTS)
+    linear, margins, unseen = train_left_out(vectors, labels, parts, CALIBRATION_POSTS)
     tell("calibration", 0.7)
     calibration = calibrate(margins, labels[unseen])
     model = TopicModel(
@@ -228,12 +297,13 @@ def cross_validate(
 
 
 def most_frequent_tags(tags: pa.ListArray, topics: int) -> tuple[str, ...]:
-    """The names of the most frequent tags but `other`, most frequent first, ties by name."""
+    """The names of the most frequent tags, most frequent first, ties by name; but `other`, and what is no UTF-8."""
     counted = pc.value_counts(tags.flatten())
     table = pa.table({"name": counted.field("values"), "posts": counted.field("counts")})
     table = table.filter(pc.not_equal(table["name"], OTHER))
     table = table.sort_by([("posts", "descending"), ("name", "ascending")])
-    return tuple(table["name"].slice(0, topics).to_pylist())
+    names = (name.decode(errors="replace") for name in table["name"].cast(pa.binary()).to_pylist())
+    return tuple(islice((name for name in names if "\N{REPLACEMENT CHARACTER}" not in name), topics))
 
 
 def own_topics(tags: pa.ListArray, names: tuple[str, ...]) -> Labels:
@@ -370,13 +440,14 @@ def report_on(model: TopicModel, margins: Floats, labels: Labels) -> Report:
     return Report(
         posts=len(primary),
         topics=size - 1,
-        hit_at_1=float(hits.mean()),
-        primary_accuracy=float((found.posteriors[tagged, :-1].argmax(axis=1) == primary[tagged]).mean()),
+        hit_at_1=_share(hits),
+        primary_accuracy=_share(found.posteriors[tagged, :-1].argmax(axis=1) == primary[tagged]),
         topic_accuracy=float((found.topic == primary).mean()),
         macro_f1=float(f1[true_counts > 0].mean()),
         calibration_error=_calibration_error(found.top_scores[:, 0], labels[np.arange(len(labels)), found.best]),
-        days=_report_on_days(model.reference, found, primary, shift=0.0),
-        shifted_days=_report_on_days(model.reference, found, primary, shift=SHIFT),
+        days=report_on_days(model.reference, found, primary),
+        shifted_days=report_on_days(model.reference, found, primary, shift=SHIFT),
+        answered_days=report_on_days(model.reference, found, primary, answers=ANSWERS),
         by_topic=[
             {
                 "topic": name,
@@ -390,29 +461,42 @@ def report_on(model: TopicModel, margins: Floats, labels: Labels) -> Report:
     )
 
 
-def _report_on_days(reference: Reference, found: Classified, primary: Integers, shift: float) -> DayReport:
-    """Days drawn from the posts without repetition; with a shift, the chance of every topic is multiplied by its own
-    log-normal factor of that standard deviation, new for each day."""
+def report_on_days(
+    reference: Reference, found: Classified, primary: Integers, *, shift: float = 0.0, answers: float = 0.0
+) -> DayReport:
+    """Days drawn from these questions without repetition, of which the model said what is `found`.
+
+    With a shift, the chance of every topic is multiplied by its own log-normal factor of that standard deviation, new
+    for each day. With `answers`, each question has so many on the average, which take over what the model says of it.
+    """
     random = np.random.default_rng(0)
     size = len(reference.topics)
     days = []
     for _ in range(DAYS):
         odds = np.exp(shift * random.standard_normal(size))[primary]
         day = random.choice(len(primary), min(DAY, len(primary) // 2), replace=False, p=odds / odds.sum())
-        truth = np.bincount(primary[day], minlength=size) / len(day)
+        answered = random.poisson(answers, len(day)) if answers else np.zeros(len(day), np.int64)
+        posts = 1 + answered
+        truth = np.bincount(primary[day], posts, minlength=size) / posts.sum()
         posteriors, topic = found.posteriors[day], found.topic[day]
-        estimated = estimate(DayStatistics.of_classified(topic, posteriors, found.margin[day]), reference)
+        statistics = DayStatistics.of_classified(topic, posteriors, found.margin[day])
+        estimated = estimate(statistics + DayStatistics.of_inherited(topic, answered, size), reference)
         large = truth >= 0.02
         days.append(
             (
                 _total_variation(estimated.share, truth),
-                _total_variation(posteriors.mean(axis=0), truth),
-                _total_variation(np.bincount(topic, minlength=size) / len(day), truth),
+                _total_variation(posts @ posteriors / posts.sum(), truth),
+                _total_variation(np.bincount(topic, posts, minlength=size) / posts.sum(), truth),
                 ((estimated.low <= truth) & (truth <= estimated.high))[large].mean(),
                 estimated.drifted,
             )
         )
     return DayReport(*np.mean(days, axis=0).tolist())
+
+
+def _share(happened: npt.NDArray[np.bool_]) -> float:
+    """How often it happened; 0 where it could not."""
+    return float(happened.sum() / max(len(happened), 1))
 
 
 def _total_variation(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
@@ -425,13 +509,6 @@ def _calibration_error(stated: Floats, happened: npt.NDArray[np.bool_]) -> float
     return float(np.abs(gaps).sum() / len(stated))
 
 
-def read_posts(files: list[Path]) -> Iterator[pa.RecordBatch]:
-    """The columns that training reads, batch by batch."""
-    for file in files:
-        with pq.ParquetFile(file) as parquet:
-            yield from parquet.iter_batches(columns=list(COLUMNS))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Train on all posts given, measure by cross-validation, write the model and its card."""
     parser = argparse.ArgumentParser(prog="python -m classify.fit", description="Train a topic model on posts.")
@@ -439,9 +516,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--topics", type=int, default=100)
     options = parser.parse_args(arguments)
-    questions = tagged_questions(read_posts(options.posts))
-    reports = cross_validate(questions, options.topics)
-    model, _ = fit(questions, options.topics)
+    if options.topics < 2:
+        parser.error(f"--topics {options.topics}: at least 2")
+    try:
+        questions = read_questions(options.posts, lambda _: None)
+        check_enough(len(questions), options.topics, f"in {', '.join(map(str, options.posts))}")
+        reports = cross_validate(questions, options.topics)
+        model, _ = fit(questions, options.topics)
+    except StackTopicsError as error:
+        parser.exit(1, f"classify.fit: {error}\n")
     model.save(options.out)
     measured = f"Measured by {len(reports)}-fold cross-validation (folds by hash of Id; mean, and range over folds)."
     files = [file.name for file in options.posts]

@@ -17,7 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -34,15 +34,16 @@ from pydantic import BaseModel
 from classify import clean, rowgroups
 from classify.clean import ANSWER, QUESTION, Posts
 from classify.day import Contribution
-from classify.model import MANIFEST, Classified, TopicModel
+from classify.model import Classified, TopicModel
+from classify.modelfiles import MANIFEST, read_manifest
 from classify.models import load_model
 from classify.questions import newest_topics, remember
 from classify.rowgroups import BATCH_ROWS, batches, reader
-from classify.summary import COUNTS, SUMMARY, Summary
+from classify.summary import COUNTS, REFUSED, SUMMARY, Summary
 from classify.tally import Tally
 from classify.text import MAX_BODY_BYTES, parse_tags
 from shared import paths
-from shared.errors import BadInput, ModelError, NotFound, StackTopicsError, TerminalError
+from shared.errors import BadInput, ModelError, StackTopicsError, TerminalError
 from shared.lake import FolderLake
 from shared.services import Services
 
@@ -110,15 +111,20 @@ def run(lake: Lake, job: JobParameters) -> Summary:
 
     `auto` is spark for files of more than `spark_from_bytes` where Spark can be had, else arrow. The outputs are the
     same.
-    Raises ModelError, NotFound when the file is not in landing, TransientError, and TerminalError when Spark is asked
-    for and cannot be had.
+    Raises BadInput, with the reason left in the output, when the file cannot be read; ModelError, NotFound when it is
+    not in landing, TransientError, and TerminalError when Spark is asked for and cannot be had.
     """
+    begin_output(lake, job)
     spark = _spark(lake, job)
-    if spark is None:
-        return run_arrow(lake, job)
-    from classify.spark import run_spark
+    try:
+        if spark is None:
+            return run_arrow(lake, job)
+        from classify.spark import run_spark
 
-    return run_spark(spark, lake, job)
+        return run_spark(spark, lake, job)
+    except BadInput as error:
+        lake.put(f"{job.output}/{REFUSED}", str(error).encode())
+        raise
 
 
 def _spark(lake: Lake, job: JobParameters) -> SparkSession | None:
@@ -147,7 +153,8 @@ def run_arrow(
 
     `name` is what errors call the file, else its path in the lake.
 
-    Texts are held 1,024 rows at a time in each thread; what stays for the whole file is 12 bytes a question.
+    Texts are held 1,024 rows at a time in each thread; what stays for the whole file is 13 bytes a
+    question, and 16 an answer that takes over what the model said.
     Raises ModelError, BadInput when the file cannot be read, NotFound when it is not in landing, and TransientError.
     """
     clock = Clock()
@@ -161,10 +168,10 @@ def run_arrow(
                 census = _Census(reader(landed, footer))  # which keeps what it read ahead: no name may hold it
             give_back_memory()
             parents = _Parents(census, newest_topics(lake, census.parents_elsewhere), model.topics)
-        begin_output(lake, job)
         with clock("posts"), lake.create(part(job, 0)) as out, _Output(out, model.topics) as output:
             posts = _posts(reader(landed, footer), job.file_day, census, name or path, progress or _say_nothing)
             skipped = _classify(posts, parents, model, job.topic_source, output)
+            check_dates(name or path, output.misdated, output.counted)
     remove_parts_from(lake, job, 1)
     with clock("counts"):
         lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, output.tally).to_parquet())
@@ -178,6 +185,7 @@ def run_arrow(
         answers=output.posts[ANSWER],
         duplicates=len(census.repeated),
         uncounted=skipped,
+        misdated=output.misdated,
         decided_by=dict(output.decided_by),
         engine="arrow",
         seconds=clock.seconds,
@@ -204,6 +212,7 @@ def score_file(
         raise BadInput(f"{out} is the file of posts itself: name another")
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise BadInput(f"{out} is a folder, or in one that is not there: name a file")
+    version = read_manifest({MANIFEST: (model / MANIFEST).read_bytes()}).version
     with rowgroups.opened(posts, ("Id", "PostTypeId")), TemporaryDirectory(dir=out.absolute().parent) as folder:
         lake = FolderLake(Path(folder))
         job = JobParameters.model_validate(
@@ -212,16 +221,24 @@ def score_file(
                 "source_id": "file",
                 "version": "1",
                 "file_day": paths.file_day(posts.name, datetime.fromtimestamp(posts.stat().st_mtime, UTC)),
-                "model": "given",
+                "model": version,
                 "topic_source": topic_source,
             }
         )
-        for link, target in ((paths.landing("file", "1"), posts), (paths.model("given"), model)):
+        for link, target in ((paths.landing("file", "1"), posts), (paths.model(version), model)):
             (lake.root / link).parent.mkdir(parents=True)
             (lake.root / link).symlink_to(target.absolute())
         summary = run_arrow(lake, job, progress, str(posts))
         (lake.root / job.output / "part-00000.parquet").replace(out)
     return summary
+
+
+def check_dates(name: str, misdated: int, posts: int) -> None:
+    """Raises BadInput when the dates of most posts are none: the day of the file would be shown what is of others."""
+    if 2 * misdated > posts:
+        raise BadInput(
+            f"{name}: the CreationDate of {misdated} of {posts} posts is no date: it must be ISO 8601 (2026-11-21)"
+        )
 
 
 def part(job: JobParameters, number: int) -> str:
@@ -230,9 +247,9 @@ def part(job: JobParameters, number: int) -> str:
 
 
 def begin_output(lake: Lake, job: JobParameters) -> None:
-    """Delete the summary of an earlier run, which says that the output is whole: now it is about to be written anew."""
-    with suppress(NotFound):
-        lake.delete(f"{job.output}/{SUMMARY}")
+    """Delete what an earlier run said of its output, which is about to be written anew."""
+    for name in (SUMMARY, REFUSED):
+        lake.delete(f"{job.output}/{name}")
 
 
 def remove_parts_from(lake: Lake, job: JobParameters, number: int) -> None:
@@ -302,7 +319,7 @@ def _classify(
         posts, scoring = waiting.popleft()
         scored = scoring.result()
         asked = (posts.types == QUESTION) & posts.has_id
-        parents.learn(posts.ids[asked], scored.topics[asked])
+        parents.learn(posts.ids[asked], scored.topics[asked], scored.guessed[asked])
         output.tally.add(posts.days, posts.types, scored.topics, scored.guessed, scored.asked)
         output.write(scored.rows)
 
@@ -310,6 +327,8 @@ def _classify(
         for posts in batches:
             answers, questions = posts.types == ANSWER, posts.types == QUESTION
             skipped.update(str(kind or "null") for kind in posts.types[~(answers | questions)].tolist())
+            output.counted += int((answers | questions).sum())
+            output.misdated += int((posts.misdated & (answers | questions)).sum())
             inherits = answers & (posts.parents != 0) & parents.known(posts.parents)
             heirs.keep(posts.where(inherits))
             chosen = posts.where(questions | (answers & ~inherits))
@@ -318,10 +337,14 @@ def _classify(
                 write_next()
         while waiting:
             write_next()
+        uncertain: list[npt.NDArray[np.int64]] = [np.empty((2, 0), np.int64)]
         for posts in heirs.kept():
-            topics = parents.topics(posts.parents)
-            output.tally.add(posts.days, posts.types, topics)
+            topics, guessed = parents.topics(posts.parents), parents.guessed(posts.parents)
+            output.tally.add(posts.days, posts.types, topics, guessed)
             output.write(inherit(posts, pa.array(model.topics).take(pa.array(topics))))
+            uncertain.append(np.stack([posts.days, posts.parents])[:, guessed])
+        (days, questions), answers = np.unique(np.hstack(uncertain), axis=1, return_counts=True)
+        output.tally.add_bundles(days, parents.topics(questions), answers)
     return dict(skipped)
 
 
@@ -440,23 +463,30 @@ class _Parents:
         known, topics = np.asarray(earlier["Id"])[there], np.asarray(numbers.drop_null(), np.int32)
         places = np.searchsorted(census.questions, known)
         self._ids = np.insert(census.questions, places, known) if len(known) else census.questions
+        guessed = np.asarray(earlier["guessed"])[there]
         self._topics = np.insert(np.full(len(census.questions), -1, np.int32), places, topics)
+        self._guessed = np.insert(np.zeros(len(census.questions), bool), places, guessed)
         self._questions = census.questions
 
     def known(self, parents: Ids) -> npt.NDArray[np.bool_]:
         """Which of these questions have a topic, or will have one when the file has been read."""
         return _among(parents, self._ids)
 
-    def learn(self, ids: Ids, topics: TopicNumbers) -> None:
-        self._topics[self._places(ids)] = topics
+    def learn(self, ids: Ids, topics: TopicNumbers, guessed: npt.NDArray[np.bool_]) -> None:
+        places = self._places(ids)
+        self._topics[places], self._guessed[places] = topics, guessed
 
     def topics(self, parents: Ids) -> TopicNumbers:
         """The topics of known questions."""
         return np.asarray(self._topics[self._places(parents)] if len(parents) else self._topics[:0], np.int32)
 
+    def guessed(self, parents: Ids) -> npt.NDArray[np.bool_]:
+        """Of which known questions the model said the topic."""
+        return self._guessed[self._places(parents)] if len(parents) else self._guessed[:0]
+
     def of_this_file(self) -> pa.Table:
         topics = pa.DictionaryArray.from_arrays(self.topics(self._questions), self._names)
-        return pa.table({"Id": self._questions, "topic": topics})
+        return pa.table({"Id": self._questions, "topic": topics, "guessed": self.guessed(self._questions)})
 
     def _places(self, ids: Ids) -> Ids:
         return _places(ids, self._ids)
@@ -499,6 +529,7 @@ class _Heirs:
                 types=np.full(rows, ANSWER),
                 parents=np.asarray(batch["ParentId"]),
                 days=np.asarray(batch["day"]),
+                misdated=np.zeros(rows, bool),
                 titles=nothing,
                 bodies=nothing,
                 tags=nothing,
@@ -515,6 +546,7 @@ class _Output:
         self.tally = Tally(topics)
         self.posts: Counter[int] = Counter()
         self.decided_by: Counter[str] = Counter()
+        self.counted = self.misdated = 0
 
     def __enter__(self) -> Self:
         return self

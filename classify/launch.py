@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from classify.models import current_version
 from classify.publish import SUPERSEDED_BECAUSE, counts_already_newer, publish
-from classify.summary import SUMMARY, Summary
+from classify.summary import REFUSED, SUMMARY, Summary
 from shared import paths
 from shared.databricks import RunState, idempotency_token
 from shared.documents import decode
@@ -58,6 +58,8 @@ def launch(services: Services, message: PostsLanded) -> FileRecord:
 def watch(services: Services, message: ClassificationStarted) -> FileRecord:
     """Look at a run: publish what has succeeded, try again what has failed, come back later while it runs.
 
+    A file that the job could not read goes to quarantine: the next attempt could not read it either.
+
     Raises NotFound when the message names no record, TransientError when Databricks or the lake is busy.
     """
     record = services.ledger.get(message.source_id, message.version)
@@ -65,6 +67,8 @@ def watch(services: Services, message: ClassificationStarted) -> FileRecord:
         services.posts_landed.send(PostsLanded(source_id=record.source_id, version=record.version))
         return record
     if record.state in ENDED or record.attempt != message.attempt:
+        if record.state is State.QUARANTINED:  # by a look that may have got no further
+            services.lake.delete(paths.landing(record.source_id, record.version))
         log.info("%s: nothing to do for attempt %d, it is %s", record.key, message.attempt, record.state)
         return record
     if record.state is State.CLASSIFIED:
@@ -81,6 +85,8 @@ def watch(services: Services, message: ClassificationStarted) -> FileRecord:
         if summary is not None:
             return publish(services, _classified(services, record, summary))
         state = RunState("failed", f"the run succeeded but {record.output}/{SUMMARY} is not there")
+    if (reason := _refused(services, record)) is not None:
+        return _quarantined(services, record, f"run {message.run_id}: {reason}")
     return _failed(services, record, message.run_id, state)
 
 
@@ -211,6 +217,33 @@ def _failed(services: Services, record: FileRecord, run_id: int, state: RunState
         log.warning("%s: attempt %d failed, the next one starts: %s", record.key, record.attempt, reason)
         services.posts_landed.send(PostsLanded(source_id=record.source_id, version=record.version))
     return after
+
+
+def _refused(services: Services, record: FileRecord) -> str | None:
+    """Why the file cannot be classified, if the job says so."""
+    try:
+        return services.lake.read(f"{record.output}/{REFUSED}").decode()
+    except NotFound:
+        return None
+
+
+def _quarantined(services: Services, record: FileRecord, reason: str) -> FileRecord:
+    """Move the landed bytes to quarantine; the reason is written first, so that no file lies there without one."""
+    landing = paths.landing(record.source_id, record.version)
+    target = paths.quarantine(record.source_id, record.version, record.source.name)
+    why = paths.quarantine_reason(record.source_id, record.version)
+    services.lake.put(why, record.source.refused_because(reason))
+    services.lake.copy(landing, target, services.settings.landing_proof_share)
+
+    def quarantined(current: FileRecord) -> FileRecord | None:
+        if current.state is not State.LAUNCHED or current.attempt != record.attempt:
+            return None
+        return current.entered(State.QUARANTINED, services.now(), quarantine=target, reason=reason)
+
+    log.error("%s is in quarantine (%s): %s", record.key, target, reason)
+    record = services.ledger.change(record, quarantined)
+    services.lake.delete(landing)
+    return record
 
 
 def _superseded(services: Services, record: FileRecord) -> FileRecord:

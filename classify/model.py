@@ -4,25 +4,35 @@ A post becomes one sparse vector: per field BM25 over its features, times their 
 field's weight, brought to length one. One linear function a topic gives a margin. What is read out of the margins
 differs by question: the best topic (any tag the post may carry), the primary topic, and a distribution for counting.
 
-Stored are a JSON manifest with checksums and two files of plain arrays; nothing in them can run code.
+What it is stored as is in `classify/modelfiles.py`.
 """
 
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from classify.quantify import Reference, check_sum
+from classify.modelfiles import (
+    ARRAYS,
+    CALIBRATION,
+    FORMAT,
+    check_array,
+    check_topics,
+    read_arrays,
+    read_manifest,
+    version_of,
+)
+from classify.modelfiles import MANIFEST as MANIFEST  # others find it here
+from classify.quantify import Reference
 from classify.text import FIELD_MASK, FIELDS, Bytes, Hashes, Indices, Occurrences, occurrences
 from shared.compiled import compiled, from_half, prefetch
 from shared.errors import ModelError
@@ -32,9 +42,6 @@ Halves = npt.NDArray[np.float16]
 Integers = npt.NDArray[np.int32]
 _Logits = TypeVar("_Logits", Floats, npt.NDArray[np.float64])
 
-FORMAT = 1
-MANIFEST, ARRAYS, CALIBRATION = "model.json", "arrays.npz", "calibration.npz"
-OTHER = "other"
 TOP = 3
 MAX_FEATURES = (1 << 20) - 1
 _NUMBER = np.uint64(MAX_FEATURES)  # the bits of an entry of the look-up table that number a feature
@@ -61,9 +68,9 @@ class Vocabulary:
         self.mean_lengths = mean_lengths
         if len(keys) > MAX_FEATURES:
             raise ModelError(f"{len(keys)} features, at most {MAX_FEATURES} can be told apart")
-        _check("keys", keys, np.uint64, (len(keys),))
-        _check("feature weights", weights, np.float32, keys.shape)
-        _check("mean lengths", mean_lengths, np.float32, (FIELDS,))
+        check_array("keys", keys, np.uint64, (len(keys),))
+        check_array("feature weights", weights, np.float32, keys.shape)
+        check_array("mean lengths", mean_lengths, np.float32, (FIELDS,))
         if (keys & FIELD_MASK).max(initial=0) >= FIELDS or not (mean_lengths > 0).all():
             raise ModelError(f"features of fields beyond {FIELDS - 1}, or fields of no length")
         self._fields = (keys & FIELD_MASK).astype(np.uint8)
@@ -359,13 +366,12 @@ class TopicModel:
         reference: Reference,
         trained_on: dict[str, Any],
     ) -> None:
-        if topics[-1:] != (OTHER,) or len(topics) < 2:
-            raise ModelError(f"topics were expected, and `{OTHER}` as the last; found {len(topics)}: {topics[-3:]}")
+        check_topics(topics)
         size = len(topics)
-        _check("weights", weights, np.float16, (len(vocabulary), size - 1))
-        _check("biases", biases, np.float32, (size - 1,))
-        _check("curve", calibration.curve, np.float32, (2 + len(KNOTS),))
-        _check("interactions", calibration.interactions, np.float32, (size, size))
+        check_array("weights", weights, np.float16, (len(vocabulary), size - 1))
+        check_array("biases", biases, np.float32, (size - 1,))
+        check_array("curve", calibration.curve, np.float32, (2 + len(KNOTS),))
+        check_array("interactions", calibration.interactions, np.float32, (size, size))
         self.topics = topics
         self.vocabulary = vocabulary
         self.weights = weights
@@ -379,7 +385,7 @@ class TopicModel:
     @cached_property
     def version(self) -> str:
         """Names the content: the same arrays have the same version."""
-        return self._version_of(self._array_files())
+        return version_of(self.topics, self._array_files())
 
     def score(self, titles: pa.Array, bodies: pa.Array) -> Floats:
         """Margins of every post for each of the K topics: float32 [n, K]."""
@@ -441,7 +447,7 @@ class TopicModel:
         files = self._array_files()
         manifest = {
             "format": FORMAT,
-            "version": self._version_of(files),
+            "version": version_of(self.topics, files),
             "topics": list(self.topics),
             "trained_on": self.trained_on,
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
@@ -451,11 +457,14 @@ class TopicModel:
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> "TopicModel":
         """The model that `to_files` wrote. Raises ModelError for any other or damaged files."""
-        manifest = _manifest(files)
-        arrays, calibration = _arrays(files, ARRAYS), _arrays(files, CALIBRATION)
+        stored = {name: files[name] for name in (MANIFEST, ARRAYS, CALIBRATION) if name in files}
+        if missing := {MANIFEST, ARRAYS, CALIBRATION} - stored.keys():
+            raise ModelError(f"not a topic model: {', '.join(sorted(missing))} missing")
+        manifest = read_manifest(stored)
+        arrays, calibration = read_arrays(ARRAYS, stored[ARRAYS]), read_arrays(CALIBRATION, stored[CALIBRATION])
         try:
-            return cls(
-                topics=tuple(manifest["topics"]),
+            model = cls(
+                topics=manifest.topics,
                 vocabulary=Vocabulary(arrays["keys"], arrays["feature_weights"], arrays["mean_lengths"]),
                 weights=arrays["weights"],
                 biases=arrays["biases"],
@@ -463,11 +472,16 @@ class TopicModel:
                     curve=calibration["curve"],
                     interactions=calibration["interactions"],
                 ),
-                reference=Reference.from_arrays(tuple(manifest["topics"]), calibration),
-                trained_on=manifest["trained_on"],
+                reference=Reference.from_arrays(manifest.topics, calibration),
+                trained_on=manifest.trained_on.model_dump(exclude_unset=True),
             )
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ModelError(f"topic model lacks {error}") from error
+        content = version_of(manifest.topics, {name: stored[name] for name in (ARRAYS, CALIBRATION)})
+        if manifest.version != content:
+            raise ModelError(f"{MANIFEST} is of {manifest.version}, its topics and arrays are those of {content}")
+        model.version = content
+        return model
 
     def save(self, folder: Path) -> None:
         """Write the model's files into a folder, the manifest last."""
@@ -500,45 +514,9 @@ class TopicModel:
             ),
         }
 
-    def _version_of(self, files: Mapping[str, bytes]) -> str:
-        content = json.dumps(self.topics).encode() + b"".join(files[name] for name in sorted(files))
-        return f"topics{len(self.topics) - 1}-{hashlib.sha256(content).hexdigest()[:12]}"
-
-
-def _check(what: str, array: npt.NDArray[Any], kind: type[np.generic], shape: tuple[int, ...]) -> None:
-    """Raises ModelError where an array is not what compiled loops, which check no bound, take it for."""
-    if array.dtype != kind or array.shape != shape:
-        raise ModelError(f"{what}: {array.dtype} {array.shape} instead of {np.dtype(kind)} {shape}")
-    if not np.isfinite(array).all():
-        raise ModelError(f"{what}: not all are finite numbers")
-
-
-def _manifest(files: Mapping[str, bytes]) -> dict[str, Any]:
-    missing = {MANIFEST, ARRAYS, CALIBRATION} - files.keys()
-    if missing:
-        raise ModelError(f"not a topic model: {', '.join(sorted(missing))} missing")
-    try:
-        manifest = json.loads(files[MANIFEST])
-        found = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{MANIFEST} is not a topic model's manifest") from error
-    if found != FORMAT:
-        raise ModelError(f"topic model has format {found}, this version reads format {FORMAT}")
-    for name in (ARRAYS, CALIBRATION):
-        check_sum(manifest, name, files[name])
-    return cast("dict[str, Any]", manifest)
-
 
 def _packed(**arrays: Any) -> bytes:
     """Arrays in numpy's own zip format, the same bytes for the same arrays."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
-
-
-def _arrays(files: Mapping[str, bytes], name: str) -> dict[str, npt.NDArray[Any]]:
-    try:
-        with np.load(io.BytesIO(files[name]), allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{name} does not hold plain arrays: {error}") from error

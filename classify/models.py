@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel
 
 from classify.card import CARD, REPORT
+from classify.modelfiles import ARRAYS, CALIBRATION, MANIFEST, is_version, read_manifest
 from shared import paths
 from shared.documents import decode
-from shared.errors import Conflict, ModelError, NotFound
+from shared.errors import BadInput, Conflict, ModelError, NotFound
 
 if TYPE_CHECKING:
     from classify.model import TopicModel
@@ -49,24 +50,31 @@ def current_version(lake: Lake) -> str:
 
 
 def load_model(lake: Lake, version: str) -> TopicModel:
-    """Read one version of the model. Raises ModelError when it is missing or damaged."""
+    """Read one version of the model. Raises ModelError when it is missing, damaged or another one."""
     from classify.model import TopicModel
 
-    folder = paths.model(version)
-    files = {info.path.rsplit("/", 1)[-1]: lake.read(info.path) for info in lake.list(folder)}
-    if not files:
-        raise ModelError(f"there is no model {version} in {folder}")
-    return TopicModel.from_files(files)
+    return TopicModel.from_files(_files(lake, version, ARRAYS, CALIBRATION))
 
 
 def load_reference(lake: Lake, version: str) -> Reference:
     """What counting needs of one version: its manifest and calibration, not its weights. Raises ModelError."""
-    from classify.model import CALIBRATION, MANIFEST
     from classify.quantify import Reference
 
+    files = _files(lake, version, CALIBRATION)
+    return Reference.from_files(files[MANIFEST], files[CALIBRATION])
+
+
+def _files(lake: Lake, version: str, *names: str) -> dict[str, bytes]:
+    """The manifest of a model and these of its files. Raises ModelError when one is missing or another model's."""
     folder = paths.model(version)
     try:
-        return Reference.from_files(lake.read(f"{folder}/{MANIFEST}"), lake.read(f"{folder}/{CALIBRATION}"))
+        files = {MANIFEST: lake.read(f"{folder}/{MANIFEST}")}
+    except NotFound as error:
+        raise ModelError(f"there is no model {version} in {folder}") from error
+    if (found := read_manifest(files).version) != version:
+        raise ModelError(f"{folder} holds {found}, not the model {version!r}")
+    try:
+        return files | {name: lake.read(f"{folder}/{name}") for name in names}
     except NotFound as error:
         raise ModelError(f"model {version} is not whole: {error}") from error
 
@@ -80,10 +88,41 @@ def store_model(lake: Lake, model: TopicModel, report: dict[str, Any], card: str
 
 def _put_files(lake: Lake, version: str, files: dict[str, bytes]) -> None:
     """The manifest last: a folder with a manifest is whole."""
-    from classify.model import MANIFEST
-
     for name in sorted(files, key=lambda name: name == MANIFEST):
         lake.put(f"{paths.model(version)}/{name}", files[name])
+
+
+def add_model(lake: Lake, folder: Path) -> str:
+    """Write the model in a folder, with its report and card if it has them, to the lake; returns its version.
+
+    A version that the lake has already, undamaged, stays as it is. Raises ModelError when the folder holds no model,
+    BadInput when its report is none.
+    """
+    from classify.model import TopicModel
+
+    version = TopicModel.load(folder).version
+    names = (MANIFEST, ARRAYS, CALIBRATION, REPORT, CARD)
+    files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    decode(Report, files.get(REPORT, b"{}"), str(folder / REPORT))
+    try:
+        load_model(lake, version)
+    except ModelError:
+        _put_files(lake, version, files)
+    return version
+
+
+class Report(BaseModel):
+    """What is listed of a model's report, where it has one."""
+
+    class Days(BaseModel):
+        histogram_error: float | None = None
+        coverage: float | None = None
+
+    posts: int | None = None
+    hit_at_1: float | None = None
+    primary_accuracy: float | None = None
+    macro_f1: float | None = None
+    days: Days = Days()
 
 
 class Stored(NamedTuple):
@@ -94,19 +133,26 @@ class Stored(NamedTuple):
     report: dict[str, Any]
 
 
-def versions(lake: Lake) -> Iterator[Stored]:
-    """Every version, oldest first. Raises ModelError for one that is damaged."""
-    manifests = (info for info in lake.list("models/topics") if info.path.endswith("/model.json"))
+class Damaged(NamedTuple):
+    """A folder that holds no whole model, and what is wrong there."""
+
+    version: str
+    reason: str
+
+
+def versions(lake: Lake) -> Iterator[Stored | Damaged]:
+    """Every version, oldest first, by its manifest and report alone."""
+    manifests = (info for info in lake.list("models/topics") if info.path.endswith(f"/{MANIFEST}"))
     for info in sorted(manifests, key=lambda info: info.last_modified):
         version = info.path.split("/")[-2]
+        path = f"{paths.model(version)}/{REPORT}"
         try:
-            report = lake.read(f"{paths.model(version)}/{REPORT}")
-        except NotFound:
-            report = b"{}"
-        try:
-            yield Stored(version, json.loads(lake.read(info.path))["trained_on"], json.loads(report))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{paths.model(version)} is damaged: {error!r}") from error
+            trained_on = read_manifest(_files(lake, version)).trained_on.model_dump(exclude_unset=True)
+            report = lake.read(path) if lake.stat(path) else b"{}"
+            decode(Report, report, path)
+            yield Stored(version, trained_on, json.loads(report))
+        except (BadInput, ModelError) as error:
+            yield Damaged(version, str(error))
 
 
 def promote(lake: Lake, version: str, reason: str, instead_of: tuple[CurrentModel, str] | None = None) -> CurrentModel:
@@ -115,7 +161,7 @@ def promote(lake: Lake, version: str, reason: str, instead_of: tuple[CurrentMode
     `instead_of` is the pointer and its ETag that this was decided by; else what is there now.
     Raises ModelError when the version is damaged, Conflict when the current model has changed since.
     """
-    load_model(lake, version)
+    _check_whole(lake, version)
     current, etag = instead_of or current_model(lake)
     if current.version == version:
         return current
@@ -131,8 +177,14 @@ def rollback(lake: Lake) -> CurrentModel:
     if not current.history:
         raise ModelError(f"{current.version} is the first model: there is none before it")
     *earlier, before = current.history
-    load_model(lake, before)
+    _check_whole(lake, before)
     return _move(lake, before, earlier, f"rolled back from {current.version}", etag)
+
+
+def _check_whole(lake: Lake, version: str) -> None:
+    if not is_version(version):
+        raise ModelError(f"there is no model {version} in {paths.model(version)}")
+    load_model(lake, version)
 
 
 def _move(lake: Lake, version: str, history: list[str], reason: str, etag: str) -> CurrentModel:

@@ -9,19 +9,21 @@ true histogram is inferred from the mean posterior as in a Kalman filter (a line
 The size of the shift is not known; estimates for several sizes are averaged, each weighed by how likely it makes what
 was seen (empirical Bayes). All that is needed of a day are sums over its posts, so it may be added up from many files.
 Only numpy is used, and of a model only its manifest and its calibration.
+
+Of an answer that takes over what the model said of its question no posterior is known, only that topic. Such answers
+are inferred in the same way from the histogram of those topics, which stands for the mean posterior. As the answers to
+one question are right or wrong together, n of them tell as much as n²/Σ(answers a question)² posts (Kish's effective
+sample size); and as their questions may be among the day's, their error adds to that of the others.
 """
 
-import hashlib
-import io
-import json
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from classify.modelfiles import CALIBRATION, MANIFEST, check_array, read_arrays, read_manifest
 from shared.errors import ModelError
 
 Vector = npt.NDArray[np.float64]
@@ -43,13 +45,15 @@ class Reference:
     """How a model's posteriors behaved on posts with known topics: C = K + 1 topics, `other` last.
 
     `prior` [C]: shares of the primary topics. `response` [C, C]: mean posterior (columns) of the posts of each topic
-    (rows). `within` [C, C]: covariance of posteriors around the mean of their topic. `posts`: how many were measured.
+    (rows). `within` [C, C]: covariance of posteriors around the mean of their topic. `confusion` [C, C]: the shares
+    of the posts of each topic (rows) of which the model says each topic. `posts`: how many were measured.
     """
 
     topics: tuple[str, ...]
     prior: Vector
     response: Matrix
     within: Matrix
+    confusion: Matrix
     posts: int
 
     @classmethod
@@ -59,13 +63,18 @@ class Reference:
         """From the posteriors [n, C] and true topics [n] of posts that the model had not seen."""
         size = len(topics)
         posts = np.bincount(primary, minlength=size).astype(np.float64)
-        sums = np.zeros((size, size))
-        np.add.at(sums, primary, posteriors.astype(np.float64))
-        seen = posts > 0
-        response = np.tile(sums.sum(axis=0) / len(primary), (size, 1))  # what never was primary answers like any post
-        response[seen] = sums[seen] / posts[seen, None]
+        response = _mean_by_topic(posteriors, primary, size)
+        confusion = _mean_by_topic(np.eye(size)[posteriors.argmax(axis=1)], primary, size)
         apart = posteriors - response[primary]
-        return cls(topics, posts / len(primary), response, apart.T @ apart / len(primary), len(primary))
+        within = apart.T @ apart / len(primary)
+        return cls(topics, posts / len(primary), response, within, confusion, len(primary))
+
+    @property
+    def of_said(self) -> "Reference":
+        """The same of the topics that the model says in place of its posteriors."""
+        seen = self.prior[:, None] * self.confusion
+        within = np.diag(seen.sum(axis=0)) - self.confusion.T @ seen
+        return replace(self, response=self.confusion, within=within)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What is stored of it, beside the names of the topics."""
@@ -73,37 +82,45 @@ class Reference:
             "prior": self.prior,
             "response": self.response.astype(np.float32),
             "within": self.within.astype(np.float32),
+            "confusion": self.confusion.astype(np.float32),
             "posts": np.array(self.posts, np.int64),
         }
 
     @classmethod
     def from_arrays(cls, topics: tuple[str, ...], arrays: Mapping[str, npt.NDArray[Any]]) -> "Reference":
-        """What `arrays` stored. Raises ModelError when the shapes do not fit the topics."""
+        """What `arrays` stored. Raises ModelError where it is anything else, or of other topics."""
+        names = ("prior", "response", "within", "confusion", "posts")
+        try:
+            prior, *matrices, posts = (arrays[name] for name in names)
+        except KeyError as error:
+            raise ModelError(f"calibration lacks {error}") from error
         size = len(topics)
-        prior, response, within = (arrays[name].astype(np.float64) for name in ("prior", "response", "within"))
-        if prior.shape != (size,) or response.shape != (size, size) or within.shape != (size, size):
-            raise ModelError(f"calibration of {len(prior)} topics in a model of {size}")
-        if not all(np.isfinite(part).all() for part in (prior, response, within)):
-            raise ModelError("calibration: not all are finite numbers")
-        return cls(topics, prior, response, within, int(arrays["posts"]))
+        if prior.shape != (size,):
+            raise ModelError(f"calibration of {prior.size} topics in a model of {size}")
+        check_array("calibration: prior", prior, np.float64, (size,))
+        for name, matrix in zip(names[1:], matrices, strict=False):
+            check_array(f"calibration: {name}", matrix, np.float32, (size, size))
+        check_array("calibration: posts", posts, np.int64, ())
+        if prior.min() < 0 or abs(prior.sum() - 1) > 1e-6 or posts < 1:
+            raise ModelError(f"calibration: shares from {prior.min()} that sum to {prior.sum()}, of {posts} posts")
+        response, within, confusion = (matrix.astype(np.float64) for matrix in matrices)
+        return cls(topics, prior, response, within, confusion, int(posts))
 
     @classmethod
     def from_files(cls, manifest: bytes, calibration: bytes) -> "Reference":
         """From a model's `model.json` and `calibration.npz` alone. Raises ModelError when they are damaged."""
-        try:
-            stored = json.loads(manifest)
-            check_sum(stored, "calibration.npz", calibration)
-            with np.load(io.BytesIO(calibration), allow_pickle=False) as arrays:
-                return cls.from_arrays(tuple(stored["topics"]), arrays)
-        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ModelError(f"no calibration of a topic model: {error}") from error
+        topics = read_manifest({MANIFEST: manifest, CALIBRATION: calibration}).topics
+        return cls.from_arrays(topics, read_arrays(CALIBRATION, calibration))
 
 
-def check_sum(manifest: Mapping[str, Any], name: str, content: bytes) -> None:
-    """Raises ModelError where a file is not the one that a topic model's manifest tells the SHA-256 of."""
-    sums = manifest.get("sha256") if isinstance(manifest, Mapping) else None
-    if not isinstance(sums, Mapping) or sums.get(name) != hashlib.sha256(content).hexdigest():
-        raise ModelError(f"{name} does not match the checksum in model.json")
+def _mean_by_topic(values: npt.NDArray[Any], primary: npt.NDArray[np.int32], size: int) -> Matrix:
+    """Of values [n, C] of posts the means by topic [C, C]; what never was primary answers like any post."""
+    posts, sums = np.bincount(primary, minlength=size), np.zeros((size, size))
+    np.add.at(sums, primary, values.astype(np.float64))
+    seen = posts > 0
+    means = np.tile(sums.sum(axis=0) / len(primary), (size, 1))
+    means[seen] = sums[seen] / posts[seen, None]
+    return means
 
 
 @dataclass(frozen=True)
@@ -112,6 +129,8 @@ class DayStatistics:
 
     `known` int64 [C]: posts whose topic is known (own tags, or the parent's topic), by topic. `said` int64 [C]: posts
     the model decided, by the topic it said. `posteriors` float64 [C]: the sum of the posteriors of the latter.
+    `inherited` int64 [C]: answers that took over what the model said of their question, by that topic; `bundled`: the
+    sum, over these questions, of the square of how many of these answers they have that day.
     `scored`: posts the model was asked about, whoever decided; `margins`, `overlaps`: the sums of their margins and
     vocabulary overlaps; `others`: how many of them it would have called `other`.
     """
@@ -119,6 +138,8 @@ class DayStatistics:
     known: Counts
     said: Counts
     posteriors: Vector
+    inherited: Counts
+    bundled: int = 0
     margins: float = 0.0
     overlaps: float = 0.0
     scored: int = 0
@@ -126,12 +147,12 @@ class DayStatistics:
 
     @classmethod
     def empty(cls, size: int) -> "DayStatistics":
-        return cls(np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size))
+        return cls(np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size), np.zeros(size, np.int64))
 
     @classmethod
     def of_known(cls, topic: npt.NDArray[np.int32], size: int) -> "DayStatistics":
         """Of posts with known topics [n], of `size` topics in all."""
-        return cls(np.bincount(topic, minlength=size), np.zeros(size, np.int64), np.zeros(size))
+        return replace(cls.empty(size), known=np.bincount(topic, minlength=size))
 
     @classmethod
     def of_classified(
@@ -140,34 +161,37 @@ class DayStatistics:
         """Of posts the model decided: their topic [n], posteriors [n, C] and margin [n]."""
         size = posteriors.shape[1]
         said = np.bincount(topic, minlength=size)
-        return cls(
-            np.zeros(size, np.int64),
-            said,
-            posteriors.sum(axis=0, dtype=np.float64),
-            float(margin.sum()),
+        return replace(
+            cls.empty(size),
+            said=said,
+            posteriors=posteriors.sum(axis=0, dtype=np.float64),
+            margins=float(margin.sum()),
             scored=len(topic),
             others=int(said[-1]),
         )
 
+    @classmethod
+    def of_inherited(cls, topic: npt.NDArray[np.int32], answers: npt.NDArray[np.int64], size: int) -> "DayStatistics":
+        """Of the answers to questions that the model decided: what it said [n], and how many answers each has [n]."""
+        inherited = np.bincount(topic, answers, minlength=size).astype(np.int64)
+        return replace(cls.empty(size), inherited=inherited, bundled=int(np.square(answers).sum()))
+
     def __add__(self, other: "DayStatistics") -> "DayStatistics":
-        return DayStatistics(
-            self.known + other.known,
-            self.said + other.said,
-            self.posteriors + other.posteriors,
-            self.margins + other.margins,
-            self.overlaps + other.overlaps,
-            self.scored + other.scored,
-            self.others + other.others,
-        )
+        return DayStatistics(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
 
     @property
     def posts(self) -> int:
-        return int(self.known.sum() + self.said.sum())
+        return int(self.known.sum() + self.said.sum() + self.inherited.sum())
 
     @property
     def guessed(self) -> int:
         """How many posts the model decided."""
         return int(self.said.sum())
+
+    @property
+    def uncertain(self) -> int:
+        """How many posts have a topic that the model said, of them or of their question."""
+        return int(self.said.sum() + self.inherited.sum())
 
     @property
     def mean_margin(self) -> float:
@@ -182,30 +206,6 @@ class DayStatistics:
     @property
     def other_share(self) -> float:
         return self.others / self.scored if self.scored else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and numbers, a few kilobytes."""
-        return {
-            "known": self.known.tolist(),
-            "said": self.said.tolist(),
-            "posteriors": [round(value, 6) for value in self.posteriors.tolist()],
-            "margins": self.margins,
-            "overlaps": self.overlaps,
-            "scored": self.scored,
-            "others": self.others,
-        }
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "DayStatistics":
-        return cls(
-            np.array(stored["known"], np.int64),
-            np.array(stored["said"], np.int64),
-            np.array(stored["posteriors"], np.float64),
-            float(stored["margins"]),
-            float(stored["overlaps"]),
-            int(stored["scored"]),
-            int(stored["others"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -237,18 +237,20 @@ def estimate(day: DayStatistics, reference: Reference) -> Estimate:
         raise ValueError(f"a day of {len(day.known)} topics, a model of {len(reference.topics)}")
     if not day.posts:
         raise ValueError("a day without posts has no shares")
-    guessed = day.guessed
-    histogram, deviation, drift = np.zeros(len(day.known)), np.zeros(len(day.known)), 0.0
-    if guessed:
+    certain = day.known / day.posts
+    share, spread, drift = certain, np.zeros(len(certain)), 0.0
+    if inherited := day.inherited.sum():
+        histogram, deviation, drift = _infer(day.inherited / inherited, inherited**2 / day.bundled, reference.of_said)
+        share, spread = share + inherited / day.posts * histogram, inherited / day.posts * deviation
+    if guessed := day.guessed:
         histogram, deviation, drift = _infer(day.posteriors / guessed, guessed, reference)
-    weight, certain = guessed / day.posts, day.known / day.posts
-    share, spread = certain + weight * histogram, weight * deviation
+        share, spread = share + guessed / day.posts * histogram, spread + guessed / day.posts * deviation
     return Estimate(
         topics=reference.topics,
         posts=day.posts,
         share=share,
         low=np.maximum(share - COVERED * spread, certain),
-        high=np.minimum(share + COVERED * spread, certain + weight),
+        high=np.minimum(share + COVERED * spread, certain + day.uncertain / day.posts),
         deviation=spread,
         drift=drift,
         drifted=drift > DRIFTED,
@@ -258,7 +260,7 @@ def estimate(day: DayStatistics, reference: Reference) -> Estimate:
     )
 
 
-def _infer(mean_posterior: Vector, posts: int, reference: Reference) -> tuple[Vector, Vector, float]:
+def _infer(mean_posterior: Vector, posts: float, reference: Reference) -> tuple[Vector, Vector, float]:
     """Histogram and standard deviations of the topics of posts with this mean posterior, and the drift."""
     prior, response = reference.prior, reference.response.T
     surprise = mean_posterior - response @ prior

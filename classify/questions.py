@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from classify import rowgroups
 from shared import paths
-from shared.errors import Conflict, NotFound, TransientError
+from shared.errors import Conflict, NotFound, TerminalError, TransientError
 from shared.lake import digest
 
 if TYPE_CHECKING:
@@ -37,9 +37,15 @@ Ids = npt.NDArray[np.int64]
 _Result = TypeVar("_Result")
 
 QUESTION_TOPICS = pa.schema(
-    [("Id", pa.int64()), ("topic", pa.string()), pa.field("origin", pa.string(), nullable=False)]
+    [
+        ("Id", pa.int64()),
+        ("topic", pa.string()),
+        ("guessed", pa.bool_()),
+        pa.field("origin", pa.string(), nullable=False),
+    ]
 )
-"""`origin` is the name of the file that a classification wrote: its version and its source."""
+"""`guessed`: the model decided, not the tags. `origin` is the name of the file that a classification wrote: its version
+and its source."""
 GROUP_ROWS = 8_192
 """Rows of a row group: a look-up of one question reads so many."""
 MANY_FILES = 16
@@ -51,7 +57,7 @@ TRIES = 5
 
 
 def newest_topics(lake: Lake, ids: Ids) -> pa.Table:
-    """Id and topic of these questions, as far as earlier files had them, by the newest of those; Id ascending.
+    """Id, topic and `guessed` of these questions, as far as earlier files had them, by the newest; Id ascending.
 
     Of the buckets that hold such an Id, only the row groups are read that may. Raises TransientError when the files of
     a bucket are merged by others all the time.
@@ -65,11 +71,11 @@ def newest_topics(lake: Lake, ids: Ids) -> pa.Table:
         return _again_when_merged(partial(_rows_of, lake, int(part[0]) // paths.QUESTION_BUCKET, part))
 
     with ThreadPoolExecutor(READERS) as pool:
-        return pa.concat_tables([QUESTION_TOPICS.empty_table(), *pool.map(look_up, parts)]).select(["Id", "topic"])
+        return pa.concat_tables([QUESTION_TOPICS.empty_table(), *pool.map(look_up, parts)]).drop_columns("origin")
 
 
 def remember(lake: Lake, origin: str, topics: pa.Table) -> None:
-    """Keep Id and topic of the questions of one file, Id ascending, where the answers of later files look them up."""
+    """Keep Id, topic and `guessed` of one file's questions, Id ascending, where answers of later files look them up."""
     buckets = np.asarray(topics["Id"]) // paths.QUESTION_BUCKET
     starts = np.flatnonzero(np.diff(buckets, prepend=buckets[:1] - 1))
     for first, last in pairwise([*starts.tolist(), len(buckets)]):
@@ -128,11 +134,14 @@ def _rows_of(lake: Lake, bucket: int, wanted: Ids) -> pa.Table:
 def _in_file(lake: Lake, path: str, wanted: Ids | None) -> pa.Table:
     """The rows of a file; with `wanted`, which ascend, those of these questions."""
     data = lake.open(path)
-    with rowgroups.readable(path), rowgroups.reader(data, footer := pq.read_metadata(data)) as file:
+    damaged = rowgroups.readable(path, TerminalError)  # the posts that are looked up are not to blame
+    with damaged, rowgroups.reader(data, footer := pq.read_metadata(data)) as file:
         groups = list(range(file.num_row_groups) if wanted is None else _groups_with(file, wanted))
         table = file.read_row_groups(groups) if groups else footer.schema.to_arrow_schema().empty_table()
     if "origin" not in table.column_names:
         table = table.append_column("origin", pa.repeat(path.rpartition("/")[2].removesuffix(".parquet"), len(table)))
+    if "guessed" not in table.column_names:
+        table = table.append_column("guessed", pa.repeat(False, len(table)))
     table = table.select(QUESTION_TOPICS.names).cast(QUESTION_TOPICS)
     return table if wanted is None else table.filter(pc.is_in(table["Id"], pa.array(wanted)))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shared.errors import BadInput
+from shared.errors import BadInput, TerminalError
 
 if TYPE_CHECKING:
     from shared.storage import RangedReader
@@ -28,7 +28,8 @@ def reader(data: RangedReader | Any, footer: pq.FileMetaData) -> pq.ParquetFile:
     """
     largest = max((footer.row_group(number).total_byte_size for number in range(footer.num_row_groups)), default=0)
     ahead = {"buffer_size": READ_BUFFER} if largest > LARGE_GROUP else {"pre_buffer": True}
-    return pq.ParquetFile(data, metadata=footer, **ahead)
+    # INT96 holds any day, of which nanoseconds hold 584 years: the rest would come back as other days
+    return pq.ParquetFile(data, metadata=footer, coerce_int96_timestamp_unit="s", **ahead)
 
 
 @contextmanager
@@ -43,8 +44,8 @@ def opened(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
 
 
 @contextmanager
-def readable(path: Path | str) -> Iterator[None]:
-    """While the file at `path` is read: what Arrow cannot make sense of is raised as BadInput that names it."""
+def readable(path: Path | str, failure: type[TerminalError] = BadInput) -> Iterator[None]:
+    """While the file at `path` is read: what Arrow cannot make sense of is raised as `failure` that names it."""
     try:
         yield
     except MemoryError:
@@ -53,7 +54,7 @@ def readable(path: Path | str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Arrow
             raise
         reason = " ".join(str(error).split())
-        raise BadInput(f"{path} cannot be read as a Parquet file: {reason}") from error
+        raise failure(f"{path} cannot be read as a Parquet file: {reason}") from error
 
 
 def batches(

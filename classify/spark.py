@@ -28,9 +28,9 @@ from pyspark.sql import Column, DataFrame, DataFrameWriter, SparkSession
 from pyspark.sql import functions as F
 
 from classify import clean
-from classify.clean import ANSWER, QUESTION
+from classify.clean import ANSWER, QUESTION, Posts
 from classify.day import Contribution
-from classify.job import POST_TOPICS, Clock, JobParameters, part, remove_parts_from, score
+from classify.job import POST_TOPICS, Clock, JobParameters, check_dates, part, remove_parts_from, score
 from classify.model import TopicModel
 from classify.models import load_model
 from classify.questions import check_not_merged, files_of, merge
@@ -52,10 +52,13 @@ SETTINGS = {
     "spark.sql.execution.arrow.maxRecordsPerBatch": str(BATCH_ROWS),
     "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",  # what is kept need not be in 200 pieces
     "spark.sql.legacy.parquet.nanosAsLong": "true",  # else Spark refuses files with nanoseconds, which pandas writes
+    "spark.sql.parquet.int96RebaseModeInRead": "CORRECTED",  # else Spark refuses days of 1899, lest Spark 2 wrote them
+    "spark.sql.parquet.datetimeRebaseModeInWrite": "CORRECTED",  # and days of 1581, lest Spark 2 is to read them
+    "spark.sql.caseSensitive": "true",  # else it refuses `body` beside `Body`
 }
 BUCKET_BITS = paths.QUESTION_BUCKET.bit_length() - 1
 
-CENSUS = "row_index long, Id long, PostTypeId long, ParentId long, day date"
+CENSUS = "row_index long, Id long, PostTypeId long, ParentId long, day date, misdated boolean"
 ROWS = (
     "Id long, PostTypeId int, day date, topic string, decided_by string, topic_1 string, topic_2 string,"
     " topic_3 string, score_1 float, score_2 float, score_3 float"
@@ -99,10 +102,15 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
         with clock("census"):
             file = _File.of(lake, job)
             posts = file.read(spark)
-            census = keep(_census(posts, job.file_day))
+            census = keep(_census(posts, file.moments, job.file_day))
             superseded = keep(_superseded(census))
             duplicates = superseded.count()
             counted = census.join(superseded, "row_index", "left_anti")
+            kinds = _kinds(counted)
+            misdated = sum(kinds[kind][1] for kind in (QUESTION, ANSWER))
+            check_dates(
+                paths.landing(job.source_id, job.version), misdated, sum(kinds[kind][0] for kind in (QUESTION, ANSWER))
+            )
             elsewhere = keep(_parents_elsewhere(counted))
             buckets = [row["bucket"] for row in elsewhere.select(_bucket()).distinct().collect()]
             known = files_of(lake, buckets)
@@ -116,21 +124,23 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
                 raise TransientError(f"{error}; another attempt finds them") from error
         with clock("posts"):
             texts = posts.where(F.col("PostTypeId").isin(QUESTION, ANSWER)).join(unread, "row_index", "left_anti")
-            scorer = partial(_score, tuple(model.to_files().items()), job.model, job.file_day, job.topic_source)
+            files = tuple(model.to_files().items())
+            scorer = partial(_score, files, job.model, file.moments, job.file_day, job.topic_source)
             scored = keep(texts.mapInArrow(scorer, SCORED))  # Spark broadcasts a function of this size
             tally = _tally_of(scored, model.topics)
             rows = scored.where("tally is null").drop("tally")
-            questions = rows.where((F.col("PostTypeId") == QUESTION) & F.col("Id").isNotNull()).select("Id", "topic")
+            guessed = (F.col("decided_by") == "model").alias("guessed")
+            questions = rows.where((F.col("PostTypeId") == QUESTION) & F.col("Id").isNotNull())
+            questions = questions.select("Id", "topic", guessed)
             inherited = keep(_inherited(heirs, questions.union(earlier)))
             tally.add_table(_counts_of(inherited))
+            rows = rows.union(inherited.select(rows.columns))
         with clock("counts"), _temporary_folder(lake, job) as folder:
             totals = tally.to_table()
-            decided_by = _numbers(rows.union(inherited).groupBy("decided_by").count())
-            _write_rows(rows.union(inherited), -(-sum(decided_by.values()) // ROWS_A_PART), lake, job, folder)
+            decided_by = _numbers(rows.groupBy("decided_by").count())
+            _write_rows(rows, -(-sum(decided_by.values()) // ROWS_A_PART), lake, job, folder)
             lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, tally).to_parquet())
             _write_question_topics(questions, lake, job, folder)
-        others = counted.where(~F.col("PostTypeId").isin(QUESTION, ANSWER)).groupBy("PostTypeId").count()
-        uncounted = {kind if kind != "0" else "null": number for kind, number in _numbers(others).items()}
     summary = Summary(
         source_id=job.source_id,
         version=job.version,
@@ -139,7 +149,8 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
         questions=pc.sum(totals["questions"]).as_py() or 0,
         answers=pc.sum(totals["answers"]).as_py() or 0,
         duplicates=duplicates,
-        uncounted=uncounted,
+        uncounted={str(kind or "null"): n for kind, (n, _) in kinds.items() if kind not in (QUESTION, ANSWER)},
+        misdated=misdated,
         decided_by=decided_by,
         engine="spark",
         seconds=clock.seconds,
@@ -163,11 +174,16 @@ def _settings(spark: SparkSession) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _File:
-    """The landed file as its footer describes it: rows, and the type by which Spark reads each column we use."""
+    """The landed file as its footer describes it: rows, and the type by which Spark reads each column we use.
+
+    `moments` is the type of a CreationDate that Spark reads as the numbers it is stored as: its own types end where
+    milliseconds do not fit into microseconds, and before 1582 it asks by which calendar they were written.
+    """
 
     address: str
     rows: int
     types: dict[str, str]
+    moments: pa.DataType | None
 
     @classmethod
     def of(cls, lake: Lake, job: JobParameters) -> _File:
@@ -178,17 +194,16 @@ class _File:
             }
             fields = [field for field in file.schema_arrow if field.name in clean.COLUMNS]
             types = {field.name: _spark_type(field.type, physical[field.name]) for field in fields}
+            as_numbers = types.get("CreationDate") in ("int", "long")
+            moments = file.schema_arrow.field("CreationDate").type if as_numbers else None
             rows = file.metadata.num_rows
-        return cls(_address(job, path), rows, {name: kind for name, kind in types.items() if kind})
+        return cls(_address(job, path), rows, {name: kind for name, kind in types.items() if kind}, moments)
 
     def read(self, spark: SparkSession) -> DataFrame:
         """`row_index`, and all of clean.COLUMNS the file has, ids and types as numbers, 0 where PostTypeId is null."""
         schema = ", ".join(f"{name} {kind}" for name, kind in self.types.items())
         rows = spark.read.schema(schema).parquet(self.address)
         columns = {name: F.col(name) for name in self.types}
-        if self.types.get("CreationDate") == "long":  # nanoseconds; a day must not change by rounding
-            micros = "timestamp_micros((CreationDate - pmod(CreationDate, 1000)) div 1000)"
-            columns["CreationDate"] = F.expr(micros)
         columns["PostTypeId"] = F.coalesce("PostTypeId", F.lit(0)) if "PostTypeId" in self.types else F.lit(0)
         row_index = F.col("_metadata.row_index").alias("row_index")
         return rows.select(row_index, *(column.alias(name) for name, column in columns.items()))
@@ -204,21 +219,27 @@ def _spark_type(kind: pa.DataType, physical: str) -> str:
         narrow = kind.bit_width + (1 if pa.types.is_unsigned_integer(kind) else 0)
         return next(name for bits, name in ((32, "int"), (64, "long"), (65, "decimal(20,0)")) if narrow <= bits)
     if pa.types.is_timestamp(kind):
-        if kind.unit == "ns" and physical != "INT96":
-            return "long"
-        return "timestamp_ntz" if kind.tz is None and physical != "INT96" else "timestamp"
+        return "timestamp" if physical == "INT96" else "long"
     if pa.types.is_date(kind):
-        return "date"
+        return "int"
     return "binary" if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else "string"
 
 
-def _census(posts: DataFrame, file_day: date) -> DataFrame:
+def _cleaned(batch: pa.RecordBatch, moments: pa.DataType | None, file_day: date) -> Posts:
+    """`clean.clean`, given the type that a CreationDate of numbers has in the file."""
+    if moments is not None:
+        place = batch.schema.names.index("CreationDate")
+        batch = batch.set_column(place, "CreationDate", batch.column(place).view(moments))
+    return clean.clean(batch, file_day)
+
+
+def _census(posts: DataFrame, moments: pa.DataType | None, file_day: date) -> DataFrame:
     """CENSUS: every row of the file without its texts; ParentId is 0 where it is missing."""
     columns = [name for name in posts.columns if name not in ("Title", "Body", "Tags")]
 
     def cleaned(batches: Batches) -> Batches:
         for batch in batches:
-            found = clean.clean(batch, file_day)
+            found = _cleaned(batch, moments, file_day)
             yield pa.record_batch(
                 {
                     "row_index": batch.column("row_index"),
@@ -226,6 +247,7 @@ def _census(posts: DataFrame, file_day: date) -> DataFrame:
                     "PostTypeId": pa.array(found.types),
                     "ParentId": pa.array(found.parents),
                     "day": pa.array(found.days).cast(pa.date32()),
+                    "misdated": pa.array(found.misdated),
                 }
             )
 
@@ -236,6 +258,12 @@ def _superseded(census: DataFrame) -> DataFrame:
     """The `row_index` of rows whose Id comes again further down: the last one counts."""
     last = census.where("Id is not null").groupBy("Id").agg(F.max("row_index").alias("last"), F.count("*").alias("n"))
     return census.join(last.where("n > 1"), "Id").where("row_index < last").select("row_index")
+
+
+def _kinds(counted: DataFrame) -> dict[int, tuple[int, int]]:
+    """By PostTypeId, 0 where it is null: how many posts, and of how many the CreationDate is none."""
+    found = counted.groupBy("PostTypeId").agg(F.count("*"), F.sum(F.col("misdated").cast("int")))
+    return {QUESTION: (0, 0), ANSWER: (0, 0)} | {kind: (posts, misdated) for kind, posts, misdated in found.collect()}
 
 
 def _questions_in(counted: DataFrame) -> DataFrame:
@@ -260,14 +288,16 @@ def _parents_elsewhere(counted: DataFrame) -> DataFrame:
 def _earlier_topics(
     spark: SparkSession, job: JobParameters, elsewhere: DataFrame, files: Sequence[str], topics: tuple[str, ...]
 ) -> DataFrame:
-    """Id and topic of these questions as earlier files had them, by the newest of them, if the model has the topic."""
+    """Id, topic and `guessed` of these questions as the newest file had them, if the model has the topic."""
     if not files:
-        return spark.createDataFrame([], "Id long, topic string")
-    known = spark.read.schema("Id long, topic string, origin string").parquet(*(_address(job, path) for path in files))
+        return spark.createDataFrame([], "Id long, topic string, guessed boolean")
+    kinds = "Id long, topic string, guessed boolean, origin string"
+    known = spark.read.schema(kinds).parquet(*(_address(job, path) for path in files))
     written_by = F.coalesce("origin", F.regexp_replace("_metadata.file_name", r"\.parquet$", ""))
-    named = known.select("Id", "topic", written_by.alias("origin"))
-    newest = named.join(elsewhere, "Id", "left_semi").groupBy("Id").agg(F.max_by("topic", "origin").alias("topic"))
-    return newest.where(F.col("topic").isin(*topics))
+    found = F.struct("topic", F.coalesce("guessed", F.lit(False)).alias("guessed")).alias("found")
+    named = known.select("Id", found, written_by.alias("origin"))
+    newest = named.join(elsewhere, "Id", "left_semi").groupBy("Id").agg(F.max_by("found", "origin").alias("found"))
+    return newest.select("Id", "found.*").where(F.col("topic").isin(*topics))
 
 
 def _heirs(counted: DataFrame, earlier: DataFrame) -> DataFrame:
@@ -277,11 +307,12 @@ def _heirs(counted: DataFrame, earlier: DataFrame) -> DataFrame:
 
 
 def _inherited(heirs: DataFrame, topics: DataFrame) -> DataFrame:
-    """The rows of POST_TOPICS of answers, given Id and topic of their questions."""
+    """The rows of POST_TOPICS of answers, given Id, topic and `guessed` of their questions; with that, and ParentId."""
     found = heirs.join(topics.withColumnRenamed("Id", "ParentId"), "ParentId")
     nothing = [F.lit(None).cast("string" if "topic" in name else "float").alias(name) for name in POST_TOPICS.names[5:]]
     kind = F.col("PostTypeId").cast("int").alias("PostTypeId")
-    return found.select("Id", kind, "day", "topic", F.lit("parent").alias("decided_by"), *nothing)
+    by = F.lit("parent").alias("decided_by")
+    return found.select("Id", kind, "day", "topic", by, *nothing, "guessed", "ParentId")
 
 
 @lru_cache(maxsize=1)
@@ -291,13 +322,18 @@ def _model_of(files: tuple[tuple[str, bytes], ...]) -> TopicModel:
 
 
 def _score(
-    files: tuple[tuple[str, bytes], ...], version: str, file_day: date, topic_source: str, batches: Batches
+    files: tuple[tuple[str, bytes], ...],
+    version: str,
+    moments: pa.DataType | None,
+    file_day: date,
+    topic_source: str,
+    batches: Batches,
 ) -> Batches:
     """SCORED, of batches of posts that inherit no topic."""
     model = _model_of(files)
     tally = Tally(model.topics)
     for batch in batches:
-        posts = clean.clean(batch, file_day)
+        posts = _cleaned(batch, moments, file_day)
         found = score(posts, model, topic_source)
         tally.add(posts.days, posts.types, found.topics, found.guessed, found.asked)
         none = pa.nulls(len(posts), pa.binary())
@@ -316,8 +352,11 @@ def _tally_of(scored: DataFrame, topics: tuple[str, ...]) -> Tally:
 
 def _counts_of(inherited: DataFrame) -> pa.Table:
     """The counts of answers that inherited their topics, as rows of `tally.COUNTS`."""
-    found = [row.asDict() for row in inherited.groupBy("day", "topic").agg(F.count("*").alias("answers")).collect()]
-    rows = [dict.fromkeys(COUNT_ROWS.names[2:], 0) | {"known": row["answers"]} | row for row in found]
+    n, uncertain = F.col("n"), F.col("guessed").cast("long")
+    bundles = inherited.groupBy("day", "topic", "guessed", "ParentId").agg(F.count("*").alias("n"))
+    sums = {"answers": n, "known": n * (1 - uncertain), "inherited": n * uncertain, "bundled": n * n * uncertain}
+    found = bundles.groupBy("day", "topic").agg(*(F.sum(each).alias(name) for name, each in sums.items()))
+    rows = [dict.fromkeys(COUNT_ROWS.names[2:], 0) | row.asDict() for row in found.collect()]
     return pa.Table.from_pylist(rows, COUNT_ROWS)
 
 

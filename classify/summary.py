@@ -6,6 +6,8 @@ from pydantic import BaseModel
 
 SUMMARY = "summary.json"
 COUNTS = "counts.parquet"
+REFUSED = "refused.txt"
+"""Why the file can't be classified, by whatever attempt: there is this in place of a summary."""
 
 
 class Summary(BaseModel):
@@ -23,6 +25,8 @@ class Summary(BaseModel):
     """Rows left out because a later row has the same Id."""
     uncounted: dict[str, int]
     """Rows of other post types, by PostTypeId (`null` where it is missing)."""
+    misdated: int = 0
+    """Posts counted on the day of the file, because their CreationDate is there but is none."""
     decided_by: dict[str, int]
     """Posts by what decided their topic: tags, model or parent."""
     engine: str
@@ -34,8 +38,11 @@ class Summary(BaseModel):
 
 
 class Training(BaseModel):
-    """What came of a training run; `runs/training/<until>.json`. `found` is the share of held-out tagged questions
-    whose best topic is among their tags: it can be compared between models with different topics."""
+    """What came of a training run; `runs/training/<until>.json`, of a second one `<until>.2.json`.
+
+    `found` is the share of held-out tagged questions whose best topic is among their tags: it can be compared between
+    models with different topics.
+    """
 
     candidate: str
     current: str
@@ -45,3 +52,12 @@ class Training(BaseModel):
     current_found: float
     promoted: bool
     reason: str
+    damaged: list[str] = []
+    """Files of the archive that could not be read, or not to their end, and why."""
+
+    @property
+    def became(self) -> str:
+        """What became of the candidate."""
+        if self.candidate == self.current:
+            return "the current model already"
+        return "promoted" if self.promoted else "kept aside"

@@ -19,7 +19,7 @@ from shared.errors import BadInput
 if TYPE_CHECKING:
     from classify.model import Classified
 
-WHOLE = ("questions", "answers", "known", "said", "scored")
+WHOLE = ("questions", "answers", "known", "said", "inherited", "bundled", "scored")
 SUMS = ("posteriors", "margins", "overlaps")
 
 COUNTS = pa.schema(
@@ -27,10 +27,11 @@ COUNTS = pa.schema(
     | {name: pa.int64() for name in WHOLE}
     | {name: pa.float64() for name in SUMS}
 )
-"""One row a day and topic. `questions` and `answers` were counted for the topic; of them `known` were decided by tags
-or a parent and `said` by the model. `posteriors` is the sum, over all posts of the day that the model decided, of how
-likely they are about this topic. `scored` are the posts that the model says are about it, whoever decides; `margins`
-and `overlaps` are the sums of their margins and vocabulary overlaps."""
+"""One row a day and topic. `questions` and `answers` were counted for the topic; of them `known` were decided by tags,
+their own or their question's, `said` by the model, and `inherited` took over what the model said of their question;
+`bundled` sums, over these questions, the squared number of their answers of the day. `posteriors` is the sum, over all
+posts of the day that the model decided, of how likely they are about this topic. `scored` are the posts that the model
+says are about it, whoever decides; `margins` and `overlaps` are the sums of their margins and vocabulary overlaps."""
 
 MAX_DAYS = 20_000
 """The sums of a day are 6.5 KB at 100 topics; Stack Overflow has had 6,600 days."""
@@ -55,7 +56,10 @@ class Tally:
         guessed: npt.NDArray[np.bool_] | None = None,
         asked: Classified | None = None,
     ) -> None:
-        """Count n posts; `guessed` are those the model decided, `asked` is what it says of all n, if it was asked."""
+        """Count n posts; `asked` is what the model says of all n, if it was asked.
+
+        `guessed` are those the model decided; where it was not asked, those whose question it decided.
+        """
         if not len(days):
             return
         found, place = np.unique(days, return_inverse=True)
@@ -63,7 +67,7 @@ class Tally:
         parts = {"questions": types == QUESTION, "answers": types == ANSWER}
         if guessed is None:
             guessed = np.zeros(len(days), bool)
-        parts |= {"known": ~guessed, "said": guessed}
+        parts |= {"known": ~guessed, "inherited" if asked is None else "said": guessed}
         sums = {name: self._by_cell(cell, part, len(found)) for name, part in parts.items()}
         if asked is not None:
             said = place * len(self.topics) + asked.topic
@@ -75,6 +79,13 @@ class Tally:
         rows = self._rows(found.tolist())
         for name, values in sums.items():
             self._sums[name][rows] += values.astype(self._sums[name].dtype)
+
+    def add_bundles(
+        self, days: npt.NDArray[np.int32], topics: npt.NDArray[np.int32], answers: npt.NDArray[np.int64]
+    ) -> None:
+        """Of questions that the model decided: on which of its `days` each has how many of the answers counted."""
+        rows = self._rows(days.tolist())
+        np.add.at(self._sums["bundled"], (rows, topics), np.square(answers))
 
     def to_table(self) -> pa.Table:
         """COUNTS: by day, then topic as the model orders them; without rows that are zero throughout."""
@@ -113,6 +124,8 @@ class Tally:
             sums["known"],
             sums["said"],
             sums["posteriors"],
+            sums["inherited"],
+            bundled=int(sums["bundled"].sum()),
             margins=float(sums["margins"].sum()),
             overlaps=float(sums["overlaps"].sum()),
             scored=int(sums["scored"].sum()),

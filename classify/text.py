@@ -609,17 +609,18 @@ def _distinct(keys: Hashes, bounds: Indices, found: Hashes) -> int:
     longest = 1
     for post in range(len(bounds) - 1):
         longest = max(longest, bounds[post + 1] - bounds[post])
-    bits = 1
-    while 1 << bits < 2 * longest:
-        bits += 1
-    table = np.empty(1 << bits, np.int64)  # positions in `found`
+    table = np.empty(4 * longest, np.int64)  # positions in `found`
     count = 0
     for post in range(len(bounds) - 1):
-        table[:] = -1
+        bits = 1
+        while 1 << bits < 2 * (bounds[post + 1] - bounds[post]):
+            bits += 1
+        last = (1 << bits) - 1
+        table[: last + 1] = -1  # not all of it, for one long post among thousands of short ones
         for at in range(bounds[post], bounds[post + 1]):
             slot = np.int64(keys[at] >> np.uint64(64 - bits))
             while table[slot] >= 0 and found[table[slot]] != keys[at]:
-                slot = (slot + 1) & (len(table) - 1)
+                slot = (slot + 1) & last
             if table[slot] < 0:
                 table[slot] = count
                 found[count] = keys[at]

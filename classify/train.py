@@ -14,24 +14,24 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import date, timedelta
-from pathlib import Path
+from datetime import date
+from itertools import count
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, ValidationError
 
 from classify import clean, fit, rowgroups
 from classify.card import card, mean_report
 from classify.clean import EPOCH
+from classify.fit import check_enough
 from classify.models import current_model, load_model, promote, store_model
 from classify.summary import Training
-from classify.text import parse_tags
 from shared import paths
 from shared.catalog import source_pointer
-from shared.errors import BadInput, Conflict, StackTopicsError
+from shared.errors import BadInput, Conflict, ModelError, StackTopicsError
 from shared.services import Services
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ log = logging.getLogger("stacktopics.classify.train")
 
 HELD_OUT = 5
 """One fold of so many is held out."""
-FEWEST, QUESTIONS_A_TOPIC = 50, 10
-"""Tagged questions without which nothing is learned or measured."""
 HASHES = 1 << 40
 
 
@@ -55,21 +53,26 @@ class TrainParameters(BaseModel):
 
     lake_root: str
     until: date
-    days: int = 365
+    days: int = Field(default=365, ge=1)
     """Questions created in so many days up to `until` are learned from."""
-    max_questions: int = 1_000_000
+    max_questions: int = Field(default=1_000_000, ge=1)
     """If there are more, those with the smallest hashes of their Ids."""
-    topics: int = 100
-    margin: float = 0.002
+    topics: int = Field(default=100, ge=2)
+    margin: float = Field(default=0.002, allow_inf_nan=False)
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Self:
-        """From `--lake-root …`, as the job's task hands them over."""
+        """From `--lake-root …`, as the job's task hands them over. Raises BadInput that names every wrong one."""
         parser = argparse.ArgumentParser(prog="classify.train", description="Train a candidate topic model.")
         for name, field in cls.model_fields.items():
             parser.add_argument(f"--{name.replace('_', '-')}", required=field.is_required())
         given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-        return cls.model_validate(given)
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            faults = ((str(fault["loc"][0]).replace("_", "-"), fault) for fault in error.errors())
+            said = (f"--{name} {fault['input']}: {fault['msg']}" for name, fault in faults)
+            raise BadInput("; ".join(said)) from error
 
 
 def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, float], None] | None = None) -> Training:
@@ -77,16 +80,34 @@ def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, floa
 
     Raises BadInput when the window holds too little.
     """
+    most, topics = parameters.max_questions, parameters.topics
     window = f"in the {parameters.days} days to {parameters.until}"
-    archived = archived_questions(lake, parameters.until, parameters.days)
-    questions = fit.tagged_questions(sample(archived, parameters.max_questions))
+    damaged: list[str] = []
+    rows = 0
+
+    def archived() -> Iterator[pa.Table]:
+        nonlocal rows
+        for table in archived_questions(lake, parameters.until, parameters.days, damaged):
+            rows += len(table)
+            yield table
+
+    try:
+        questions = fit.tagged_questions(sample(archived(), most))
+    except BadInput as error:
+        raise BadInput("; ".join([f"{error} {window}: raise TRAINING_DAYS", *damaged])) from error
+    sampled = rows > most == len(questions)
+    more = f"TRAINING_MAX_QUESTIONS takes {most} of {rows} rows: raise it" if sampled else "raise TRAINING_DAYS"
+    check_enough(len(questions), topics, window, "; ".join([f"{more}, or lower TRAINING_TOPICS", *damaged]))
     number, held_out = len(questions), fit.folds_of(questions.ids, HELD_OUT) == 0
-    check_enough(number, parameters.topics, window)
     tested, questions = questions.take(held_out), questions.take(~held_out)
-    candidate, _ = fit.fit(questions, parameters.topics, progress=progress)
+    candidate, _ = fit.fit(questions, topics, progress=progress)
     pointer, etag = current_model(lake)
-    current = load_model(lake, pointer.version)
-    candidate_found, current_found = found(candidate, tested), found(current, tested)
+    candidate_found, current_found = found(candidate, tested), 0.0
+    try:
+        current_found = found(load_model(lake, pointer.version), tested)
+        compared = f"{candidate_found:.4f} against {current_found:.4f} of {pointer.version}"
+    except ModelError as error:  # any model is better than one that cannot be used
+        compared = f"{candidate_found:.4f} against none of {pointer.version} ({error})"
     result = Training(
         candidate=candidate.version,
         current=pointer.version,
@@ -95,8 +116,8 @@ def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, floa
         candidate_found=candidate_found,
         current_found=current_found,
         promoted=candidate_found >= current_found + parameters.margin and candidate.version != pointer.version,
-        reason=f"{candidate_found:.4f} against {current_found:.4f} of {pointer.version} on {len(tested)} held-out"
-        f" questions, {parameters.margin} more is asked for",
+        damaged=damaged,
+        reason=f"{compared} on {len(tested)} held-out questions, {parameters.margin} more is asked for",
     )
     if candidate.version == pointer.version:
         result.reason = f"{pointer.version} is the current model: the same questions make the same model"
@@ -118,28 +139,30 @@ def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, floa
         except Conflict:
             result.promoted = False
             result.reason += f"; kept aside, because {pointer.version} is not the current model any more"
-    lake.put(paths.training_record(parameters.until), result.model_dump_json(indent=1).encode())
+    _record(lake, parameters.until, result)
     return result
 
 
-def check_enough(questions: int, topics: int, where: str) -> None:
-    """Raise BadInput when so many tagged questions are too few to learn so many topics from."""
-    needed = max(QUESTIONS_A_TOPIC * topics, FEWEST)
-    if questions < needed:
-        raise BadInput(
-            f"{questions} tagged questions {where} are too few for {topics} topics: {needed} are needed; take more"
-            " posts or fewer topics"
-        )
+def _record(lake: Lake, until: date, result: Training) -> None:
+    """Write down what came of a run, beside what came of others until the same day."""
+    for number in count(1):
+        try:
+            lake.put(paths.training_record(until, number), result.model_dump_json(indent=1).encode(), if_absent=True)
+        except Conflict:
+            continue
+        return
 
 
-def archived_questions(lake: Lake, until: date, days: int) -> Iterator[pa.Table]:
+def archived_questions(lake: Lake, until: date, days: int, damaged: list[str]) -> Iterator[pa.Table]:
     """The questions that were created in the `days` days up to `until`, of each source the version that counts.
 
-    Where a file says so, row groups without posts of these days are not read: all files of the archive are looked at,
-    because the day in the name of a file is not the day of its posts.
+    The newest file comes last, because its rows count (`sample`). Where a file says so, row groups without posts of
+    these days are not read: all files of the archive are looked at, because the day in the name of a file is not the
+    day of its posts. What cannot be read is left out from where it is damaged, and told in `damaged` and in the log.
     """
-    window = range((until - timedelta(days=days - 1) - EPOCH).days, (until - EPOCH).days + 1)
-    files = [info.path for info in lake.list(paths.ARCHIVE)]
+    last = (until - EPOCH).days
+    window = range(last - days + 1, last + 1)
+    files = sorted((info.path for info in lake.list(paths.ARCHIVE)), key=lambda path: path.split("/")[:-3:-1])
     versions = Counter(path.split("/")[-2] for path in files)
     for path in files:
         *_, year, month, day, source, name = path.split("/")
@@ -148,82 +171,56 @@ def archived_questions(lake: Lake, until: date, days: int) -> Iterator[pa.Table]
             if pointer is not None and f"{pointer.version}.parquet" != name:
                 continue
         file_day = date(int(year), int(month), int(day))
-        data = lake.open(path)
-        with rowgroups.reader(data, pq.read_metadata(data)) as file:
-            groups = [
-                group
-                for group, bounds in enumerate(rowgroups.bounds(file, "CreationDate"))
-                if bounds is None or _overlap(clean.days(bounds, file_day), window)
-            ]
-            yield from questions_in(file, groups, window, file_day)
+        try:
+            with rowgroups.readable(path):
+                data = lake.open(path)
+                with rowgroups.reader(data, pq.read_metadata(data)) as file:
+                    groups = [
+                        group
+                        for group, bounds in enumerate(rowgroups.bounds(file, "CreationDate"))
+                        if bounds is None or _overlap(clean.days(bounds, file_day), window)
+                    ]
+                    yield from fit.questions_in(file, groups, window, file_day)
+        except BadInput as error:
+            damaged.append(str(error))
+            log.warning("not learned from, at least not from all of it: %s", damaged[-1])
 
 
 def _overlap(bounds: npt.NDArray[np.int32], days: range) -> bool:
     return bool(bounds[0] < days.stop and bounds[1] >= days.start)
 
 
-def read_questions(files: Sequence[Path], progress: Callable[[float], None]) -> Posts:
-    """The tagged questions of Posts files on disk. Raises BadInput that names a file without any, or that is none."""
-
-    def tables() -> Iterator[pa.Table]:
-        for number, path in enumerate(files):
-            with rowgroups.opened(path, fit.COLUMNS) as file:
-                for group in range(file.num_row_groups):
-                    yield from questions_in(file, [group])
-                    progress((number + (group + 1) / file.num_row_groups) / len(files))
-
-    try:
-        return fit.tagged_questions(tables())
-    except BadInput as error:
-        raise BadInput(f"{', '.join(map(str, files))}: {error}") from error
-
-
-def questions_in(
-    file: pq.ParquetFile, groups: Sequence[int] | None = None, days: range | None = None, file_day: date = EPOCH
-) -> Iterator[pa.Table]:
-    """The tagged questions of a Posts file's row groups, in the columns that training reads, whatever types it uses.
-
-    With `days` (since 1970-01-01) those created on one of them; posts without a date were on `file_day`.
-    """
-    for batch in rowgroups.batches(file, (*fit.COLUMNS, "CreationDate"), groups):
-        posts = clean.clean(batch, file_day)
-        chosen = (posts.types == clean.QUESTION) & np.asarray(parse_tags(posts.tags).is_valid())
-        if days is not None:
-            chosen &= (posts.days >= days.start) & (posts.days < days.stop)
-        if chosen.any():
-            kept = posts.where(chosen)
-            yield pa.table([kept.ids, kept.types, kept.titles, kept.bodies, kept.tags], names=list(fit.COLUMNS))
-
-
 def sample(batches: Iterable[pa.Table], most: int) -> Iterator[pa.Table]:
-    """The rows with the smallest hashes of Id, at most so many: the same in whatever order they come.
+    """Of rows with one Id the last; of these those with the smallest hashes of Id, at most so many.
 
-    While it reads it holds a quarter more.
+    Which Ids that are is the same in whatever order they come. While it reads it holds a quarter more rows.
     """
     kept: list[pa.Table] = []
-    hashes: list[npt.NDArray[np.int64]] = []
     below, rows = HASHES, 0
 
-    def keep(table: pa.Table, hashed: npt.NDArray[np.int64]) -> None:
-        chosen = hashed < below
+    def keep(table: pa.Table, chosen: npt.NDArray[np.bool_]) -> None:
         kept.append(table if chosen.all() else table.filter(pa.array(chosen)))
-        hashes.append(hashed[chosen])
 
     def cut() -> None:
-        """Keep what is below the hash of the first row too many."""
         nonlocal below, rows
-        below = int(np.partition(np.concatenate(hashes), most)[most])
+        ids = np.concatenate([np.zeros(0, np.int64), *(np.asarray(table["Id"]) for table in kept)])
+        chosen, hashes = fit.last_of_each(ids), fit.folds_of(ids, HASHES)
+        rows = int(chosen.sum())
+        if rows > most:
+            below = int(np.partition(hashes[chosen], most)[most])  # that of the first row too many
+            chosen &= hashes < below
+            rows = int(chosen.sum())
         for _ in range(len(kept)):  # one by one, so that no second copy of all is held
-            keep(kept.pop(0), hashes.pop(0))
-        rows = sum(map(len, hashes))
+            table = kept.pop(0)
+            keep(table, chosen[: len(table)])
+            chosen = chosen[len(table) :]
 
     for table in batches:
-        keep(table, fit.folds_of(np.asarray(table["Id"]), HASHES))
-        rows += len(hashes[-1])
+        keep(table, fit.folds_of(np.asarray(table["Id"]), HASHES) < below)
+        rows += len(kept[-1])
         if rows > most + most // 4:
             cut()
-    if rows > most:
-        cut()
+    cut()
     while kept:
         yield kept.pop(0)
 
@@ -238,13 +235,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from a command line; 0 when a candidate was trained, promoted or not; 1 with the reason in the log."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     logging.getLogger("azure").setLevel(logging.WARNING)
-    parameters = TrainParameters.from_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
+        parameters = TrainParameters.from_arguments(sys.argv[1:] if arguments is None else arguments)
         result = train(Services().lake_at(parameters.lake_root), parameters)
     except StackTopicsError as error:
         log.error("no model was trained: %s", error)  # noqa: TRY400 - the reason is the message
         return 1
-    log.info("%s is %s: %s", result.candidate, "promoted" if result.promoted else "kept aside", result.reason)
+    log.info("%s is %s: %s", result.candidate, result.became, result.reason)
     return 0
 
 

@@ -87,18 +87,20 @@ def _fault(column: Column, columns: list[tuple[str, str]]) -> str | None:
         return f"column {column.name} is missing" if column.required else None
     if len(found) > 1:
         return f"column {column.name} stands there {len(found)} times"
-    if found[0] not in _TYPES[column.kind]:
+    if found[0] not in _TYPES[column.kind] or (column.name in _COUNTED and found[0] == "null"):
         return f"column {column.name} is {found[0]} and must be {_WORDS[column.kind]}"
     return None
 
 
+_COUNTED = {"Id", "PostTypeId"}
+"""Without a value in any row no post can be counted; of other columns that is odd, but possible."""
 _TYPES = {
     "integer": {"int32", "uint32", "int64", "null"},
     "text": {"string", "null"},
     "moment": {"timestamp", "date", "string", "null"},
 }
 _WORDS = {
-    "integer": "a whole number (int8 to int64)",
+    "integer": "a whole number (of at most 64 bits with a sign, 32 without)",
     "text": "text (string)",
     "moment": "a timestamp, a date or ISO 8601 text",
 }

@@ -24,8 +24,9 @@ MAX_LISTED = 20 * MAX_CHUNKS
 """Entries of the lists that are passed over here but not by Arrow: encodings, paths, their statistics."""
 MAX_DEPTH = 32
 MAX_NAME_BYTES = 1_000
-MAX_ROWS, MAX_ROWS_PER_BYTE = 1_000_000_000, 1_000
-"""Stack Overflow has 60 million posts; columns that are null throughout take a byte for some twenty rows."""
+MAX_ROWS, MAX_ROWS_PER_BYTE = 100_000_000, 1_000
+"""Stack Overflow has 60 million posts, of each of which the job holds 20 bytes for a moment; columns that are null
+throughout take a byte for some twenty rows."""
 FREE_BYTES = 64 << 20
 MAX_RATIO_OF_CHUNK, MAX_RATIO_OF_FILE = 32_768, 1_000
 """Bytes before compression (but after dictionary encoding) for each stored one, beyond the first 64 MiB. zstd writes
@@ -36,7 +37,7 @@ _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST = range(1, 10)
 _BOOLS = (_TRUE, _FALSE)
 """The type of a field is its value."""
 _STRUCT = 12
-_FIELDS = 0  # no type of Thrift's: the inside of a struct
+_FIELDS = -1  # no type of Thrift's: the inside of a struct
 _FIXED = {_TRUE: 1, _FALSE: 1, _BYTE: 1, _DOUBLE: 8}
 _REPEATED = 2
 
@@ -169,7 +170,11 @@ def _type(element: dict[str, Any]) -> str:
     repeated = "list of " if element.get("repetition") == _REPEATED else ""
     if "type" not in element:
         return f"{repeated}group"
-    physical = _PHYSICAL[element["type"]] if element["type"] in range(len(_PHYSICAL)) else f"type {element['type']}"
+    if element["type"] not in range(len(_PHYSICAL)):
+        raise BadInput(
+            f"its column {element['name'].decode()} is of type {element['type']}, which Parquet does not have"
+        )
+    physical = _PHYSICAL[element["type"]]
     if "logical" in element:
         logical = next(iter(element["logical"]), "of another kind")
         if logical == "integer" and not element["logical"]["integer"].get("signed", True):
@@ -180,6 +185,8 @@ def _type(element: dict[str, Any]) -> str:
         logical = "plain"
     if logical == "null":
         return "null"
+    if (physical, logical) not in _TYPES and logical in {known for _, known in _TYPES} - {"plain"}:
+        raise BadInput(f"its column {element['name'].decode()} is a {logical} in {physical}, which no reader takes")
     return repeated + _TYPES.get((physical, logical), physical if logical == "plain" else f"{physical} {logical}")
 
 

@@ -6,7 +6,6 @@ the source goes last, after the message that carries its classification on.
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, cast
 
@@ -98,8 +97,8 @@ def _quarantined(
 ) -> FileRecord:
     """Keep the bytes and say why; the reason is written first, so that no file lies there without one."""
     target = paths.quarantine(record.source_id, record.version, version.name)
-    note = {"file": blob.what, "etag": version.etag, "size": version.size, "reason": reason}
-    services.lake.put(paths.quarantine_reason(record.source_id, record.version), json.dumps(note, indent=1).encode())
+    why = paths.quarantine_reason(record.source_id, record.version)
+    services.lake.put(why, record.source.refused_because(reason))
     services.lake.copy_from(blob, version, target, services.settings.landing_proof_share)
     log.error("%s is in quarantine (%s): %s", blob.what, target, reason)
     return record.entered(State.QUARANTINED, services.now(), quarantine=target, reason=reason)

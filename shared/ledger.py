@@ -3,11 +3,12 @@
 landed ──> launched ──> classified ──> published
    ^          │             │
    └──────────┘ next attempt└──> superseded (a newer version of the same source counts already)
-quarantined, failed: ended without counting; a replay starts a failed one anew
+quarantined, at landing or by the job, and failed: ended without counting; a replay starts a failed one anew
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import date, datetime
 from enum import StrEnum
@@ -42,6 +43,11 @@ class Source(BaseModel):
     etag: str
     last_modified: datetime
     size: int
+
+    def refused_because(self, reason: str) -> bytes:
+        """The `reason.json` that lies in quarantine beside the file."""
+        note = {"file": f"{self.container}/{self.name}", "etag": self.etag, "size": self.size, "reason": reason}
+        return json.dumps(note, indent=1).encode()
 
 
 class Run(BaseModel):

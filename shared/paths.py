@@ -65,8 +65,9 @@ def reference_record(iso_week: str) -> str:
     return f"{REFERENCE_RECORDS}/{iso_week}.json"
 
 
-def training_record(until: date) -> str:
-    return f"{TRAINING_RECORDS}/{until.isoformat()}.json"
+def training_record(until: date, number: int = 1) -> str:
+    """What came of that training run, of those until this day."""
+    return f"{TRAINING_RECORDS}/{until.isoformat()}{f'.{number}' if number > 1 else ''}.json"
 
 
 def reference(table: str) -> str:

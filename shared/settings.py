@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     training_days: int = Field(default=365, ge=1)
     training_max_questions: int = Field(default=1_000_000, ge=1)
     training_topics: int = Field(default=100, ge=2)
-    training_margin: float = 0.002
+    training_margin: float = Field(default=0.002, allow_inf_nan=False)
     topic_source: Literal["tags", "model"] = "tags"
     classify_engine: Literal["auto", "arrow", "spark"] = "auto"
     classify_spark_from_bytes: int = Field(default=2 << 30, ge=0)

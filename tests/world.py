@@ -24,7 +24,7 @@ from classify.models import STARTER, CurrentModel
 from ingest.posts import land_posts
 from shared import paths
 from shared.databricks import RunState
-from shared.errors import Conflict, NotFound, TransientError
+from shared.errors import Conflict, NotFound, TerminalError, TransientError
 from shared.lake import FileInfo, FolderLake
 from shared.ledger import FileRecord
 from shared.messages import ClassificationStarted, Message, PostsLanded
@@ -176,7 +176,10 @@ class WorldRuns:
             if self.outcomes:
                 return self.outcomes.pop(0)
             with self.world.undisturbed():
-                job.run(self.world.lake, job.JobParameters.model_validate(self.parameters[run_id]))
+                try:
+                    job.run(self.world.lake, job.JobParameters.model_validate(self.parameters[run_id]))
+                except TerminalError as error:
+                    return RunState("failed", str(error))
             return RunState("succeeded")
 
     def failure(self, run_id: int) -> str:
@@ -285,6 +288,15 @@ def parquet(table: pa.Table) -> bytes:
     out = io.BytesIO()
     pq.write_table(table, out)
     return out.getvalue()
+
+
+def damaged(table: pa.Table, column: str = "Id") -> bytes:
+    """A file whose footer is good and whose first page of a column is not."""
+    data = bytearray(parquet(table))
+    found = pq.read_metadata(io.BytesIO(data)).row_group(0).column(table.schema.names.index(column))
+    first = found.dictionary_page_offset or found.data_page_offset
+    data[first : first + 20] = b"\xff" * 20
+    return bytes(data)
 
 
 def posts(*rows: dict[str, Any]) -> pa.Table:

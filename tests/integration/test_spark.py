@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import io
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ from classify.summary import COUNTS, SUMMARY, Summary
 from shared import paths
 from shared.errors import NotFound, TerminalError
 from shared.lake import FolderLake
-from tests.world import parquet, posts
+from tests.unit.test_notebooks import run_on_databricks
+from tests.world import Crash, parquet, posts
 
 pyspark = pytest.importorskip("pyspark", reason="the spark engine is tested where pyspark is installed")
 from classify import spark as spark_engine  # noqa: E402 - it needs pyspark
@@ -157,6 +160,8 @@ def mixed() -> pa.Table:
         {**ANSWER, "Id": 3_000_001, "ParentId": 3_000_000, "CreationDate": datetime(2026, 11, 22)},
         {**ANSWER, "Id": 18, "ParentId": 5_000_001},  # the newer of two earlier files tells
         {**ANSWER, "Id": 19, "ParentId": 5_000_002},  # has a topic the model does not know
+        *({**ANSWER, "Id": 20 + number, "ParentId": 11} for number in range(3)),  # of a question that has no tags
+        {**ANSWER, "Id": 23, "ParentId": 11, "CreationDate": datetime(2026, 11, 22)},
     ]
     return posts(*rows)
 
@@ -169,7 +174,10 @@ def with_earlier(root: Path) -> FolderLake:
     ):
         for bucket in {number >> 20 for number in topics}:
             found = {number: topic for number, topic in topics.items() if number >> 20 == bucket}
-            table = pa.table([list(found), list(found.values()), [name] * len(found)], schema=QUESTION_TOPICS)
+            columns = [list(found), list(found.values()), [True] * len(found), [name] * len(found)]
+            table = pa.table(columns, schema=QUESTION_TOPICS)
+            if name.startswith("20260101"):  # from before who decided was kept
+                table = table.drop_columns(["guessed"])
             lake.put(paths.question_topics_of(bucket, name), parquet(table))
     return lake
 
@@ -181,7 +189,7 @@ def test_a_mixed_file_comes_out_as_from_the_arrow_engine(spark: Any, tmp_path: P
     arrow, by_spark = FolderLake(tmp_path / "arrow"), FolderLake(tmp_path / "spark")
     rows = assert_same_outputs(arrow, by_spark, topic_source=topic_source)
     decided = dict(zip(rows["Id"].to_pylist(), rows["decided_by"].to_pylist(), strict=True))
-    inherit = {1, 3, 8, 18, 3_000_001}
+    inherit = {1, 3, 8, 18, 20, 21, 22, 23, 3_000_001}
     assert {number for number, by in decided.items() if by == "parent"} - {None} == inherit
     assert decided[19] == decided[17] == "model"
 
@@ -205,28 +213,102 @@ def test_real_posts_come_out_as_from_the_arrow_engine_and_again(
     assert [path.name for path in output.glob("part-*")] == ["part-00000.parquet"]
 
 
+DAYS = [date.min, date(1500, 2, 28), date(1582, 10, 10), date(1899, 12, 31), date(2026, 1, 1), date.max]
+"""The sentinel of .NET, days of both calendars, one before time zones, and the last that can be."""
+
+
+def moments_of_every_type() -> list[pa.Array]:
+    """Columns that the contract takes as CreationDate, from the least value of their type to the largest."""
+    a_day = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
+    days = pa.array(DAYS, pa.date32()).cast(pa.int32()).to_pylist()
+    least, most = -(2**63), 2**63 - 1
+    columns = [pa.array([*days, -(2**31), 2**31 - 1, None], pa.int32()).cast(pa.date32()), pa.nulls(1)]
+    for unit, zone in itertools.product(a_day, (None, "Europe/Berlin")):
+        numbers = [number * a_day[unit] for number in days] + [-1, 0, least // 1_000, most // 1_000]
+        numbers += [] if unit == "s" else [least, least + 1, 2**62, most]  # which a file holds as milliseconds
+        inside = [number for number in numbers if least <= number <= most]
+        columns.append(pa.array([*inside, None], pa.int64()).cast(pa.timestamp(unit, zone)))
+    texts = [f"{day}T23:30:00-01:00" for day in DAYS] + ["2026-01-01 23:30:00-05", "1969-12-31", "never", None]
+    return [*columns, pa.array(texts), pa.array(texts).dictionary_encode(), pa.array(texts, pa.string_view())]
+
+
 def test_every_type_a_column_may_have_is_read(spark: Any, tmp_path: Path) -> None:
-    moment = datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)
-    moments = [pa.array([moment.replace(tzinfo=None)], pa.timestamp(unit)) for unit in ("s", "ms", "us", "ns")]
-    zoned = [pa.array([moment], pa.timestamp(unit, "Europe/Berlin")) for unit in ("ms", "us", "ns")]
-    others = [pa.array(["1969-12-31T23:30:00-01:00"]), pa.array([date(2026, 1, 1)], pa.date32()), pa.nulls(1)]
     narrow = (pa.int8(), pa.uint16(), pa.uint32(), pa.int16())
     lake = FolderLake(tmp_path)
     job = parameters(lake, "spark")
-    for number, column in enumerate([*moments, *zoned, *others]):
-        table = posts({**ANSWER, "Id": 8, "ParentId": 7})
+    for number, column in enumerate(moments_of_every_type()):
+        table = posts(*[{**ANSWER, "Id": 8, "ParentId": 7}] * len(column))
         columns: dict[str, Any] = {name: table[name] for name in table.column_names} | {"CreationDate": column}
         kind = narrow[number % len(narrow)]
         columns |= {name: table[name].cast(kind) for name in ("Id", "PostTypeId", "ParentId")}
         columns["Body"] = table["Body"].cast(pa.large_string()).dictionary_encode()
-        columns["Time"] = pa.array([0], pa.time64("us"))  # Spark knows no such type
+        columns["Time"] = pa.array([0] * len(column), pa.time64("us"))  # Spark knows no such type
+        columns |= {"body": column, "TAGS": columns["Tags"]}  # which are no columns of ours
         lake.put(paths.landing("s", "v"), parquet(pa.table(columns)))
         with spark_engine._settings(spark):
-            rows = spark_engine._File.of(lake, job).read(spark)
-            (found,) = spark_engine._census(rows, job.file_day).collect()
-            assert rows.select("Body").collect() == [(table["Body"][0].as_py(),)]
-        day = pa.array(clean.days(column, job.file_day)).cast(pa.date32())[0].as_py()
-        assert tuple(found) == (0, 8, 2, 7, day)
+            file = spark_engine._File.of(lake, job)
+            rows = file.read(spark)
+            found = spark_engine._census(rows, file.moments, job.file_day).collect()
+            assert rows.select("Body").distinct().collect() == [(table["Body"][0].as_py(),)]
+        cleaned = clean.clean(pa.table(columns), job.file_day)
+        days = pa.array(cleaned.days).cast(pa.date32()).to_pylist()
+        dates = zip(days, cleaned.misdated.tolist(), strict=True)
+        assert [tuple(row) for row in found] == [(row, 8, 2, 7, *date) for row, date in enumerate(dates)]
+
+
+def test_a_file_that_spark_would_refuse_comes_out_as_from_the_arrow_engine(spark: Any, tmp_path: Path) -> None:
+    """By the whole run: moments in INT96, or where Spark's microseconds end, beside columns like ours but for case."""
+    before = {name: spark.conf.get(name) for name in spark_engine.SETTINGS}
+    midnights = pa.array(DAYS, pa.date32()).cast(pa.timestamp("us"))
+    milliseconds = pa.array([-(2**63), *midnights.cast(pa.timestamp("ms")).cast(pa.int64()).to_pylist()[1:-1], 2**62])
+    for source, column in (("int96", midnights), ("ms", milliseconds.cast(pa.timestamp("ms", "UTC")))):
+        table = posts(*({**PYTHON, "Id": number} for number in range(1, len(DAYS))), {**ANSWER, "ParentId": 1})
+        table = table.set_column(table.schema.get_field_index("CreationDate"), "CreationDate", column)
+        table = table.append_column("body", table["Body"]).append_column("TAGS", pa.array(["<java>"] * len(table)))
+        landed = io.BytesIO()
+        pq.write_table(table, landed, use_deprecated_int96_timestamps=source == "int96")
+        for engine in ("arrow", "spark"):
+            lake = FolderLake(tmp_path / engine)
+            lake.put(paths.landing(source, "v"), landed.getvalue())
+            run(lake, parameters(lake, engine, source))
+        rows = assert_same_outputs(FolderLake(tmp_path / "arrow"), FolderLake(tmp_path / "spark"), source)
+        of_the_file = parameters(lake, "spark").file_day
+        outer = (DAYS[0], DAYS[-1]) if source == "int96" else (of_the_file, of_the_file)
+        assert rows["day"].to_pylist() == [outer[0], *DAYS[1:-1], outer[1]]
+        assert set(rows["topic"].to_pylist()) == {"python"}
+    assert {name: spark.conf.get(name) for name in before} == before != spark_engine.SETTINGS
+
+
+class DiesAtTheFirstPart(FolderLake):
+    """A lake whose user dies when Spark's first part has its place."""
+
+    def rename(self, source: str, target: str) -> None:
+        super().rename(source, target)
+        raise Crash(target)
+
+
+def test_no_summary_speaks_for_parts_of_two_engines(spark: Any, tmp_path: Path) -> None:
+    lake = classified(tmp_path, posts(PYTHON, JAVA), "arrow")
+    job = parameters(lake, "spark")
+    first = (lake.root / job.output / "part-00000.parquet").read_bytes()
+    with pytest.raises(Crash, match=r"part-00000\.parquet"):
+        run(DiesAtTheFirstPart(tmp_path), job)
+    assert (lake.root / job.output / "part-00000.parquet").read_bytes() != first
+    assert lake.stat(f"{job.output}/{SUMMARY}") is None
+
+
+def test_the_notebook_classifies_by_the_session_it_runs_in(
+    spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrow = classified(tmp_path / "arrow", mixed(), "arrow")
+    by_spark = FolderLake(tmp_path / "spark")
+    by_spark.put(paths.landing("s", "v"), parquet(mixed()))
+    job = parameters(by_spark, "spark")
+    widgets = {name: str(value) for name, value in job.model_dump().items()}
+    result = Summary.model_validate_json(run_on_databricks(monkeypatch, "classify_posts.py", **widgets))
+    assert result == Summary.model_validate_json(by_spark.read(f"{job.output}/{SUMMARY}"))
+    assert result.engine == "spark"
+    assert_same_outputs(arrow, by_spark)
 
 
 def test_files_with_little_in_them_are_fine(spark: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from shared.databricks import RunState
 from shared.errors import NotFound
 from shared.ledger import State
 from shared.messages import ClassificationStarted, PostsLanded
-from tests.world import MODEL_VERSION, World, parquet, posts, starter
+from tests.world import MODEL_VERSION, World, damaged, parquet, posts, starter
 
 DAY = date(2026, 11, 21)
 PYTHON = {"Tags": "<python><sorting>"}
@@ -109,6 +109,25 @@ def test_a_file_that_breaks_its_contract_is_kept_with_a_reason(tmp_path: Path, c
     assert not world.messages
 
 
+def test_a_file_that_the_job_cannot_read_goes_to_quarantine_too(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    content = damaged(posts(PYTHON))
+    world.upload("in/2026-11-21.parquet", content)
+    world.work(tries=0)
+    (record,) = world.services.ledger.records()
+    assert (record.state, record.attempt) == (State.QUARANTINED, 1)
+    assert "cannot be read as a Parquet file" in (record.reason or "")
+    assert record.quarantine is not None
+    assert world.lake.read(record.quarantine) == content
+    why = world.lake.read(paths.quarantine_reason(record.source_id, record.version)).decode()
+    assert "cannot be read as a Parquet file" in why
+    assert '"file": "posts/in/2026-11-21.parquet"' in why
+    assert not list(world.lake.list("landing"))
+    world.upload("in/2026-11-21.parquet", posts(PYTHON))
+    world.work()
+    assert counts(world) == {"python": 1}
+
+
 @pytest.mark.parametrize("name", ["in/reason.json", "in/", "in/..", "in/_tmp-a.parquet"])
 def test_no_name_of_a_refused_file_gets_into_the_way_of_its_reason(tmp_path: Path, name: str) -> None:
     world = World(tmp_path)
@@ -186,13 +205,14 @@ def test_repeated_and_reordered_messages_change_nothing(tmp_path: Path) -> None:
 
 
 def scenario(world: World) -> None:
-    """Two sources on one day, one of them corrected, one file for the quarantine."""
+    """Two sources on one day, one of them corrected, two files for the quarantine: by their footer, and by a page."""
     world.upload("a.parquet", posts(PYTHON, {**JAVA, "CreationDate": datetime(2026, 11, 20)}))
     world.upload("b.parquet", posts(JAVA, {"PostTypeId": 2, "ParentId": 1, "Title": None}))
     world.work()
     world.runs.outcomes = [RunState("failed", "FAILED")]
     world.upload("a.parquet", posts(PYTHON, PYTHON))
     world.upload("c.parquet", b"no parquet")
+    world.upload("d.parquet", damaged(posts(PYTHON)))
     world.work()
 
 
@@ -200,7 +220,7 @@ def test_a_crash_at_any_call_changes_nothing(tmp_path: Path) -> None:
     undisturbed = World(tmp_path / "undisturbed")
     scenario(undisturbed)
     expected, end = undisturbed.files(), states(undisturbed)
-    assert sorted(end) == ["published", "published", "published", "quarantined"]
+    assert sorted(end) == ["published", "published", "published", "quarantined", "quarantined"]
     assert counts(undisturbed) == {"python": 2, "java": 2}
     effects = [number for number, call in enumerate(undisturbed.calls) if call.split()[0] in EFFECTS]
     assert {undisturbed.calls[number].split()[0] for number in effects} == EFFECTS

@@ -52,6 +52,79 @@ def test_only_tagged_questions_are_learnt_from() -> None:
         fit(iter([]))
 
 
+def with_column(name: str, values: object, rows: int = 60) -> pa.Table:
+    table = questions(rows)
+    return table.set_column(table.schema.get_field_index(name), name, values)
+
+
+def test_questions_without_an_id_are_left_out_and_of_those_with_one_id_the_last_counts() -> None:
+    found = tagged_questions(with_column("Id", pa.array([None, 7, 8, 7] + [None] * 56)))
+    titles = questions(60)["Title"].to_pylist()
+    assert found.ids.tolist() == [8, 7]
+    assert [title.decode() for title in found.titles.to_pylist()] == [titles[2], titles[3]]
+    assert len(found.tags) == 2
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        with_column("Tags", pa.array(["<other>"] * 60)),
+        with_column("Id", pa.array([5] * 60)),
+        with_column("Id", pa.nulls(60, pa.int64())),
+        with_column("Tags", pa.array([b"<\xff>"] * 60)),
+    ],
+    ids=["tags", "one Id", "no Ids", "no text"],
+)
+def test_what_nothing_can_be_learned_from_is_refused(table: pa.Table) -> None:
+    with pytest.raises(BadInput, match=r"no tagged question|nothing can be learned"):
+        fit(table, topics=4)
+
+
+def test_a_tag_that_is_no_text_is_no_topic() -> None:
+    tags = [tag.encode() for tag in questions(300)["Tags"].to_pylist()]
+    tags[:150] = [b"<\xff\xfe>" + tag for tag in tags[:150]]
+    model, _ = fit(with_column("Tags", pa.array(tags).view(pa.string()), 300), topics=4)
+    assert set(model.topics) == {"python", "c#", "sql", "css", "other"}
+    assert TopicModel.from_files(model.to_files()).topics == model.topics
+
+
+def test_a_report_on_posts_without_a_topic_has_numbers() -> None:
+    model, _ = fit(questions(300), topics=4)
+    report = evaluate(model, with_column("Tags", pa.array(["<cooking>"] * 60)))
+    assert (report.hit_at_1, report.primary_accuracy) == (0, 0)
+    assert json.dumps(report.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ("--posts no-id --topics 4", 1, "no-id: no tagged question to learn from"),
+        ("--posts structures --topics 4", 1, "structures: structures cannot be read as a Parquet file: "),
+        ("--posts structures nowhere --topics 4", 1, "structures, nowhere: "),
+        ("--posts few --topics 4", 1, "40 tagged questions in few are too few for 4 topics: 50 are needed"),
+        ("--posts few --topics 0", 2, "error: --topics 0: at least 2"),
+        ("--posts few --topics x", 2, "error: argument --topics: invalid int value: 'x'"),
+    ],
+)
+def test_what_the_command_cannot_use_is_said_in_a_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(with_column("Id", pa.nulls(60, pa.int64())), "no-id")
+    pq.write_table(with_column("Title", pa.array([{"a": 1}] * 60)), "structures")
+    pq.write_table(questions(40), "few")
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments.split(), "--out", "model"])
+    *_, last = capsys.readouterr().err.splitlines()
+    assert (ended.value.code, said in last) == (code, True), last
+    assert not Path("model").exists()
+
+
 def test_folds_are_even_and_never_change() -> None:
     folds = folds_of(np.arange(10_000), 5)
     assert folds[:12].tolist() == [0, 4, 0, 1, 2, 2, 2, 4, 0, 3, 2, 2]

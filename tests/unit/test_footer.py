@@ -128,6 +128,13 @@ def test_the_footers_made_here_are_read_by_arrow_too() -> None:
         (struct((9, LIST, listed([b"\0"] * 1_000_001, I32))), "1000001 entries of lists"),
         (struct((9, BINARY, varint(1 << 40))), "ends too early"),
         (struct((3, I64, integer(0))), "has no 'schema elements'"),
+        (file_of([element(b"x", 1), element(b"Id", kind=8)]), "column Id is of type 8, which Parquet does not have"),
+        (file_of([element(b"x", 1), element(b"Id", kind=-1)]), "column Id is of type -1"),
+        (
+            file_of([element(b"x", 1), struct((1, I32, integer(1)), (4, BINARY, binary(b"s")), (6, I32, integer(0)))]),
+            "column s is a string in int32, which no reader takes",
+        ),
+        (struct((9, LIST, listed([b"\1"], 0))), "type 0, which Parquet does not use"),
         (file_of([element(b"x", 1), element(b"Id")]) + b"\0\0", "ends 2 bytes too early"),
         (b"", "ends too early"),
     ],
@@ -181,19 +188,30 @@ def test_sizes_places_and_rows_must_be_possible(bytes_: bytes, said: str) -> Non
         (6, [], "binary"),
         (6, [(6, I32, integer(4))], "binary of another kind"),
         (2, [(6, I32, integer(5))], "int64 of another kind"),
-        (1, [(6, I32, integer(0))], "int32 string"),
         (6, [(10, STRUCT, struct((1, STRUCT, struct())))], "string"),
         (2, [(10, STRUCT, struct((10, STRUCT, struct((1, 3, b"\x40"), (2, 1, b"")))))], "int64"),
         (2, [(10, STRUCT, struct((10, STRUCT, struct((1, 3, b"\x40"), (2, 2, b"")))))], "uint64"),
         (2, [(10, STRUCT, struct((5, STRUCT, struct())))], "int64 of another kind"),
-        (9, [], "type 9"),
-        (-1, [], "type -1"),
     ],
 )
 def test_a_type_is_told_by_older_and_newer_annotations(physical: int, annotations: list[Field], named: str) -> None:
     column = struct((1, I32, integer(physical)), (3, I32, integer(1)), (4, BINARY, binary(b"Id")), *annotations)
     read = footer.read_footer(file_of([element(b"schema", 1), column]), DATA_BYTES)
     assert read.columns == [("Id", named)]
+
+
+def test_an_empty_list_may_be_of_no_type() -> None:
+    """As fastparquet writes what it has nothing to say of."""
+    nothing = (9, LIST, b"\x00")
+    bytes_ = struct(
+        (1, I32, integer(2)),
+        (2, LIST, listed([element(b"schema", 1), element(b"Id")])),
+        (3, I64, integer(0)),
+        (4, LIST, b"\x00"),
+        (5, LIST, b"\x00"),
+        nothing,
+    )
+    assert footer.read_footer(bytes_, DATA_BYTES).columns == [("Id", "int64")]
 
 
 def test_a_nested_column_has_as_many_values_as_it_likes_and_no_fewer_than_rows() -> None:

@@ -16,13 +16,13 @@ import pytest
 from classify import job, rowgroups, tally
 from classify.day import Contribution
 from classify.job import JobParameters, run
-from classify.summary import COUNTS, SUMMARY, Summary
+from classify.summary import COUNTS, REFUSED, SUMMARY, Summary
 from ingest.contracts import check_posts
 from shared import paths
-from shared.errors import BadInput, ModelError, NotFound
+from shared.errors import BadInput, ModelError, NotFound, TerminalError
 from shared.lake import FolderLake
 from shared.storage import RangedReader
-from tests.world import MODEL_VERSION, parquet, posts, starter
+from tests.world import MODEL_VERSION, damaged, parquet, posts, starter
 
 PYTHON, JAVA = {"Tags": "<python>"}, {"Tags": "<java>"}
 ANSWER = {"PostTypeId": 2, "Title": None}
@@ -73,6 +73,24 @@ def test_answers_inherit_from_this_file_or_an_earlier_one(lake: FolderLake) -> N
     assert by_id(rows, "topic") == {1: "python", 2: "python", 3: "java", 4: "css"}
     assert by_id(rows, "decided_by") == {1: "parent", 2: "tags", 3: "parent", 4: "model"}
     assert (summary.questions, summary.answers) == (1, 3)
+
+
+def test_an_answer_is_as_uncertain_as_its_question(lake: FolderLake) -> None:
+    """Two questions of the model's, one of them in an earlier file, and one with tags; each has answers on two days."""
+    guessed = {"Tags": None, **CSS_BODY}
+    classify(lake, posts({**guessed, "Id": 5_000_000}), source="earlier")
+    parents = [5_000_000, 5_000_000, 2, 2, 2, 3]
+    answers = [{**ANSWER, "ParentId": parent, "Id": 10 + number} for number, parent in enumerate(parents)]
+    answers[4]["CreationDate"] = datetime(2026, 11, 22)
+    classify(lake, posts({**guessed, "Id": 2}, {**PYTHON, "Id": 3}, *answers))
+    output = paths.post_topics("s", "v", MODEL_VERSION, "tags")
+    counted = Contribution.from_parquet(lake.read(f"{output}/{COUNTS}"), "here").tally
+    css = counted.topics.index("css")
+    found = counted.of(date(2026, 11, 21))[1]
+    assert (found.known.sum(), found.said.sum(), found.inherited.sum()) == (2, 1, 4)
+    assert (found.inherited[css], found.bundled) == (4, 2**2 + 2**2)
+    later = counted.of(date(2026, 11, 22))[1]
+    assert (later.posts, later.inherited[css], later.bundled) == (1, 1, 1)
 
 
 def test_an_answer_without_a_question_does_not_inherit_from_question_0(lake: FolderLake) -> None:
@@ -218,6 +236,18 @@ def test_what_is_not_there_is_named(lake: FolderLake, tmp_path: Path, monkeypatc
     assert job.main(["--lake-root", str(tmp_path), "--model", "nothing", *arguments]) == 1
 
 
+def test_dates_that_are_none_are_told_and_refused_when_they_are_the_most(lake: FolderLake) -> None:
+    def dated(*dates: str | None) -> pa.Table:
+        table = posts(*[{}] * len(dates), {"PostTypeId": 5})
+        place = table.schema.get_field_index("CreationDate")
+        return table.set_column(place, "CreationDate", pa.array([*dates, "02/03/2026"]))
+
+    assert classify(lake, dated("2026-01-05", None, None))[0].misdated == 0
+    assert classify(lake, dated("02/03/2026", "2026-01-05", "2026-02-30", None))[0].misdated == 2
+    with pytest.raises(BadInput, match="the CreationDate of 2 of 3 posts is no date: it must be ISO 8601"):
+        classify(lake, dated("02/03/2026", "2026-01-05", "yesterday"))
+
+
 def test_more_days_than_a_site_can_have_are_refused(lake: FolderLake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tally, "MAX_DAYS", 3)
     days = [{"CreationDate": datetime(2026, 1, day)} for day in (1, 2, 2, 4)]
@@ -226,32 +256,32 @@ def test_more_days_than_a_site_can_have_are_refused(lake: FolderLake, monkeypatc
         classify(lake, posts(*days, {"CreationDate": datetime(2026, 1, 9)}))
 
 
-@pytest.mark.parametrize("where", ["an Id", "a body"])
-def test_damage_behind_a_good_footer_names_the_file(lake: FolderLake, where: str) -> None:
-    data = bytearray(parquet(posts(*({"Body": f"<p>{number}</p>" * 50} for number in range(500)))))
-    found = (
-        pq.read_metadata(io.BytesIO(data))
-        .row_group(0)
-        .column(0 if where == "an Id" else posts({}).schema.names.index("Body"))
-    )
-    first = found.dictionary_page_offset or found.data_page_offset
-    data[first : first + 60] = b"\xff" * 60
+@pytest.mark.parametrize("column", ["Id", "Body"])
+def test_damage_behind_a_good_footer_names_the_file(lake: FolderLake, column: str) -> None:
+    data = damaged(posts(*({"Body": f"<p>{number}</p>" * 50} for number in range(500))), column)
     check_posts(io.BytesIO(data), "a.parquet")
-    lake.put(paths.landing("s", "v"), bytes(data))
+    lake.put(paths.landing("s", "v"), data)
     parameters = JobParameters(
         lake_root="-", source_id="s", version="v", file_day=date(2026, 1, 2), model=MODEL_VERSION
     )
-    with pytest.raises(BadInput, match=f"^{paths.landing('s', 'v')} cannot be read as a Parquet file"):
+    said = f"{paths.landing('s', 'v')} cannot be read as a Parquet file"
+    with pytest.raises(BadInput, match=f"^{said}"):
         run(lake, parameters)
-    assert not list(lake.list(parameters.output))
+    (left,) = lake.list(parameters.output)
+    assert left.path.endswith(REFUSED)
+    assert said in lake.read(left.path).decode()
+    classify(lake, posts(PYTHON))
+    with pytest.raises(NotFound):
+        lake.read(left.path)
 
 
 def test_a_damaged_file_of_question_topics_is_not_blamed_on_the_posts(lake: FolderLake) -> None:
     classify(lake, posts({**JAVA, "Id": 5}), source="earlier")
     (kept,) = lake.list(paths.question_topics(0))
     lake.put(kept.path, b"PAR1 and nothing else PAR1")
-    with pytest.raises(BadInput, match=f"^{kept.path} cannot be read as a Parquet file"):
+    with pytest.raises(TerminalError, match=f"^{kept.path} cannot be read as a Parquet file"):
         classify(lake, posts({**ANSWER, "ParentId": 5}))
+    assert not any(REFUSED in info.path for info in lake.list("post_topics"))
 
 
 def test_an_output_that_is_being_written_anew_is_not_called_whole(

@@ -18,7 +18,8 @@ from classify.card import CARD, REPORT
 from classify.fit import fit
 from classify.job import POST_TOPICS
 from classify.model import TopicModel
-from classify.models import current_version, store_model
+from classify.modelfiles import ARRAYS, CALIBRATION, MANIFEST
+from classify.models import current_version, load_model, store_model, versions
 from classify.summary import Training
 from shared import paths
 from shared.catalog import DayPointer, move_pointer
@@ -211,6 +212,76 @@ def test_models_are_listed_promoted_and_rolled_back(run: Run, lake: FolderLake, 
     assert (code, err) == (1, "manage.py: there is no model nothing in models/topics/nothing\n")
 
 
+def test_a_model_made_of_files_is_added_and_promoted(
+    run: Run, lake: FolderLake, model: TopicModel, tmp_path: Path
+) -> None:
+    current_version(lake)
+    model.save(tmp_path / "made")
+    (tmp_path / "made" / REPORT).write_text('{"hit_at_1": 0.91234}')
+    (tmp_path / "made" / CARD).write_text("# A card")
+    (tmp_path / "made" / "notes.txt").write_text("stays here")
+    said = f"{model.version} is in the lake: `python manage.py models promote {model.version}` makes it current\n"
+    assert run("models", "add", "made")[:2] == (0, said)
+    folder = lake.root / paths.model(model.version)
+    written = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert written.keys() == {MANIFEST, ARRAYS, CALIBRATION, REPORT, CARD}
+    assert load_model(lake, model.version).topics == model.topics
+    assert "0.9123" in run("models")[1]
+
+    seen = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    assert run("models", "add", "made")[:2] == (0, said)
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == seen
+    (folder / ARRAYS).write_bytes(b"damaged")
+    assert run("models", "add", "made")[:2] == (0, said)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == written
+    assert run("models", "promote", model.version)[0] == 0
+    assert current_version(lake) == model.version
+
+
+def test_a_folder_that_is_no_model_is_not_added(run: Run, lake: FolderLake, model: TopicModel, tmp_path: Path) -> None:
+    starter = current_version(lake)
+    model.save(tmp_path / "damaged")
+    (tmp_path / "damaged" / ARRAYS).write_bytes(b"damaged")
+    model.save(tmp_path / "no-report")
+    (tmp_path / "no-report" / REPORT).write_text('{"hit_at_1": "high"}')
+    for folder, words in (
+        ("nowhere", "no topic model in nowhere: "),
+        ("damaged", f"{ARRAYS} does not match the checksum"),
+        ("no-report", f"no-report/{REPORT} holds no Report (hit_at_1: "),
+    ):
+        code, _, err = run("models", "add", folder)
+        assert (code, err.startswith(f"manage.py: {words}")) == (1, True), err
+    assert [found.version for found in versions(lake)] == [starter]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (MANIFEST, b"{}", "not a topic model's manifest"),
+        (MANIFEST, None, "holds topics"),
+        (REPORT, b"[]", f"{REPORT} holds no Report"),
+        (REPORT, b"\xff", f"{REPORT} holds no Report"),
+        (REPORT, b'{"days": {"coverage": "all"}}', "days.coverage"),
+    ],
+)
+def test_a_damaged_model_hides_no_other(
+    run: Run, lake: FolderLake, model: TopicModel, name: str, content: bytes | None, reason: str
+) -> None:
+    starter, damaged = current_version(lake), "topics4-0123456789ab"
+    whole = store_model(lake, model, {}, "")
+    for file in (MANIFEST, REPORT):
+        lake.put(f"{paths.model(damaged)}/{file}", lake.read(f"{paths.model(whole)}/{file}"))
+    if content is not None:
+        manifest = json.loads(lake.read(f"{paths.model(damaged)}/{MANIFEST}")) | {"version": damaged}
+        lake.put(f"{paths.model(damaged)}/{MANIFEST}", json.dumps(manifest).encode())
+        lake.put(f"{paths.model(damaged)}/{name}", content)
+    code, out, _ = run("models")
+    (line,) = (line for line in out.splitlines() if damaged in line)
+    assert (code, line.startswith(f"{damaged} is damaged: "), reason in line) == (0, True, True), line
+    for version in (starter, whole):
+        assert version in out
+
+
 class Silent:
     """A queue without messages."""
 
@@ -251,6 +322,10 @@ def test_status_tells_of_training_and_drift(run: Run, lake: FolderLake, monkeypa
     code, out, _ = run("status")
     assert code == 0
     assert "topics100-new was kept aside; not better: 0.5 against 0.6" in out
+    spoilt = training.model_copy(update={"damaged": ["archive/posts/a.parquet [cut] cannot be read"]})
+    lake.put(paths.training_record(day, 2), spoilt.model_dump_json().encode())
+    code, said, _ = run("status")
+    assert (code, "not learned from: archive/posts/a.parquet [cut] cannot be read" in said) == (1, True)
     (line,) = (line.split() for line in out.splitlines() if line.strip().startswith("2026-11-21"))
     assert line[1:9] == ["100", "60", "40", "0", "4.2!", "0.46", "87%", "12%"]
     assert "of 90 posts that the model was asked about: margin 0.46" in run("topics")[1].replace("Of", "of")

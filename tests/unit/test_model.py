@@ -15,7 +15,8 @@ import pytest
 from scipy import sparse
 
 from classify.fit import fit
-from classify.model import ARRAYS, CALIBRATION, MANIFEST, TopicModel
+from classify.model import TopicModel
+from classify.modelfiles import ARRAYS, CALIBRATION, MANIFEST, version_of
 from classify.quantify import Reference
 from classify.text import Field, key_of, occurrences
 from shared.errors import ModelError
@@ -34,9 +35,12 @@ def with_manifest(files: dict[str, bytes], **changes: object) -> dict[str, bytes
 
 
 def with_arrays(files: dict[str, bytes], name: str, content: bytes) -> dict[str, bytes]:
-    """A changed file whose checksum is right."""
-    sums = json.loads(files[MANIFEST])["sha256"]
-    return with_manifest({**files, name: content}, sha256={**sums, name: hashlib.sha256(content).hexdigest()})
+    """A changed file whose checksum is right, in a model whose version is."""
+    changed, manifest = {**files, name: content}, json.loads(files[MANIFEST])
+    version = version_of(manifest["topics"], {name: changed[name] for name in (ARRAYS, CALIBRATION)})
+    return with_manifest(
+        changed, version=version, sha256={**manifest["sha256"], name: hashlib.sha256(content).hexdigest()}
+    )
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
@@ -69,11 +73,51 @@ def test_a_damaged_file_is_named(name: str) -> None:
 
 def test_another_format_or_no_manifest_is_refused() -> None:
     files = small_model().to_files()
-    with pytest.raises(ModelError, match="format 2"):
-        TopicModel.from_files(with_manifest(files, format=2))
+    with pytest.raises(ModelError, match="format 1"):
+        TopicModel.from_files(with_manifest(files, format=1))
     for manifest in (b"", b"[]", b"{}", b"\xff", b"null"):
         with pytest.raises(ModelError, match="manifest"):
             TopicModel.from_files({**files, MANIFEST: manifest})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"topics": ["c#", "python", "sql", "css", "other"]}, "its topics and arrays are those of topics4-"),
+        ({"version": "topics4-0123456789ab"}, "model.json is of topics4-0123456789ab"),
+        ({"topics": ["sql", "sql", "sql", "css", "other"]}, "5 topics, of which only 3 differ"),
+        ({"topics": ["python", "c#", "sql", "css", "none"]}, "`other` as the last"),
+        ({"topics": [1, 2, 3, 4, "other"]}, "topics.0"),
+        ({"topics": "topic"}, "topics: "),
+        ({"topics": ["\ud800", "c#", "sql", "css", "other"]}, "Invalid JSON"),
+        ({"trained_on": None}, "trained_on: "),
+        ({"trained_on": {"date": 20261122, "questions": 5}}, "trained_on.date: "),
+        ({"trained_on": {"date": "2026-11-22", "questions": -5}}, "trained_on.questions: "),
+        ({"trained_on": {"date": "2026-11-22", "questions": "many"}}, "trained_on.questions: "),
+        ({"format": True}, "format: "),
+    ],
+)
+def test_a_manifest_that_is_not_the_arrays_own_is_refused(changes: dict[str, object], words: str) -> None:
+    files = small_model().to_files()
+    with pytest.raises(ModelError, match=words):
+        TopicModel.from_files(with_manifest(files, **changes))
+
+
+@pytest.mark.parametrize("trained_on", [{}, {"posts": ["a.parquet"], "questions": 5}])
+def test_models_that_say_something_else_of_their_posts_are_read(trained_on: dict[str, object]) -> None:
+    files = with_manifest(small_model().to_files(), trained_on=trained_on)
+    assert TopicModel.from_files(files).trained_on == trained_on
+
+
+def test_a_loaded_model_is_called_what_its_manifest_says() -> None:
+    """Also if this version would pack the same arrays otherwise."""
+    files = small_model().to_files()
+    with np.load(io.BytesIO(files[CALIBRATION])) as arrays:
+        repacked = io.BytesIO()
+        np.savez(repacked, **{name: arrays[name] for name in reversed(arrays.files)})
+    changed = with_arrays(files, CALIBRATION, repacked.getvalue())
+    loaded = TopicModel.from_files(changed)
+    assert loaded.version == json.loads(changed[MANIFEST])["version"] != small_model().version
 
 
 def with_array(files: dict[str, bytes], file: str, name: str, change: Callable[[Any], Any]) -> dict[str, bytes]:
@@ -107,6 +151,90 @@ def test_numbers_that_are_none_are_refused(file: str, name: str, words: str) -> 
         TopicModel.from_files(with_array(small_model().to_files(), file, name, lambda array: array * np.nan))
 
 
+def said_of(prior: object = None, posts: object = None) -> dict[str, bytes]:
+    """The files of a model with another prior or another number of posts."""
+    files = small_model().to_files()
+    for name, value in (("prior", prior), ("posts", posts)):
+        if value is not None:
+            files = with_array(files, CALIBRATION, name, lambda _, value=value: np.array(value))
+    return files
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prior": list("abcde")}, "calibration: prior: <U1"),
+        ({"prior": [1 + 2j] * 5}, "calibration: prior: complex128"),
+        ({"prior": np.array(["2026"] * 5, "M8[D]")}, "calibration: prior: datetime64"),
+        ({"prior": [-1.0, 0.5, 0.5, 0.5, 0.5]}, "calibration: shares from -1.0"),
+        ({"prior": [0.0] * 5}, "shares from 0.0 that sum to 0.0"),
+        ({"prior": [0.3] * 5}, "that sum to 1.5"),
+        ({"prior": 1.0}, "calibration of 1 topics in a model of 5"),
+        ({"posts": 0}, "of 0 posts"),
+        ({"posts": -5}, "of -5 posts"),
+        ({"posts": [5]}, "calibration: posts"),
+        ({"posts": "x"}, "calibration: posts: <U1"),
+        ({"posts": float("nan")}, "calibration: posts: float64"),
+        ({"posts": float("inf")}, "calibration: posts: float64"),
+    ],
+)
+def test_a_calibration_that_cannot_be_is_refused(changes: dict[str, object], words: str) -> None:
+    files = said_of(**changes)
+    with pytest.raises(ModelError, match=words):
+        TopicModel.from_files(files)
+    with pytest.raises(ModelError, match=words):
+        Reference.from_files(files[MANIFEST], files[CALIBRATION])
+
+
+def zipped(change: Callable[[bytearray], None]) -> dict[str, bytes]:
+    """A model whose calibration is compressed, and then changed."""
+    files, packed = small_model().to_files(), io.BytesIO()
+    with np.load(io.BytesIO(files[CALIBRATION])) as arrays:
+        np.savez_compressed(packed, **arrays)
+    content = bytearray(packed.getvalue())
+    change(content)
+    return with_arrays(files, CALIBRATION, bytes(content))
+
+
+def of_an_unknown_method(content: bytearray) -> None:
+    content[content.index(b"PK\1\2") + 10] = 77
+
+
+def encrypted(content: bytearray) -> None:
+    content[content.index(b"PK\1\2") + 8] |= 1
+    content[6] |= 1
+
+
+def of_bytes_that_do_not_unpack(content: bytearray) -> None:
+    content[100:200] = b"\xff" * 100
+
+
+@pytest.mark.parametrize("change", [of_an_unknown_method, encrypted, of_bytes_that_do_not_unpack])
+def test_a_zip_that_cannot_be_unpacked_is_refused(change: Callable[[bytearray], None]) -> None:
+    files = zipped(change)
+    with pytest.raises(ModelError, match=f"{CALIBRATION} does not hold plain arrays"):
+        TopicModel.from_files(files)
+    with pytest.raises(ModelError, match=f"{CALIBRATION} does not hold plain arrays"):
+        Reference.from_files(files[MANIFEST], files[CALIBRATION])
+
+
+def test_whatever_the_bytes_of_an_array_say_ends_in_a_model_error() -> None:
+    files, random, refused = small_model().to_files(), np.random.default_rng(0), 0
+    stored, whole = files[CALIBRATION], TopicModel.from_files(files).reference
+    heads = [at for at in range(len(stored)) if stored[at : at + 2] in (b"PK", b"\x93N", b"{'")]
+    for _ in range(500):
+        content = bytearray(stored)
+        at = min(int(random.choice(heads)) + int(random.integers(120)), len(content) - 1)
+        content[at] ^= int(random.integers(1, 256))
+        try:
+            loaded = TopicModel.from_files(with_arrays(files, CALIBRATION, bytes(content))).reference
+        except ModelError:
+            refused += 1
+        else:
+            assert (loaded.posts, loaded.prior.tolist()) == (whole.posts, whole.prior.tolist())
+    assert refused > 300
+
+
 def test_features_of_an_unknown_field_are_refused() -> None:
     with pytest.raises(ModelError, match="fields beyond 7"):
         TopicModel.from_files(with_array(small_model().to_files(), ARRAYS, "keys", lambda keys: keys | np.uint64(15)))
@@ -125,6 +253,8 @@ def test_the_reference_alone_is_checked_too() -> None:
     for manifest in (files[MANIFEST].replace(b"sha256", b"md5"), b"[]", with_manifest(files, sha256=[])[MANIFEST]):
         with pytest.raises(ModelError, match="checksum"):
             Reference.from_files(manifest, files[CALIBRATION])
+    with pytest.raises(ModelError, match="format 1"):
+        Reference.from_files(with_manifest(files, format=1)[MANIFEST], files[CALIBRATION])
 
 
 def test_arrays_that_would_run_code_are_not_opened() -> None:

@@ -8,19 +8,17 @@ import sys
 from datetime import date, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pyarrow as pa
 import pytest
 
-import classify.train
 from classify.job import JobParameters
-from classify.models import current_version
+from classify.models import current_version, load_model
 from classify.summary import SUMMARY, Summary, Training
-from classify.train import TrainParameters
 from shared import paths
+from shared.errors import BadInput
 from shared.lake import FolderLake
-from tests.unit.topic_posts import questions
+from tests.unit.topic_posts import WORDS, questions
 from tests.world import parquet, posts
 
 NOTEBOOKS = Path(__file__).parents[2] / "classify" / "notebooks"
@@ -80,36 +78,36 @@ def test_a_missing_parameter_stops_the_notebook(
     assert "--source-id, --version, --file-day, --model" in capsys.readouterr().err
 
 
-def test_the_training_takes_the_jobs_parameters_from_widgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[TrainParameters] = []
-    result = Training(
-        candidate="c",
-        current="b",
-        questions=10,
-        held_out=2,
-        candidate_found=0.5,
-        current_found=0.4,
-        promoted=True,
-        reason="better",
-    )
-
-    def train(lake: Any, parameters: TrainParameters) -> Training:
-        asked.append(parameters)
-        return result
-
-    monkeypatch.setattr(classify.train, "train", train)
-    given = {"lake_root": str(tmp_path), "until": "2026-11-22", "topics": "20"}
-    assert run_on_databricks(monkeypatch, "train_topics.py", **given) == result.model_dump_json()
-    assert asked == [TrainParameters(lake_root=str(tmp_path), until=date(2026, 11, 22), topics=20)]
-
-
-def test_the_training_is_plain_python_too(tmp_path: Path) -> None:
+@pytest.fixture
+def archived(tmp_path: Path) -> tuple[FolderLake, dict[str, str]]:
+    """A lake with 400 questions of one day in its archive, and the parameters of a training that is promoted."""
     lake = FolderLake(tmp_path / "lake")
     table = questions(400)
-    created = pa.repeat(pa.scalar(datetime(2026, 11, 22), pa.timestamp("us")), len(table))
-    lake.put(paths.archive(date(2026, 11, 22), "s", "v"), parquet(table.append_column("CreationDate", created)))
-    given = {"lake-root": str(lake.root), "until": "2026-11-22", "days": "7", "topics": "4", "margin": "-1"}
-    arguments = [f"--{name}={value}" for name, value in given.items()]
+    created = pa.repeat(pa.scalar(datetime(2026, 11, 20), pa.timestamp("us")), len(table))
+    lake.put(paths.archive(date(2026, 11, 20), "s", "v"), parquet(table.append_column("CreationDate", created)))
+    given = {"until": "2026-11-22", "days": "3", "topics": "4", "margin": "-1"}
+    return lake, {"lake_root": str(lake.root), **given}
+
+
+def test_the_training_takes_the_jobs_parameters_from_widgets(
+    archived: tuple[FolderLake, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, given = archived
+    before = current_version(lake)
+    training = Training.model_validate_json(run_on_databricks(monkeypatch, "train_topics.py", **given))
+    assert (training.questions, training.current, training.promoted) == (400, before, True)
+    assert set(load_model(lake, training.candidate).topics) == {*WORDS, "other"}
+    assert current_version(lake) == training.candidate
+    assert Training.model_validate_json(lake.read(paths.training_record(date(2026, 11, 22)))) == training
+    with pytest.raises(BadInput, match="60 tagged questions in the 3 days to 2026-11-22 are too few for 30 topics"):
+        run_on_databricks(monkeypatch, "train_topics.py", **given | {"max_questions": "60", "topics": "30"})
+    with pytest.raises(BadInput, match="no tagged question"):
+        run_on_databricks(monkeypatch, "train_topics.py", **given | {"days": "2"})
+
+
+def test_the_training_is_plain_python_too(archived: tuple[FolderLake, dict[str, str]], tmp_path: Path) -> None:
+    lake, given = archived
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     subprocess.run([sys.executable, NOTEBOOKS / "train_topics.py", *arguments], cwd=tmp_path, check=True)
     training = Training.model_validate_json(lake.read(paths.training_record(date(2026, 11, 22))))
     assert (training.questions, training.promoted) == (400, True)

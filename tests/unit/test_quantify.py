@@ -69,6 +69,40 @@ def test_a_day_unlike_training_is_followed_and_marked() -> None:
     assert drifted > 0.95
 
 
+@pytest.mark.parametrize("shift", [np.ones(5), np.array([0.4, 2.0, 0.6, 1.0, 1.8])])
+@pytest.mark.parametrize("asked_that_day", [True, False])
+def test_answers_are_as_uncertain_as_what_the_model_said_of_their_questions(
+    shift: np.ndarray, asked_that_day: bool
+) -> None:
+    """Each question has 0 to 6 answers; the intervals must hold the true topics of all."""
+    world = World()
+    reference = world.reference()
+    covered, errors, believed = [], [], []
+    for _ in range(60):
+        posteriors, topics = world.posts(PRIOR * shift, 400)
+        said, answers = posteriors.argmax(axis=1).astype(np.int32), world.random.poisson(1.5, 400)
+        truth, day = np.bincount(topics, answers, minlength=5), DayStatistics.of_inherited(said, answers, 5)
+        if asked_that_day:
+            truth, day = truth + np.bincount(topics, minlength=5), day + statistics(posteriors)
+        truth = truth / truth.sum()
+        found = estimate(day, reference)
+        believing = estimate(statistics(posteriors) + DayStatistics.of_known(np.repeat(said, answers), 5), reference)
+        for each, into in ((found, covered), (believing, believed)):
+            into.append(((each.low <= truth) & (truth <= each.high))[truth >= 0.02].mean())
+        errors.append(np.abs(found.share - truth).sum() - np.abs(day.inherited / day.inherited.sum() - truth).sum())
+    assert np.mean(covered) >= 0.93
+    assert np.mean(believed) < 0.8
+    assert np.mean(errors) < 0
+
+
+def test_many_answers_to_few_questions_tell_little() -> None:
+    reference = World().reference()
+    said = np.array([0, 1, 0, 4], np.int32)
+    few, many = (DayStatistics.of_inherited(said, np.full(4, answers), 5) for answers in (1, 50))
+    assert many.posts == 50 * few.posts
+    assert np.allclose(estimate(few, reference).deviation, estimate(many, reference).deviation)
+
+
 def test_days_add_up_over_batches_and_files() -> None:
     world = World()
     reference = world.reference()
@@ -76,8 +110,7 @@ def test_days_add_up_over_batches_and_files() -> None:
     whole = statistics(posteriors) + DayStatistics.of_known(topics, 5)
     parts = DayStatistics.empty(5)
     for rows in np.array_split(np.arange(900), 7):
-        stored = json.dumps((statistics(posteriors[rows]) + DayStatistics.of_known(topics[rows], 5)).to_json())
-        parts = parts + DayStatistics.from_json(json.loads(stored))
+        parts = parts + statistics(posteriors[rows]) + DayStatistics.of_known(topics[rows], 5)
     assert (parts.posts, parts.guessed) == (whole.posts, whole.guessed) == (1800, 900)
     assert np.allclose(estimate(parts, reference).share, estimate(whole, reference).share, atol=1e-6)
 

@@ -46,11 +46,15 @@ def origin(number: int) -> str:
 
 def known(lake: FolderLake, *ids: int) -> dict[int, str]:
     found = newest_topics(lake, np.array(ids, np.int64))
+    assert found.column_names == ["Id", "topic", "guessed"]
     return dict(zip(found["Id"].to_pylist(), found["topic"].to_pylist(), strict=True))
 
 
 def topics(ids: dict[int, str]) -> pa.Table:
-    return pa.table({"Id": pa.array(sorted(ids), pa.int64()), "topic": [ids[number] for number in sorted(ids)]})
+    names = [ids[number] for number in sorted(ids)]
+    return pa.table(
+        {"Id": pa.array(sorted(ids), pa.int64()), "topic": names, "guessed": [name < "d" for name in names]}
+    )
 
 
 def files(lake: FolderLake, bucket: int = 0) -> list[str]:
@@ -71,17 +75,20 @@ def test_the_newest_version_tells(lake: CountingLake) -> None:
     assert known(lake, -(2**63), 2**63 - 1) == {}
 
 
-def test_files_from_before_rows_told_their_origin_are_read(lake: CountingLake) -> None:
-    remember(lake, origin(1), topics({1: "python"}))
-    lake.put(paths.question_topics_of(0, origin(2)), parquet(topics({1: "java"})))
-    assert known(lake, 1) == {1: "java"}
+def test_files_from_before_rows_told_their_origin_and_who_decided_are_read(lake: CountingLake) -> None:
+    remember(lake, origin(1), topics({1: "css", 2: "css"}))
+    lake.put(paths.question_topics_of(0, origin(2)), parquet(topics({1: "c"}).drop_columns(["guessed"])))
+    assert known(lake, 1, 2) == {1: "c", 2: "css"}
+    assert newest_topics(lake, np.array([1, 2]))["guessed"].to_pylist() == [False, True]
 
 
 def test_of_a_large_file_little_is_read(lake: CountingLake) -> None:
     random = np.random.default_rng(1)
     ids = np.cumsum(random.integers(1, 4, 200_000))
     names = np.array([f"topic {number}" for number in range(100)])
-    remember(lake, origin(1), pa.table({"Id": ids, "topic": names[random.integers(0, 100, len(ids))]}))
+    remember(
+        lake, origin(1), pa.table({"Id": ids, "topic": names[random.integers(0, 100, len(ids))], "guessed": ids > 0})
+    )
     remember(lake, origin(2), topics({20 * paths.QUESTION_BUCKET: "css"}))
     size = sum(info.size for info in lake.list("question_topics/ids=0"))
     found = known(lake, *ids[100_000:100_003].tolist())

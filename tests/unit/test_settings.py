@@ -64,6 +64,13 @@ def test_all_faults_are_told_at_once_with_every_name_tried(environment: pytest.M
     assert "REFERENCE_KEEP_WEEKS is wrong: Input should be less than or equal to 5200" in told
 
 
+@pytest.mark.parametrize("margin", ["nan", "inf"])
+def test_a_margin_that_no_candidate_can_reach_or_miss_is_refused(environment: pytest.MonkeyPatch, margin: str) -> None:
+    environment.setenv("TRAINING_MARGIN", margin)
+    with pytest.raises(SettingsError, match="TRAINING_MARGIN is wrong: Input should be a finite number"):
+        Settings.load()
+
+
 def test_no_secret_shows(environment: pytest.MonkeyPatch) -> None:
     settings = Settings.load()
     assert "c2VjcmV0" not in repr(settings) + str(settings) + settings.model_dump_json()

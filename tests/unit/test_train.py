@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,18 +18,30 @@ import pytest
 from classify import models, rowgroups
 from classify import train as train_module
 from classify.card import CARD, REPORT, card, mean_report
-from classify.fit import cross_validate, fit
+from classify.fit import cross_validate, fit, tagged_questions
 from classify.model import MANIFEST, TopicModel
-from classify.models import current_model, current_version, load_model, promote, rollback, store_model, versions
+from classify.modelfiles import ARRAYS, CALIBRATION
+from classify.models import (
+    current_model,
+    current_version,
+    load_model,
+    load_reference,
+    promote,
+    rollback,
+    store_model,
+    versions,
+)
 from classify.train import Training, TrainParameters, archived_questions, main, sample, train
 from shared import paths
 from shared.catalog import SourcePointer, move_pointer
-from shared.errors import BadInput, Conflict, ModelError
+from shared.errors import BadInput, Conflict, ModelError, TransientError
 from shared.lake import FolderLake
+from shared.storage import RangedReader
 from tests.unit.topic_posts import questions
-from tests.world import Crash, mortal, parquet, posts
+from tests.world import Crash, IoLake, mortal, parquet, posts
 
 UNTIL = date(2026, 11, 22)
+MODEL_FILES = (MANIFEST, ARRAYS, CALIBRATION)
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
@@ -56,8 +71,11 @@ def others() -> list[TopicModel]:
 
 
 def titles(lake: FolderLake, days: int = 7) -> list[str]:
-    found = archived_questions(lake, UNTIL, days)
-    return sorted(title for table in found for title in table["Title"].to_pylist())
+    damaged: list[str] = []
+    found = archived_questions(lake, UNTIL, days, damaged)
+    read = sorted(title.decode() for table in found for title in table["Title"].to_pylist())
+    assert damaged == []
+    return read
 
 
 def test_the_version_that_counts_is_read(lake: FolderLake) -> None:
@@ -104,6 +122,107 @@ def test_row_groups_of_other_days_are_not_read(lake: FolderLake, unit: str, monk
     assert read == [5, 6, 7]
 
 
+def damaged(data: bytes) -> bytes:
+    """A Posts file with a sound footer, a sound first row group, and a second one whose titles are none."""
+    group = pq.read_metadata(pa.BufferReader(data)).row_group(1)
+    (column,) = (group.column(at) for at in range(group.num_columns) if group.column(at).path_in_schema == "Title")
+    start = column.dictionary_page_offset or column.data_page_offset
+    return data[:start] + b"\xff" * 60 + data[start + 60 :]
+
+
+def in_groups(table: pa.Table, rows: int) -> bytes:
+    out = pa.BufferOutputStream()
+    pq.write_table(table, out, row_group_size=rows)
+    return out.getvalue().to_pybytes()
+
+
+def test_one_damaged_file_stops_no_training(filled: FolderLake, caplog: pytest.LogCaptureFixture) -> None:
+    day, table = datetime(2026, 11, 20), questions(200)
+    others = created(table.set_column(0, "Id", pa.array(range(1_001, 1_201))), day)
+    structures = others.set_column(others.schema.get_field_index("Title"), "Title", pa.array([{"a": 1}] * 200))
+    spoilt = {
+        "a-pages": damaged(in_groups(others, 100)),
+        "b-structures": parquet(structures),
+        "c-cut": parquet(others)[:-9],
+        "d-text": b"Id,Title\n" * 9,
+    }
+    for source, data in spoilt.items():
+        filled.put(paths.archive(UNTIL, source, "v"), data)
+    result = train(filled, parameters())
+    assert result.questions == 500 + 100
+    told = [line.partition(" cannot be read as a Parquet file: ")[0] for line in result.damaged]
+    assert told == [paths.archive(UNTIL, source, "v") for source in spoilt]
+    assert all("\n" not in line for line in result.damaged)
+    assert Training.model_validate_json(filled.read(paths.training_record(UNTIL))) == result
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == result.damaged
+
+    filled.delete(paths.archive(UNTIL, "s", "v"))
+    filled.delete(paths.archive(UNTIL, "a-pages", "v"))
+    with pytest.raises(BadInput, match=r"no tagged .* 2026-11-22: raise TRAINING_DAYS; .*b-structures.*; .*c-cut"):
+        train(filled, parameters())
+
+
+@pytest.mark.parametrize("error", [TransientError("the lake is busy"), OSError(errno.EIO, "the disk is slow")])
+def test_a_lake_that_does_not_answer_is_no_damaged_file(
+    filled: FolderLake, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    size = len(filled.read(paths.archive(UNTIL, "s", "v")))
+
+    def fetch(offset: int, length: int) -> bytes:
+        if offset < size // 2:
+            raise error
+        return filled.read(paths.archive(UNTIL, "s", "v"))[offset : offset + length]
+
+    monkeypatch.setattr(filled, "open", lambda path: RangedReader(fetch, size, path))
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        train(filled, parameters())
+    assert filled.stat(paths.training_record(UNTIL)) is None
+
+
+def test_of_a_question_that_stands_twice_the_last_row_of_the_newest_file_is_learned_from(lake: FolderLake) -> None:
+    def row(number: int, title: str, **other: Any) -> dict[str, Any]:
+        return {"Id": number, "Title": title, "Tags": "<x>"} | other
+
+    files = [
+        (
+            UNTIL,
+            "a",
+            "20261122T000000Z-a",
+            [row(1, "1 older"), row(2, "2 older"), row(3, "3"), row(2, "2 old")],
+        ),
+        (date(2026, 11, 1), "monthly", "20261123T000000Z-m", [row(1, "1 first"), row(2, "2"), row(1, "1")]),
+        (UNTIL, "z", "20261121T000000Z-z", [row(1, "1 oldest"), row(4, "4"), row(None, "no Id"), row(None, "no Id")]),
+    ]
+    for day, source, version, rows in files:
+        lake.put(paths.archive(day, source, version), parquet(posts(*rows)))
+    for most in (100, 4):
+        found = tagged_questions(sample(archived_questions(lake, UNTIL, 7, []), most))
+        assert sorted(title.decode() for title in found.titles.to_pylist()) == ["1", "2", "3", "4"]
+    assert found.ids.dtype == np.int64
+
+
+def test_a_file_that_stands_twice_is_learned_from_once(filled: FolderLake) -> None:
+    once = train(filled, parameters(margin=1.0))
+    filled.put(paths.archive(date(2026, 11, 1), "monthly", "v"), filled.read(paths.archive(UNTIL, "s", "v")))
+    twice = train(filled, parameters(margin=1.0))
+    assert (twice.candidate, twice.questions, twice.held_out) == (once.candidate, 500, once.held_out)
+    fewer = train(filled, parameters(margin=1.0, max_questions=200))
+    assert fewer.questions == 200
+
+
+def test_a_sample_holds_each_question_once_and_no_more_rows_than_it_says() -> None:
+    ids = np.random.default_rng(0).integers(0, 5_000, 40_000)
+    rows = pa.table({"Id": ids, "at": np.arange(len(ids))})
+    tables = [rows.slice(first, 500) for first in range(0, len(rows), 500)]
+    found = pa.concat_tables(sample(iter(tables), 1_000))
+    held = found["Id"].to_pylist()
+    assert len(held) == len(set(held)) == 1_000
+    last = dict(zip(ids.tolist(), range(len(ids)), strict=True))
+    assert found["at"].to_pylist() == [last[number] for number in held]
+    alone = pa.concat_tables(sample(iter([pa.table({"Id": np.unique(ids)})]), 1_000))
+    assert sorted(alone["Id"].to_pylist()) == sorted(held)
+
+
 def test_a_sample_is_the_same_in_any_order_and_small() -> None:
     ids = np.arange(10_000)
     tables = [pa.table({"Id": part}) for part in np.array_split(ids, 100)]
@@ -140,6 +259,17 @@ def test_a_candidate_is_promoted_only_if_it_is_better(filled: FolderLake) -> Non
     assert [found.version for found in versions(filled)] == [starter, kept.candidate]
     assert rollback(filled).version == starter
     assert current_model(filled)[0].reason == f"rolled back from {kept.candidate}"
+
+
+def test_a_model_that_cannot_be_used_is_replaced(filled: FolderLake) -> None:
+    pointer, _ = current_model(filled)
+    manifest = f"{paths.model(pointer.version)}/{MANIFEST}"
+    filled.put(manifest, filled.read(manifest).replace(b'"format": 2', b'"format": 1'))
+    result = train(filled, parameters())
+    assert result.promoted
+    assert current_version(filled) == result.candidate
+    assert "against none of" in result.reason
+    assert "has format 1" in result.reason
 
 
 def test_the_card_and_the_report_tell_what_was_measured(filled: FolderLake) -> None:
@@ -180,6 +310,17 @@ def test_the_same_questions_make_the_current_model_which_stays_as_it_is(filled: 
     assert current_model(filled)[0].history == [first.current]
 
 
+def test_a_run_that_changes_nothing_leaves_the_record_of_the_promotion(filled: FolderLake) -> None:
+    first = train(filled, parameters(margin=-1.0))
+    again = train(filled, parameters(margin=-1.0))
+    worse = train(filled, parameters(margin=1.0, max_questions=100))
+    records = [info.path for info in filled.list(paths.TRAINING_RECORDS)]
+    found = {path: Training.model_validate_json(filled.read(path)) for path in records}
+    assert found == {paths.training_record(UNTIL, number): run for number, run in enumerate((first, again, worse), 1)}
+    assert (first.became, again.became, worse.became) == ("promoted", "the current model already", "kept aside")
+    assert paths.training_record(UNTIL) == "runs/training/2026-11-22.json"
+
+
 def test_a_candidate_replaces_only_the_model_it_was_compared_with(
     filled: FolderLake, others: list[TopicModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,8 +354,9 @@ def test_every_rollback_goes_one_model_further_back(lake: FolderLake, others: li
 
 def test_only_whole_models_are_promoted(lake: FolderLake, others: list[TopicModel]) -> None:
     starter = current_version(lake)
-    with pytest.raises(ModelError, match="there is no model nothing"):
-        promote(lake, "nothing", "why")
+    for version in ("nothing", ""):
+        with pytest.raises(ModelError, match=f"there is no model {version} in"):
+            promote(lake, version, "why")
     with pytest.raises(ModelError, match="the first model"):
         rollback(lake)
     assert promote(lake, starter, "again").reason == "the starter"
@@ -225,15 +367,20 @@ def test_only_whole_models_are_promoted(lake: FolderLake, others: list[TopicMode
 
 
 def test_a_model_that_is_half_written_has_no_manifest(tmp_path: Path, others: list[TopicModel]) -> None:
+    calls: list[str] = []
+
+    @contextmanager
+    def counted(what: str) -> Iterator[None]:
+        calls.append(what)
+        yield
+
+    store_model(IoLake(tmp_path, counted), others[0], {}, "")
+    assert list(versions(FolderLake(tmp_path))) == [(others[0].version, others[0].trained_on, {})]
     halves = 0
-    for calls in range(1, 100):
-        lake = FolderLake(tmp_path / str(calls))
-        try:
-            store_model(mortal(lake.root, calls), others[0], {}, "")
-        except Crash:
-            pass
-        else:
-            break
+    for number in range(1, len(calls) + 1):
+        lake = FolderLake(tmp_path / str(number))
+        with pytest.raises(Crash):
+            store_model(mortal(lake.root, number), others[0], {}, "")
         if list(versions(lake)):
             assert load_model(lake, others[0].version).topics == others[0].topics
         else:
@@ -241,7 +388,35 @@ def test_a_model_that_is_half_written_has_no_manifest(tmp_path: Path, others: li
             with pytest.raises(ModelError):
                 load_model(lake, others[0].version)
     assert halves > 4
-    assert list(versions(lake)) == [(others[0].version, others[0].trained_on, {})]
+
+
+def test_a_folder_holds_the_version_it_is_named_by(lake: FolderLake, others: list[TopicModel]) -> None:
+    one, other = (store_model(lake, model, {}, "") for model in others)
+    for name in MODEL_FILES:
+        lake.put(f"{paths.model(other)}/{name}", lake.read(f"{paths.model(one)}/{name}"))
+    for load in (load_model, load_reference):
+        with pytest.raises(ModelError, match=f"{other} holds {one}, not the model"):
+            load(lake, other)
+    with pytest.raises(ModelError, match="holds"):
+        promote(lake, other, "why")
+
+
+def test_of_a_model_no_file_is_read_that_is_none_of_it(lake: FolderLake, others: list[TopicModel]) -> None:
+    version = store_model(lake, others[0], {}, "")
+    for stray in ("old/model.json", "old/arrays.npz", "huge.bin"):
+        lake.put(f"{paths.model(version)}/{stray}", b"stray")
+    calls: list[str] = []
+
+    @contextmanager
+    def noted(what: str) -> Iterator[None]:
+        calls.append(what)
+        yield
+
+    assert load_model(IoLake(lake.root, noted), version).version == version
+    assert {call.rpartition(f"{version}/")[2] for call in calls} == {*MODEL_FILES}
+    lake.delete(f"{paths.model(version)}/{ARRAYS}")
+    with pytest.raises(ModelError, match=f"model {version} is not whole: .*{ARRAYS}"):
+        load_model(lake, version)
 
 
 def test_the_starter_comes_with_its_report_where_it_has_one(
@@ -264,3 +439,42 @@ def test_too_little_is_refused(lake: FolderLake, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="30 tagged questions in the 7 days to 2026-11-22 are too few for 4 topics: 50"):
         train(lake, parameters())
     assert main(["--lake-root", str(tmp_path), "--until", "2026-11-22", "--days", "7"]) == 1
+
+
+def test_what_is_too_little_is_said_with_the_setting_that_makes_it_more(filled: FolderLake) -> None:
+    few = "500 tagged questions in the 7 days to 2026-11-22 are too few for 60 topics: 600 are needed; "
+    with pytest.raises(BadInput, match=f"{few}raise TRAINING_DAYS, or lower TRAINING_TOPICS"):
+        train(filled, parameters(topics=60))
+    with pytest.raises(BadInput, match="600 are needed; TRAINING_MAX_QUESTIONS takes 400 of 500 rows: raise it, or"):
+        train(filled, parameters(topics=60, max_questions=400))
+    filled.put(paths.archive(date(2026, 11, 1), "monthly", "v"), filled.read(paths.archive(UNTIL, "s", "v")))
+    with pytest.raises(BadInput, match=f"{few}raise TRAINING_DAYS, or"):
+        train(filled, parameters(topics=60, max_questions=550))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--topics 0", "--topics 0: Input should be greater than or equal to 2"),
+        ("--topics -1", "--topics -1: Input should be greater than or equal to 2"),
+        ("--topics x", "--topics x: Input should be a valid integer"),
+        ("--days 0", "--days 0: "),
+        ("--max-questions 0", "--max-questions 0: "),
+        ("--margin nan", "--margin nan: Input should be a finite number"),
+        ("--margin inf", "--margin inf: Input should be a finite number"),
+        ("--until today", "--until today: "),
+    ],
+)
+def test_a_parameter_that_is_none_is_said_in_a_line(
+    filled: FolderLake, given: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = {"--lake-root": str(filled.root), "--until": "2026-11-22", "--topics": "4"}
+    arguments |= [given.split()]
+    assert main([f"{name}={value}" for name, value in arguments.items()]) == 1
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"no model was trained: {said}")
+    assert "\n" not in line
+
+
+def test_more_days_than_there_ever_were_are_all_there_are(filled: FolderLake) -> None:
+    assert train(filled, parameters(days=10**9, margin=1.0)).questions == 500

@@ -1,0 +1,46 @@
+"""What is promised of topics, on real posts: a model's figures on a fold that it has not seen, the job's memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from bench.scale import measure
+from classify.fit import evaluate, fit, folds_of, own_topics, primary_of, report_on_days, tagged_questions
+
+STRONG = 1.5
+"""Twice the shift of a report's shifted days."""
+GROWTH = 1.12
+"""Measured 1.04, and 1.08 for a million posts."""
+
+
+def test_a_fold_of_real_questions(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bounds are a little below what the worst of five folds reaches with 100 topics."""
+    monkeypatch.setattr("classify.fit.DAYS", 20)
+    questions = tagged_questions(pq.read_table(shared_data / "posts.parquet"))
+    fold = folds_of(questions.ids, 5)
+    unseen = questions.take(fold == 0)
+    model, _ = fit(questions.take(fold != 0), topics=100)
+    report = evaluate(model, unseen)
+    assert report.hit_at_1 > 0.805
+    assert report.primary_accuracy > 0.645
+    assert report.days.histogram_error < 0.115
+    assert report.days.coverage > 0.93
+    assert report.days.drifted < 0.05
+    assert report.shifted_days.histogram_error < 0.165
+    assert report.shifted_days.coverage > 0.89
+    assert report.shifted_days.drifted > 0.7
+    assert report.answered_days.coverage > 0.92
+    found, primary = (
+        model.read_out(model.score(unseen.titles, unseen.bodies)),
+        own_topics(unseen.tags, model.topics[:-1]),
+    )
+    assert report_on_days(model.reference, found, primary_of(primary), shift=STRONG).drifted > 0.95
+
+
+def test_memory_hardly_grows_with_the_file(shared_data: Path, tmp_path: Path) -> None:
+    assert shared_data.is_dir()
+    small, large = (measure("arrow", posts, tmp_path / str(posts))["peak MiB"] for posts in (10_000, 100_000))
+    assert large < GROWTH * small
