@@ -1,10 +1,4 @@
-"""The operator's command line, against whatever environment the settings name, local or Azure.
-
-python manage.py status      what happened: files, days, reference tables, poison queues
-python manage.py topics      the topics of a day
-python manage.py settings    what is set, and from where
-python manage.py check       whether everything the settings name can be reached, and what to do if not
-"""
+"""The operator's command line, against whatever environment the settings name, local or Azure."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.world import parquet, posts
 I32, I64, BINARY, LIST, STRUCT = 5, 6, 8, 9, 12
 DATA_BYTES = 1_000
 """What stands before the footer of the files made here."""
-PEAK_MIB = 250
+PEAK_MIB = 60
 
 Field = tuple[int, int, bytes]
 
