@@ -18,10 +18,11 @@ EPOCH = date(1970, 1, 1)
 FIRST_DAY, LAST_DAY = (date.min - EPOCH).days, (date.max - EPOCH).days
 _A_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
 _ISO_8601 = (
-    r"^(?P<day>\d{4}-\d\d-\d\d)(?:$|[T ](?:(?P<hour>[01]\d|2[0-3]):(?P<minute>[0-5]\d).*?"
-    r"(?:(?P<sign>[+-])(?P<hours>[01]\d):?(?P<minutes>[0-5]\d)?)?$|.*$))"
+    r"^(?P<day>\d{4}-\d\d-\d\d)(?:[Tt ](?P<hour>[01]\d|2[0-4]):(?P<minute>[0-5]\d)(?::\d\d(?:[.,]\d*)?)?"
+    r" ?(?:[Zz]|UTC|GMT|(?P<sign>[+-])(?P<hours>[01]\d):?(?P<minutes>[0-5]\d)?)?(?:\[.*\])?)?$"
 )
-"""A date, perhaps a time, perhaps how far from UTC, of which Postgres leaves out minutes; no place is 20 hours away."""
+"""A date, perhaps a time, perhaps how far from UTC, of which Postgres leaves out minutes; no place is 20 hours away.
+Java adds the zone's name in brackets."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def clean(batch: pa.RecordBatch, file_day: date) -> Posts:
         types=integers(column(batch, "PostTypeId")),
         parents=integers(column(batch, "ParentId")),
         days=_or_of_file(found, known, file_day),
-        misdated=np.asarray(created.is_valid()) & ~known,
+        misdated=_is_told(created) & ~known,
         titles=text(column(batch, "Title")),
         bodies=text(column(batch, "Body")),
         tags=text(column(batch, "Tags")),
@@ -101,6 +102,13 @@ def days(array: pa.Array, file_day: date) -> np.ndarray:
     return _or_of_file(*_days(array), file_day)
 
 
+def _is_told(created: pa.Array) -> np.ndarray:
+    """Where there is a CreationDate at all: an empty text is none."""
+    if pa.types.is_string(created.type) or pa.types.is_large_string(created.type):
+        return np.asarray(pc.fill_null(pc.greater(pc.binary_length(created), 0), False))
+    return np.asarray(created.is_valid())
+
+
 def _or_of_file(found: np.ndarray, known: np.ndarray, file_day: date) -> np.ndarray:
     return np.where(known, found, (file_day - EPOCH).days).astype(np.int32)
 
@@ -123,9 +131,9 @@ def _days(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 def _moments(array: pa.Array) -> pa.Array:
     """UTC minutes of ISO 8601 texts; null where a text is none, or its day is in no calendar."""
-    is_ascii = pc.match_substring_regex(array.cast(pa.binary()), "^[ -~]*$")
+    is_ascii = pc.match_substring_regex(array.cast(pa.binary()), "^[ -~\\s]*$")
     array = pc.if_else(is_ascii, array, None).cast(pa.string())  # other bytes may be no UTF-8
-    found = pc.extract_regex(array, _ISO_8601)
+    found = pc.extract_regex(pc.ascii_trim_whitespace(array), _ISO_8601)
     day = pc.struct_field(found, "day")
     midnight = pc.strptime(day, "%Y-%m-%d", "s", error_is_null=True)
     midnight = pc.if_else(pc.equal(midnight.cast(pa.date32()).cast(pa.string()), day), midnight, None)  # 30 February

@@ -79,7 +79,8 @@ class Contribution:
 class DayTopics:
     """A day's topics as rows of TOPICS_OF_DAY, its totals, and how far its posts are from the model's training posts.
 
-    `guessed` is the number of posts that the model decided, `drift` is of those; `scored` is the number of posts that
+    `guessed` is the number of posts of which the model said the topic, or that of their question; `drift` is of those.
+    `scored` is the number of posts that
     it was asked about, whoever decided, and what follows is of those.
     """
 
@@ -135,9 +136,7 @@ def topics_of_day(
         }
         for rank, topic in enumerate(ordered, 1)
     ]
-    guessed, uncertain, scored = (
-        sum(getattr(part.statistics, number) for part in parts) for number in ("guessed", "uncertain", "scored")
-    )
+    guessed, scored = (sum(getattr(part.statistics, number) for part in parts) for number in ("uncertain", "scored"))
     estimates = [(part.estimate, part.statistics.uncertain) for part in parts if part.estimate]
 
     def mean(value: str) -> float:
@@ -150,7 +149,7 @@ def topics_of_day(
         questions=sum(questions.values()),
         answers=sum(answers.values()),
         guessed=guessed,
-        drift=sum(estimate.drift * posts for estimate, posts in estimates) / uncertain if uncertain else 0.0,
+        drift=sum(estimate.drift * posts for estimate, posts in estimates) / guessed if guessed else 0.0,
         drifted=any(estimate.drifted for estimate, _ in estimates),
         scored=scored,
         mean_margin=mean("mean_margin"),

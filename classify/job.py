@@ -43,8 +43,9 @@ from classify.summary import COUNTS, REFUSED, SUMMARY, Summary
 from classify.tally import Tally
 from classify.text import MAX_BODY_BYTES, parse_tags
 from shared import paths
-from shared.errors import BadInput, ModelError, StackTopicsError, TerminalError
+from shared.errors import BadInput, ModelError, NotFound, StackTopicsError, TerminalError
 from shared.lake import FolderLake
+from shared.parquet import readable
 from shared.services import Services
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ POST_TOPICS = pa.schema(
 """One row a post. `decided_by` is tags, model or parent. topic_1 to score_3 are the model's three best with their
 probabilities, null where the model was not asked."""
 
+DAY_BITS = 22
+"""Of the years 1 to 9999."""
 HEIRS = pa.schema({"Id": pa.int64(), "ParentId": pa.int64(), "day": pa.int32()})
 
 
@@ -114,6 +117,9 @@ def run(lake: Lake, job: JobParameters) -> Summary:
     Raises BadInput, with the reason left in the output, when the file cannot be read; ModelError, NotFound when it is
     not in landing, TransientError, and TerminalError when Spark is asked for and cannot be had.
     """
+    landing = paths.landing(job.source_id, job.version)
+    if lake.stat(landing) is None:  # published, or in quarantine: what is there of the output stays
+        raise NotFound(f"{landing} does not exist")
     begin_output(lake, job)
     spark = _spark(lake, job)
     try:
@@ -154,7 +160,7 @@ def run_arrow(
     `name` is what errors call the file, else its path in the lake.
 
     Texts are held 1,024 rows at a time in each thread; what stays for the whole file is 13 bytes a
-    question, and 16 an answer that takes over what the model said.
+    question (21 with some of earlier files), and 8 an answer that takes over what the model said.
     Raises ModelError, BadInput when the file cannot be read, NotFound when it is not in landing, and TransientError.
     """
     clock = Clock()
@@ -163,7 +169,7 @@ def run_arrow(
     path = paths.landing(job.source_id, job.version)
     with lake.open(path) as landed:
         with clock("census"):
-            with rowgroups.readable(name or path):
+            with readable(name or path):
                 footer = pq.read_metadata(landed)
                 census = _Census(reader(landed, footer))  # which keeps what it read ahead: no name may hold it
             give_back_memory()
@@ -297,7 +303,7 @@ def _posts(
 ) -> Iterator[Posts]:
     """The posts that count, a batch at a time; raises BadInput that names the file where it cannot be read."""
     first = 0
-    with rowgroups.readable(name):  # what is made of a batch by who asked for it is not in it
+    with readable(name):  # what is made of a batch by who asked for it is not in it
         for batch in _batches_of_texts(file):
             yield clean.clean(batch, file_day).where(census.counts(first, batch.num_rows))
             first += batch.num_rows
@@ -337,14 +343,13 @@ def _classify(
                 write_next()
         while waiting:
             write_next()
-        uncertain: list[npt.NDArray[np.int64]] = [np.empty((2, 0), np.int64)]
+        uncertain = [np.empty(0, np.int64)]
         for posts in heirs.kept():
             topics, guessed = parents.topics(posts.parents), parents.guessed(posts.parents)
             output.tally.add(posts.days, posts.types, topics, guessed)
             output.write(inherit(posts, pa.array(model.topics).take(pa.array(topics))))
-            uncertain.append(np.stack([posts.days, posts.parents])[:, guessed])
-        (days, questions), answers = np.unique(np.hstack(uncertain), axis=1, return_counts=True)
-        output.tally.add_bundles(days, parents.topics(questions), answers)
+            uncertain.append(parents.of_day(posts.parents[guessed], posts.days[guessed]))
+        output.tally.add_bundles(*parents.bundles(np.concatenate(uncertain)))
     return dict(skipped)
 
 
@@ -483,6 +488,18 @@ class _Parents:
     def guessed(self, parents: Ids) -> npt.NDArray[np.bool_]:
         """Of which known questions the model said the topic."""
         return self._guessed[self._places(parents)] if len(parents) else self._guessed[:0]
+
+    def of_day(self, parents: Ids, days: npt.NDArray[np.int32]) -> Ids:
+        """A number for each known question and day."""
+        return self._places(parents) << DAY_BITS | (days.astype(np.int64) - clean.FIRST_DAY)
+
+    def bundles(self, numbers: Ids) -> tuple[npt.NDArray[np.int32], TopicNumbers, Ids]:
+        """Of what `of_day` gave, which is sorted by this, each once: day, topic, and how often it was there."""
+        numbers.sort()
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+        days = (numbers[starts] & (1 << DAY_BITS) - 1) + clean.FIRST_DAY
+        answers = np.diff(starts, append=len(numbers))
+        return days.astype(np.int32), self._topics[numbers[starts] >> DAY_BITS], answers
 
     def of_this_file(self) -> pa.Table:
         topics = pa.DictionaryArray.from_arrays(self.topics(self._questions), self._names)

@@ -17,7 +17,7 @@ from shared import paths
 from shared.databricks import RunState, idempotency_token
 from shared.documents import decode
 from shared.errors import NotFound, TerminalError, TransientError
-from shared.ledger import ENDED, FileRecord, Run, State
+from shared.ledger import ENDED, MAX_REASON, FileRecord, Run, State
 from shared.messages import ClassificationStarted, PostsLanded
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def watch(services: Services, message: ClassificationStarted) -> FileRecord:
         services.posts_landed.send(PostsLanded(source_id=record.source_id, version=record.version))
         return record
     if record.state in ENDED or record.attempt != message.attempt:
-        if record.state is State.QUARANTINED:  # by a look that may have got no further
-            services.lake.delete(paths.landing(record.source_id, record.version))
+        _clear_away(services, record)
         log.info("%s: nothing to do for attempt %d, it is %s", record.key, message.attempt, record.state)
         return record
     if record.state is State.CLASSIFIED:
@@ -222,7 +221,7 @@ def _failed(services: Services, record: FileRecord, run_id: int, state: RunState
 def _refused(services: Services, record: FileRecord) -> str | None:
     """Why the file cannot be classified, if the job says so."""
     try:
-        return services.lake.read(f"{record.output}/{REFUSED}").decode()
+        return services.lake.read(f"{record.output}/{REFUSED}").decode()[:MAX_REASON]
     except NotFound:
         return None
 
@@ -238,12 +237,21 @@ def _quarantined(services: Services, record: FileRecord, reason: str) -> FileRec
     def quarantined(current: FileRecord) -> FileRecord | None:
         if current.state is not State.LAUNCHED or current.attempt != record.attempt:
             return None
-        return current.entered(State.QUARANTINED, services.now(), quarantine=target, reason=reason)
+        moved = {"quarantine": target, "archive": None}
+        return current.entered(State.QUARANTINED, services.now(), reason=reason, **moved)
 
-    log.error("%s is in quarantine (%s): %s", record.key, target, reason)
-    record = services.ledger.change(record, quarantined)
-    services.lake.delete(landing)
-    return record
+    after = services.ledger.change(record, quarantined)
+    if after.state is State.QUARANTINED:
+        log.error("%s is in quarantine (%s): %s", after.key, target, reason)
+    _clear_away(services, after)
+    return after
+
+
+def _clear_away(services: Services, record: FileRecord) -> None:
+    """Of a file in quarantine only that copy stays: nothing shall be learned from it."""
+    if record.state is State.QUARANTINED:
+        services.lake.delete(paths.landing(record.source_id, record.version))
+        services.lake.delete(paths.archive(record.file_day, record.source_id, record.version))
 
 
 def _superseded(services: Services, record: FileRecord) -> FileRecord:

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.documents import decode
 from shared.errors import BadInput, ModelError
 
-FORMAT = 2
+FORMAT, READ = 2, (1, 2)
+"""What is written, and what is read: 1 had no `confusion`, see `Reference.from_arrays`."""
 MANIFEST, ARRAYS, CALIBRATION = "model.json", "arrays.npz", "calibration.npz"
 OTHER = "other"
 
@@ -51,12 +52,14 @@ def read_manifest(files: Mapping[str, bytes]) -> Manifest:
         manifest = decode(Manifest, files[MANIFEST], MANIFEST)
     except BadInput as error:
         raise ModelError(f"not a topic model's manifest with topics and checksums: {error}") from error
-    if manifest.format != FORMAT:
+    if manifest.format not in READ:
         raise ModelError(
-            f"topic model has format {manifest.format}, this version reads format {FORMAT}: train another, or give the"
-            " lake the starter (manage.py models add classify/starter, then models promote)"
+            f"topic model has format {manifest.format}, this version reads {READ}: train another, or give the lake the"
+            " starter (manage.py models add classify/starter, then models promote)"
         )
     check_topics(manifest.topics)
+    if not is_version(manifest.version):
+        raise ModelError(f"{manifest.version!r} is no version of a topic model")
     for name in files.keys() - {MANIFEST}:
         if manifest.sha256.get(name) != hashlib.sha256(files[name]).hexdigest():
             raise ModelError(f"{name} does not match the checksum in {MANIFEST}")

@@ -13,7 +13,8 @@ Only numpy is used, and of a model only its manifest and its calibration.
 Of an answer that takes over what the model said of its question no posterior is known, only that topic. Such answers
 are inferred in the same way from the histogram of those topics, which stands for the mean posterior. As the answers to
 one question are right or wrong together, n of them tell as much as n²/Σ(answers a question)² posts (Kish's effective
-sample size); and as their questions may be among the day's, their error adds to that of the others.
+sample size); and as their questions may be among the day's, their error adds to that of the others. Questions of
+earlier files are taken to have been decided by the model of the day, though an older one may have.
 """
 
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ CALIBRATION_NOISE = 5.0  # times the sampling noise of the calibration posts: th
 COVERED = 1.1 * 1.959964
 LARGE = 0.01  # training share above which a topic counts for the drift
 DRIFTED = 3.0  # exceeded by 1 in 200 days of the training distribution; half of mildly shifted days are above 6
+FEW = 20.0  # posts, or as many as answers tell like: fewer exceed it 1 to 12 times in 100
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Reference:
         """What `arrays` stored. Raises ModelError where it is anything else, or of other topics."""
         names = ("prior", "response", "within", "confusion", "posts")
         try:
+            arrays = {"confusion": arrays["response"], **arrays}  # format 1 has none: near enough to count answers by
             prior, *matrices, posts = (arrays[name] for name in names)
         except KeyError as error:
             raise ModelError(f"calibration lacks {error}") from error
@@ -238,13 +241,18 @@ def estimate(day: DayStatistics, reference: Reference) -> Estimate:
     if not day.posts:
         raise ValueError("a day without posts has no shares")
     certain = day.known / day.posts
-    share, spread, drift = certain, np.zeros(len(certain)), 0.0
-    if inherited := day.inherited.sum():
-        histogram, deviation, drift = _infer(day.inherited / inherited, inherited**2 / day.bundled, reference.of_said)
-        share, spread = share + inherited / day.posts * histogram, inherited / day.posts * deviation
-    if guessed := day.guessed:
-        histogram, deviation, drift = _infer(day.posteriors / guessed, guessed, reference)
-        share, spread = share + guessed / day.posts * histogram, spread + guessed / day.posts * deviation
+    inherited = int(day.inherited.sum())
+    groups: list[tuple[int, float, npt.NDArray[Any], Reference]] = []  # posts, as how many they tell, sums, behaviour
+    if day.guessed:
+        groups.append((day.guessed, day.guessed, day.posteriors, reference))
+    if inherited:
+        groups.append((inherited, inherited**2 / day.bundled, day.inherited, reference.of_said))
+    share, spread, drifts = certain, np.zeros(len(certain)), []
+    for posts, telling, sums, behaviour in groups:
+        histogram, deviation, drift = _infer(sums / posts, telling, behaviour)
+        share, spread = share + posts / day.posts * histogram, spread + posts / day.posts * deviation
+        drifts.append((telling, drift))
+    told = sum(telling for telling, _ in drifts)
     return Estimate(
         topics=reference.topics,
         posts=day.posts,
@@ -252,8 +260,8 @@ def estimate(day: DayStatistics, reference: Reference) -> Estimate:
         low=np.maximum(share - COVERED * spread, certain),
         high=np.minimum(share + COVERED * spread, certain + day.uncertain / day.posts),
         deviation=spread,
-        drift=drift,
-        drifted=drift > DRIFTED,
+        drift=sum(telling * drift for telling, drift in drifts) / told if told else 0.0,
+        drifted=any(telling >= FEW and drift > DRIFTED for telling, drift in drifts),
         mean_margin=day.mean_margin,
         vocabulary_overlap=day.vocabulary_overlap,
         other_share=day.other_share,

@@ -27,6 +27,7 @@ from classify import rowgroups
 from shared import paths
 from shared.errors import Conflict, NotFound, TerminalError, TransientError
 from shared.lake import digest
+from shared.parquet import readable
 
 if TYPE_CHECKING:
     from shared.lake import Lake
@@ -134,8 +135,8 @@ def _rows_of(lake: Lake, bucket: int, wanted: Ids) -> pa.Table:
 def _in_file(lake: Lake, path: str, wanted: Ids | None) -> pa.Table:
     """The rows of a file; with `wanted`, which ascend, those of these questions."""
     data = lake.open(path)
-    damaged = rowgroups.readable(path, TerminalError)  # the posts that are looked up are not to blame
-    with damaged, rowgroups.reader(data, footer := pq.read_metadata(data)) as file:
+    lost = "delete it: answers to its questions are then decided by the model, until their files come again"
+    with readable(path, TerminalError, lost), rowgroups.reader(data, footer := pq.read_metadata(data)) as file:
         groups = list(range(file.num_row_groups) if wanted is None else _groups_with(file, wanted))
         table = file.read_row_groups(groups) if groups else footer.schema.to_arrow_schema().empty_table()
     if "origin" not in table.column_names:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shared.errors import BadInput, TerminalError
+from shared.errors import BadInput
+from shared.parquet import readable
 
 if TYPE_CHECKING:
+    from shared.lake import Lake
     from shared.storage import RangedReader
 
 BATCH_ROWS = 1_024
@@ -43,20 +45,6 @@ def opened(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-@contextmanager
-def readable(path: Path | str, failure: type[TerminalError] = BadInput) -> Iterator[None]:
-    """While the file at `path` is read: what Arrow cannot make sense of is raised as `failure` that names it."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Arrow
-            raise
-        reason = " ".join(str(error).split())
-        raise failure(f"{path} cannot be read as a Parquet file: {reason}") from error
-
-
 def batches(
     file: pq.ParquetFile, columns: Sequence[str], groups: Sequence[int] | None = None, rows: int | None = None
 ) -> Iterator[pa.RecordBatch]:
@@ -68,6 +56,13 @@ def batches(
     there = [name for name in columns if name in file.schema_arrow.names]
     for group in range(file.num_row_groups) if groups is None else groups:
         yield from file.iter_batches(rows or BATCH_ROWS, row_groups=[group], columns=there, use_threads=False)
+
+
+def check_pages(lake: Lake, path: str, columns: Sequence[str]) -> None:
+    """Read these columns of a file of the lake. Raises BadInput that names it where that cannot be done."""
+    with lake.open(path) as data, readable(path):
+        for _ in batches(reader(data, pq.read_metadata(data)), columns):
+            pass
 
 
 def bounds(file: pq.ParquetFile, column: str) -> list[pa.Array | None]:

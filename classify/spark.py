@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark import StorageLevel
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, DataFrameWriter, SparkSession
@@ -34,12 +35,13 @@ from classify.job import POST_TOPICS, Clock, JobParameters, check_dates, part, r
 from classify.model import TopicModel
 from classify.models import load_model
 from classify.questions import check_not_merged, files_of, merge
-from classify.rowgroups import BATCH_ROWS
+from classify.rowgroups import BATCH_ROWS, check_pages
 from classify.summary import COUNTS, SUMMARY, Summary
 from classify.tally import COUNTS as COUNT_ROWS
-from classify.tally import Tally
+from classify.tally import MAX_DAYS, Tally, check_days
 from shared import paths
 from shared.errors import Conflict, TerminalError, TransientError
+from shared.parquet import readable
 
 if TYPE_CHECKING:
     from shared.lake import Lake
@@ -88,8 +90,17 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
     """Classify one landed file: part-00000.parquet … in the order of their Ids, then all that `job.run` writes.
 
     `spark` reads and writes at `job.lake_root` the files that `lake` sees. The driver holds the counts, nothing else.
-    Raises ModelError, NotFound when the file is not in landing, TransientError, and Spark's own errors.
+    Raises BadInput when the file cannot be read, ModelError, NotFound when it is not in landing, TransientError, and
+    Spark's own errors.
     """
+    try:
+        return _run(spark, lake, job)
+    except (PySparkException, Py4JError):  # which do not tell whether it is the file
+        check_pages(lake, paths.landing(job.source_id, job.version), clean.COLUMNS)
+        raise
+
+
+def _run(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
     clock = Clock()
     with _settings(spark), ExitStack() as kept:
 
@@ -111,6 +122,8 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
             check_dates(
                 paths.landing(job.source_id, job.version), misdated, sum(kinds[kind][0] for kind in (QUESTION, ANSWER))
             )
+            dated = counted.where(F.col("PostTypeId").isin(QUESTION, ANSWER)).select(F.unix_date("day"))
+            check_days([day for (day,) in dated.distinct().limit(MAX_DAYS + 1).collect()])
             elsewhere = keep(_parents_elsewhere(counted))
             buckets = [row["bucket"] for row in elsewhere.select(_bucket()).distinct().collect()]
             known = files_of(lake, buckets)
@@ -188,7 +201,7 @@ class _File:
     @classmethod
     def of(cls, lake: Lake, job: JobParameters) -> _File:
         path = paths.landing(job.source_id, job.version)
-        with lake.open(path) as data, pq.ParquetFile(data) as file:
+        with lake.open(path) as data, readable(path), pq.ParquetFile(data) as file:
             physical = {
                 column.path: column.physical_type for column in map(file.schema.column, range(len(file.schema)))
             }

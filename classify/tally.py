@@ -5,6 +5,7 @@ Both engines fill it, batch by batch; it is stored as `counts.parquet`, and publ
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,16 @@ MAX_DAYS = 20_000
 """The sums of a day are 6.5 KB at 100 topics; Stack Overflow has had 6,600 days."""
 
 Columns = dict[str, npt.NDArray[Any]]
+
+
+def check_days(days: Collection[int]) -> None:
+    """Raises BadInput when these, which are numbered as numpy does, are more than MAX_DAYS."""
+    if len(days) > MAX_DAYS:
+        first, last = (EPOCH + timedelta(days=found(days)) for found in (min, max))
+        raise BadInput(
+            f"its posts are of more than {MAX_DAYS} days, from {first} to {last}: correct their CreationDate, or split"
+            " the file"
+        )
 
 
 class Tally:
@@ -84,8 +95,8 @@ class Tally:
         self, days: npt.NDArray[np.int32], topics: npt.NDArray[np.int32], answers: npt.NDArray[np.int64]
     ) -> None:
         """Of questions that the model decided: on which of its `days` each has how many of the answers counted."""
-        rows = self._rows(days.tolist())
-        np.add.at(self._sums["bundled"], (rows, topics), np.square(answers))
+        found, place = np.unique(days, return_inverse=True)
+        np.add.at(self._sums["bundled"], (self._rows(found.tolist())[place], topics), np.square(answers))
 
     def to_table(self) -> pa.Table:
         """COUNTS: by day, then topic as the model orders them; without rows that are zero throughout."""
@@ -141,12 +152,7 @@ class Tally:
         """Where the sums of days are; new days get rows of zeros. Raises BadInput when there are more than MAX_DAYS."""
         for day in days:
             self._days.setdefault(day, len(self._days))
-        if len(self._days) > MAX_DAYS:
-            first, last = (EPOCH + timedelta(days=found(self._days)) for found in (min, max))
-            raise BadInput(
-                f"its posts are of more than {MAX_DAYS} days, from {first} to {last}: correct their CreationDate, or"
-                " split the file"
-            )
+        check_days(self._days)
         room = len(self._sums["said"])
         if len(self._days) > room:
             more = max(len(self._days), 2 * room) - room  # doubled, so that a file of years is not copied day by day

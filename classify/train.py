@@ -32,6 +32,7 @@ from classify.summary import Training
 from shared import paths
 from shared.catalog import source_pointer
 from shared.errors import BadInput, Conflict, ModelError, StackTopicsError
+from shared.parquet import readable
 from shared.services import Services
 
 if TYPE_CHECKING:
@@ -102,11 +103,12 @@ def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, floa
     tested, questions = questions.take(held_out), questions.take(~held_out)
     candidate, _ = fit.fit(questions, topics, progress=progress)
     pointer, etag = current_model(lake)
-    candidate_found, current_found = found(candidate, tested), 0.0
+    candidate_found, current_found, broken = found(candidate, tested), 0.0, False
     try:
         current_found = found(load_model(lake, pointer.version), tested)
         compared = f"{candidate_found:.4f} against {current_found:.4f} of {pointer.version}"
     except ModelError as error:  # any model is better than one that cannot be used
+        broken = True
         compared = f"{candidate_found:.4f} against none of {pointer.version} ({error})"
     result = Training(
         candidate=candidate.version,
@@ -119,10 +121,12 @@ def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, floa
         damaged=damaged,
         reason=f"{compared} on {len(tested)} held-out questions, {parameters.margin} more is asked for",
     )
-    if candidate.version == pointer.version:
+    is_current = candidate.version == pointer.version
+    if is_current and not broken:
         result.reason = f"{pointer.version} is the current model: the same questions make the same model"
     else:
-        result.reason = f"{'better' if result.promoted else 'not better'}: {result.reason}"
+        judged = "written anew" if is_current else "better" if result.promoted else "not better"
+        result.reason = f"{judged}: {result.reason}"
         report = fit.evaluate(candidate, tested)
         text = card(
             candidate,
@@ -172,7 +176,7 @@ def archived_questions(lake: Lake, until: date, days: int, damaged: list[str]) -
                 continue
         file_day = date(int(year), int(month), int(day))
         try:
-            with rowgroups.readable(path):
+            with readable(path):
                 data = lake.open(path)
                 with rowgroups.reader(data, pq.read_metadata(data)) as file:
                     groups = [

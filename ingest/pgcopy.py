@@ -704,8 +704,11 @@ def postgres_errors(what: str) -> Iterator[None]:
 
 def _translated(what: str, error: psycopg2.Error) -> StackTopicsError:
     said = f"{what}: {' '.join(str(error).split())}"
+    of_statement = error.diag.statement_position is not None  # what it misses is named there, not in a view's function
+    if isinstance(error, errors.UndefinedFunction) and of_statement:
+        return TerminalError(f"{said}; a key must be of a type that can be compared (see REFERENCE_KEYS)")
     if isinstance(error, errors.UndefinedTable | errors.UndefinedFunction | errors.InvalidSchemaName):
-        if error.diag.statement_position:  # it is what the statement itself names
+        if of_statement:
             return NotFound(f"{what} does not exist (see REFERENCE_SCHEMA and REFERENCE_TABLES)")
         needed = "name the schema there, or ALTER FUNCTION … SET search_path"
         return NotFound(f"{said}; functions that a view calls find nothing outside pg_catalog by itself: {needed}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from shared import paths
 from shared.errors import BadInput, Conflict, NotFound, TransientError
-from shared.ledger import ENDED, FileRecord, Source, State
+from shared.ledger import ENDED, MAX_REASON, FileRecord, Source, State
 from shared.messages import PostsLanded
 from shared.storage import BlobVersion, SourceBlob
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from shared.services import Services
 
 log = logging.getLogger("stacktopics.ingest.posts")
-
-MAX_REASON = 4_000
-"""Characters of a reason that are kept: a file decides how long its columns' names and types are."""
 
 
 def land_posts(services: Services, blob: SourceBlob) -> FileRecord | None:

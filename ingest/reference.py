@@ -34,6 +34,7 @@ from shared import paths
 from shared.documents import decode
 from shared.errors import BadInput, NotFound, SettingsError, StackTopicsError, TransientError
 from shared.lake import Lake
+from shared.parquet import readable
 from shared.services import Services
 from shared.settings import Settings
 
@@ -407,12 +408,8 @@ def _writer(out: BinaryIO, schema: pa.Schema, sample: pa.RecordBatch) -> pq.Parq
 @contextmanager
 def _parquet(lake: Lake, path: str, fault: type[StackTopicsError], way_out: str) -> Iterator[pq.ParquetFile]:
     """A Parquet file of the lake; what Arrow cannot read of it is raised as a `fault`."""
-    with lake.open(path) as file:
-        try:
-            with pq.ParquetFile(file) as parquet:
-                yield parquet
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # OSError is Arrow's, of a broken footer
-            raise fault(f"{path} is damaged ({' '.join(str(error).split())}); {way_out}") from error
+    with lake.open(path) as file, readable(path, fault, way_out), pq.ParquetFile(file) as parquet:
+        yield parquet
 
 
 # ---- proof and publication ----------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class TopicsOfDay(BaseModel):
     questions: int
     answers: int
     guessed: int = 0
-    """Posts that the model decided; `drift` and `drifted` are of those."""
+    """Posts of which the model said the topic, or that of their question; `drift` and `drifted` are of those."""
     drift: float = 0.0
     """How far they are from what the model was trained on: about 1 where they are like it."""
     drifted: bool

@@ -41,7 +41,7 @@ class DayPointer(BaseModel):
     questions: int
     answers: int
     guessed: int = 0
-    """Posts that the model decided."""
+    """Posts of which the model said the topic, or that of their question."""
     drift: float = 0.0
     """How far they are from what the model was trained on: about 1 where they are like it."""
     drifted: bool = False

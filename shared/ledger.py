@@ -21,6 +21,9 @@ from shared.documents import decode
 from shared.errors import Conflict, NotFound, TransientError
 from shared.lake import Lake
 
+MAX_REASON = 4_000
+"""Characters of a reason that are kept: a file decides how long its columns' names and types are."""
+
 
 class State(StrEnum):
     LANDED = "landed"

@@ -132,7 +132,7 @@ class Settings(BaseSettings):
     reference_nan: Literal["refuse", "null"] = "refuse"
     reference_proof: Literal["checksum", "rows"] = "checksum"
     reference_attempts: int = Field(default=3, ge=1)
-    reference_deadline_seconds: float = Field(default=3000, gt=0)
+    reference_deadline_seconds: float = Field(default=3000, gt=0, le=86_400)
 
     # The classification
     databricks_host: str

@@ -40,7 +40,7 @@ def test_a_fold_of_real_questions(shared_data: Path, monkeypatch: pytest.MonkeyP
     assert report_on_days(model.reference, found, primary_of(primary), shift=STRONG).drifted > 0.95
 
 
-def test_memory_hardly_grows_with_the_file(shared_data: Path, tmp_path: Path) -> None:
-    assert shared_data.is_dir()
+@pytest.mark.usefixtures("shared_data")
+def test_memory_hardly_grows_with_the_file(tmp_path: Path) -> None:
     small, large = (measure("arrow", posts, tmp_path / str(posts))["peak MiB"] for posts in (10_000, 100_000))
     assert large < GROWTH * small

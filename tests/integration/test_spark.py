@@ -22,12 +22,13 @@ from classify import clean
 from classify.job import POST_TOPICS, JobParameters, run
 from classify.models import current_version
 from classify.questions import QUESTION_TOPICS
-from classify.summary import COUNTS, SUMMARY, Summary
+from classify.summary import COUNTS, REFUSED, SUMMARY, Summary
+from classify.tally import MAX_DAYS
 from shared import paths
-from shared.errors import NotFound, TerminalError
+from shared.errors import BadInput, NotFound, TerminalError
 from shared.lake import FolderLake
 from tests.unit.test_notebooks import run_on_databricks
-from tests.world import Crash, parquet, posts
+from tests.world import Crash, damaged, parquet, posts
 
 pyspark = pytest.importorskip("pyspark", reason="the spark engine is tested where pyspark is installed")
 from classify import spark as spark_engine  # noqa: E402 - it needs pyspark
@@ -285,6 +286,23 @@ class DiesAtTheFirstPart(FolderLake):
     def rename(self, source: str, target: str) -> None:
         super().rename(source, target)
         raise Crash(target)
+
+
+def test_a_file_that_cannot_be_classified_is_refused_as_by_the_arrow_engine(spark: Any, tmp_path: Path) -> None:
+    lake = FolderLake(tmp_path)
+    job = parameters(lake, "spark")
+    table = posts(PYTHON)
+    days = pa.array(range(MAX_DAYS + 1), pa.int32()).cast(pa.date32())
+    many = table.take([0] * len(days)).set_column(0, "Id", [list(range(len(days)))])
+    many = many.set_column(many.schema.get_field_index("CreationDate"), "CreationDate", days)
+    for content, said in (
+        (damaged(table, "Body"), "cannot be read as a Parquet file"),
+        (parquet(many), f"of more than {MAX_DAYS} days, from 1970-01-01 to 2024-10-04"),
+    ):
+        lake.put(paths.landing("s", "v"), content)
+        with pytest.raises(BadInput, match=said):
+            run(lake, job)
+        assert said in lake.read(f"{job.output}/{REFUSED}").decode()
 
 
 def test_no_summary_speaks_for_parts_of_two_engines(spark: Any, tmp_path: Path) -> None:

@@ -120,8 +120,8 @@ def test_answers_whose_question_the_model_decided_are_estimated_too() -> None:
     read = Contribution.from_parquet(Contribution(model.version, made).to_parquet(), "here")
     assert (read.tally.of(DAY)[1].known[7], read.tally.of(DAY)[1].bundled) == (1, 5)
     found = topics_of_day(DAY, [read], lambda _: model.reference)
-    assert (found.posts, found.answers, found.guessed) == (4, 4, 0)
-    assert found.drift > 0
+    assert (found.posts, found.answers, found.guessed) == (4, 4, 3)
+    assert (found.drift > 0, found.drifted) == (True, False)
     rows = {row["topic"]: row for row in found.rows}
     first, known = rows[model.topics[0]], rows[model.topics[7]]
     assert first["low"] < first["estimated_share"] < first["high"] <= 0.75

@@ -14,7 +14,7 @@ from shared import paths
 from shared.catalog import published_days
 from shared.databricks import RunState
 from shared.errors import NotFound
-from shared.ledger import State
+from shared.ledger import FileRecord, State
 from shared.messages import ClassificationStarted, PostsLanded
 from tests.world import MODEL_VERSION, World, damaged, parquet, posts, starter
 
@@ -123,9 +123,39 @@ def test_a_file_that_the_job_cannot_read_goes_to_quarantine_too(tmp_path: Path) 
     assert "cannot be read as a Parquet file" in why
     assert '"file": "posts/in/2026-11-21.parquet"' in why
     assert not list(world.lake.list("landing"))
+    assert not list(world.lake.list("archive"))
     world.upload("in/2026-11-21.parquet", posts(PYTHON))
     world.work()
     assert counts(world) == {"python": 1}
+
+
+def test_a_slow_look_at_an_earlier_attempt_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path)
+    content = damaged(posts(PYTHON))
+    world.upload("a.parquet", content)
+    record = world.land("a.parquet")
+    assert record is not None
+    started = world.deliver(PostsLanded(source_id=record.source_id, version=record.version))
+    look = ClassificationStarted(
+        source_id=record.source_id, version=record.version, attempt=1, run_id=started.runs[0].run_id
+    )
+    world.runs.outcomes = [RunState("failed", "FAILED: no cluster")]
+    get = world.services.ledger.get
+
+    def overtaken(source_id: str, version: str) -> FileRecord:
+        stale = get(source_id, version)
+        monkeypatch.setattr(world.services.ledger, "get", get)
+        world.deliver(look)  # attempt 1 fails
+        world.deliver(PostsLanded(source_id=source_id, version=version))  # attempt 2 starts
+        return stale
+
+    monkeypatch.setattr(world.services.ledger, "get", overtaken)
+    world.deliver(look)
+    (record,) = world.services.ledger.records()
+    assert (record.state, record.attempt) == (State.LAUNCHED, 2)
+    assert world.lake.read(paths.landing(record.source_id, record.version)) == content
+    world.work()
+    assert states(world) == ["quarantined"]
 
 
 @pytest.mark.parametrize("name", ["in/reason.json", "in/", "in/..", "in/_tmp-a.parquet"])

@@ -231,6 +231,7 @@ def test_what_is_not_there_is_named(lake: FolderLake, tmp_path: Path, monkeypatc
     with pytest.raises(NotFound, match=r"landing/posts/s/v\.parquet does not exist"):
         run(lake, parameters)
     monkeypatch.undo()
+    lake.put(paths.landing("s", "v"), parquet(posts(PYTHON)))
     with pytest.raises(ModelError, match="there is no model nothing"):
         run(lake, parameters.model_copy(update={"model": "nothing"}))
     assert job.main(["--lake-root", str(tmp_path), "--model", "nothing", *arguments]) == 1
@@ -242,7 +243,7 @@ def test_dates_that_are_none_are_told_and_refused_when_they_are_the_most(lake: F
         place = table.schema.get_field_index("CreationDate")
         return table.set_column(place, "CreationDate", pa.array([*dates, "02/03/2026"]))
 
-    assert classify(lake, dated("2026-01-05", None, None))[0].misdated == 0
+    assert classify(lake, dated("2026-01-05", None, "", ""))[0].misdated == 0
     assert classify(lake, dated("02/03/2026", "2026-01-05", "2026-02-30", None))[0].misdated == 2
     with pytest.raises(BadInput, match="the CreationDate of 2 of 3 posts is no date: it must be ISO 8601"):
         classify(lake, dated("02/03/2026", "2026-01-05", "yesterday"))
@@ -282,6 +283,17 @@ def test_a_damaged_file_of_question_topics_is_not_blamed_on_the_posts(lake: Fold
     with pytest.raises(TerminalError, match=f"^{kept.path} cannot be read as a Parquet file"):
         classify(lake, posts({**ANSWER, "ParentId": 5}))
     assert not any(REFUSED in info.path for info in lake.list("post_topics"))
+
+
+def test_a_run_that_comes_after_publication_leaves_the_output_whole(lake: FolderLake) -> None:
+    summary, _ = classify(lake, posts(PYTHON))
+    lake.delete(paths.landing("s", "v"))
+    parameters = JobParameters(
+        lake_root="-", source_id="s", version="v", file_day=date(2026, 1, 2), model=MODEL_VERSION
+    )
+    with pytest.raises(NotFound):
+        run(lake, parameters)
+    assert Summary.model_validate_json(lake.read(f"{parameters.output}/{SUMMARY}")) == summary
 
 
 def test_an_output_that_is_being_written_anew_is_not_called_whole(

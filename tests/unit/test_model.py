@@ -73,8 +73,8 @@ def test_a_damaged_file_is_named(name: str) -> None:
 
 def test_another_format_or_no_manifest_is_refused() -> None:
     files = small_model().to_files()
-    with pytest.raises(ModelError, match="format 1"):
-        TopicModel.from_files(with_manifest(files, format=1))
+    with pytest.raises(ModelError, match="format 3"):
+        TopicModel.from_files(with_manifest(files, format=3))
     for manifest in (b"", b"[]", b"{}", b"\xff", b"null"):
         with pytest.raises(ModelError, match="manifest"):
             TopicModel.from_files({**files, MANIFEST: manifest})
@@ -253,8 +253,8 @@ def test_the_reference_alone_is_checked_too() -> None:
     for manifest in (files[MANIFEST].replace(b"sha256", b"md5"), b"[]", with_manifest(files, sha256=[])[MANIFEST]):
         with pytest.raises(ModelError, match="checksum"):
             Reference.from_files(manifest, files[CALIBRATION])
-    with pytest.raises(ModelError, match="format 1"):
-        Reference.from_files(with_manifest(files, format=1)[MANIFEST], files[CALIBRATION])
+    with pytest.raises(ModelError, match="format 3"):
+        Reference.from_files(with_manifest(files, format=3)[MANIFEST], files[CALIBRATION])
 
 
 def test_arrays_that_would_run_code_are_not_opened() -> None:

@@ -1,5 +1,7 @@
 """Counting with an uncertain classifier: shares, their intervals, and the warning when a day is like no other."""
 
+import hashlib
+import io
 import json
 
 import numpy as np
@@ -95,6 +97,20 @@ def test_answers_are_as_uncertain_as_what_the_model_said_of_their_questions(
     assert np.mean(errors) < 0
 
 
+def test_each_group_is_marked_for_itself_and_few_posts_are_no_sign() -> None:
+    world = World()
+    reference = world.reference()
+    strange = np.full(1_000, 3, np.int32)  # a topic of five in a hundred
+    answers = DayStatistics.of_inherited(strange, np.ones(1_000, np.int64), 5)
+    ordinary = statistics(world.posts(PRIOR, 300)[0])
+    assert not estimate(ordinary, reference).drifted
+    found = estimate(answers + ordinary, reference)
+    assert found.drifted
+    assert found.drift > 3
+    for few in (DayStatistics.of_inherited(strange[:1], np.array([500]), 5), statistics(world.posts(PRIOR, 1)[0])):
+        assert not estimate(few, reference).drifted
+
+
 def test_many_answers_to_few_questions_tell_little() -> None:
     reference = World().reference()
     said = np.array([0, 1, 0, 4], np.int32)
@@ -166,6 +182,13 @@ def test_the_reference_is_read_from_a_models_small_files_alone() -> None:
     for manifest, calibration in ((b"{}", files[CALIBRATION]), (files[MANIFEST], b"damaged"), (b"", b"")):
         with pytest.raises(ModelError):
             Reference.from_files(manifest, calibration)
+    with np.load(io.BytesIO(files[CALIBRATION])) as arrays:
+        kept = {name: arrays[name] for name in arrays.files if name != "confusion"}
+    out = io.BytesIO()
+    np.savez(out, **kept)
+    early = {**json.loads(files[MANIFEST]), "format": 1}
+    early["sha256"][CALIBRATION] = hashlib.sha256(out.getvalue()).hexdigest()
+    assert (Reference.from_files(json.dumps(early).encode(), out.getvalue()).confusion == reference.response).all()
     two = {**json.loads(files[MANIFEST]), "topics": ["a", "other"]}
     with pytest.raises(ModelError, match="calibration of 5 topics in a model of 2"):
         Reference.from_files(json.dumps(two).encode(), files[CALIBRATION])

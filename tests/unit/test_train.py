@@ -264,12 +264,18 @@ def test_a_candidate_is_promoted_only_if_it_is_better(filled: FolderLake) -> Non
 def test_a_model_that_cannot_be_used_is_replaced(filled: FolderLake) -> None:
     pointer, _ = current_model(filled)
     manifest = f"{paths.model(pointer.version)}/{MANIFEST}"
-    filled.put(manifest, filled.read(manifest).replace(b'"format": 2', b'"format": 1'))
+    filled.put(manifest, filled.read(manifest).replace(b'"format": 2', b'"format": 3'))
     result = train(filled, parameters())
     assert result.promoted
     assert current_version(filled) == result.candidate
     assert "against none of" in result.reason
-    assert "has format 1" in result.reason
+    assert "has format 3" in result.reason
+    arrays = f"{paths.model(result.candidate)}/{ARRAYS}"
+    filled.put(arrays, b"damaged")
+    again = train(filled, parameters())
+    assert (again.promoted, again.candidate, current_version(filled)) == (False, again.current, result.candidate)
+    assert again.reason.startswith("written anew: ")
+    assert load_model(filled, result.candidate).version == result.candidate
 
 
 def test_the_card_and_the_report_tell_what_was_measured(filled: FolderLake) -> None:

@@ -1,0 +1,33 @@
+"""Reading Parquet files that others wrote: what Arrow cannot make sense of, in the words of `shared.errors`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from shared.errors import BadInput
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from shared.errors import StackTopicsError
+
+
+@contextmanager
+def readable(path: Path | str, failure: type[StackTopicsError] = BadInput, way_out: str = "") -> Iterator[None]:
+    """While the file at `path` is read: what Arrow cannot make sense of is raised as `failure` that names it.
+
+    Errors of the system, such as a disk that does not answer or memory that is not there, are no fault of the file.
+    """
+    import pyarrow as pa
+
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        said = f"{path} cannot be read as a Parquet file: {' '.join(str(error).split())}"
+        raise failure(f"{said}; {way_out}" if way_out else said) from error
