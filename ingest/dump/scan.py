@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, Self
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -86,9 +88,13 @@ class Index:
         part.replace(file)
 
     @classmethod
-    def load(cls, file: Path) -> Self:
-        with np.load(file) as saved:
-            return cls(runs=saved["runs"], **json.loads(str(saved["said"])))
+    def load(cls, file: Path) -> Self | None:
+        """What was saved there; None when that is nothing, or damaged: then the file is scanned again."""
+        try:
+            with file.open("rb") as opened, np.load(opened) as saved:
+                return cls(runs=saved["runs"], **json.loads(str(saved["said"])))
+        except (FileNotFoundError, EOFError, KeyError, TypeError, ValueError, BadZipFile, zlib.error):
+            return None
 
 
 def scan_file(
