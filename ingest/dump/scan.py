@@ -38,7 +38,7 @@ dump in no order at all would cost 24 bytes a row.
 
 SCAN_BYTES = 64 << 20
 """The range one task scans."""
-BLOCK = 512 << 10
+BLOCK = 384 << 10
 """Bytes scanned at once, and about the most a run holds: what stays in cache."""
 MAX_ROW = 16 << 20
 HEAD = 64 << 10

@@ -380,7 +380,7 @@ def test_memory_does_not_grow_with_what_is_rejected(tmp_path: Path, monkeypatch:
         (scan, "BLOCK", 20_000),
         (posts, "PARSE_BYTES", 20_000),
         (posts, "GROUP_BYTES", 20_000),
-        (reports, "SORTED_AT_ONCE", 200),
+        (reports, "SORTED_AT_ONCE", 1_000),
         (reports, "COUNT_BYTES", 20_000),
     ):
         monkeypatch.setattr(module, name, size)
