@@ -334,7 +334,7 @@ def _claim(state: Path, xml: Path, mine: Identity, where: _Where) -> None:
         (state / INDEX_FILE).unlink(missing_ok=True)
         (state / REPORT).unlink(missing_ok=True)
         mine.save(state)
-    refuse_a_second_copy(mine, state, where.places, where.shown)
+    refuse_a_second_copy(xml, mine, state, where.places, where.shown)
 
 
 def _goes_on(xml: Path, mine: Identity, saved: Identity) -> bool:

@@ -147,15 +147,18 @@ def refuse_another_unit(state: Path, by: str, target: str) -> None:
         )
 
 
-def refuse_a_second_copy(mine: Identity, state: Path, places: Iterable[tuple[Path, str]], target: str) -> None:
+def refuse_a_second_copy(
+    xml: Path, mine: Identity, state: Path, places: Iterable[tuple[Path, str]], target: str
+) -> None:
     """Raises BadInput when one of the `places`, with the name that `target` has there, knows an import of the same
-    posts into files of other names, which would count as well; Conflict when that one is at work."""
+    posts, or of the first of them, into files of other names, which would count as well; Conflict when that one is at
+    work."""
     for folder, address in places:
         for file in sorted((folder / WORK_FOLDER).glob(f"*/{IDENTITY}")):
             other = None if file.parent.samefile(state) else Identity.of(file.parent)
-            if not other or (other.target, other.content) != (address, mine.content):
+            if not other or other.target != address or (other.prefix, other.by) == (mine.prefix, mine.by):
                 continue
-            if (other.prefix, other.by) == (mine.prefix, mine.by):
+            if content_of(xml, other.content["size"]) != other.content:
                 continue
             if has_begun(file.parent):
                 as_before = f"--prefix {shlex.quote(other.prefix)} --by {other.by}"

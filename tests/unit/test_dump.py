@@ -457,6 +457,12 @@ def test_the_whole_file_replaces_a_truncated_one(
         import_dump(cut, out, truncated=True)
 
 
+def test_the_whole_of_a_truncated_file_under_another_name_is_refused(tmp_path: Path, ten_days: Path) -> None:
+    import_dump(cut_off(ten_days, -500), tmp_path / "out", truncated=True)
+    with pytest.raises(BadInput, match="counted twice"):
+        import_dump(ten_days, tmp_path / "out", prefix="x")
+
+
 def test_a_file_that_only_is_longer_replaces_nothing(tmp_path: Path, ten_days: Path) -> None:
     import_dump(cut_off(ten_days, 500), tmp_path / "out", truncated=True)
     other = write(tmp_path / "other" / "dump", [row(number) for number in range(1, 40)])
