@@ -226,6 +226,10 @@ def import_dump_command(
     force_users: Annotated[
         bool, typer.Option("--force-users", help="Replace the users even by a cut-off, empty or much smaller file.")
     ] = False,
+    truncated: Annotated[
+        bool,
+        typer.Option("--truncated", help="Take what is there of a cut-off Posts.xml; the whole replaces it later."),
+    ] = False,
     work: Annotated[
         Path | None, typer.Option(help="Folder for the state. Default: that of the files, or the current one.")
     ] = None,
@@ -276,6 +280,7 @@ def import_dump_command(
                 workers=workers,
                 progress=tell,
                 work=work,
+                truncated=truncated,
             )
             console.print(dump_line(report), soft_wrap=True)
 

@@ -9,7 +9,6 @@ post), counts.parquet (one row a day and topic), summary.json. Repeating it writ
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import os
 import sys
@@ -45,6 +44,7 @@ from classify.text import MAX_BODY_BYTES, parse_tags
 from shared import paths
 from shared.errors import BadInput, ModelError, NotFound, StackTopicsError, TerminalError
 from shared.lake import FolderLake
+from shared.memory import give_back_memory
 from shared.parquet import readable
 from shared.services import Services
 
@@ -356,15 +356,6 @@ def _classify(
 def _say_nothing(share: float) -> None:
     """The progress of a run that nobody watches."""
     del share
-
-
-def give_back_memory() -> None:
-    """Hand freed memory back to the system, of which glibc keeps as much as was ever used at once, in every thread."""
-    pa.default_memory_pool().release_unused()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
-        if trim is not None:
-            trim(0)
 
 
 def _batches_of_texts(file: pq.ParquetFile) -> Iterator[pa.RecordBatch | pa.Table]:

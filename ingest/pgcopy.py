@@ -65,6 +65,8 @@ FIRST_MICROSECOND, LAST_MICROSECOND = FIRST_DAY * 86_400_000_000, (LAST_DAY + 1)
 
 MAX_DECIMAL_DIGITS = 38
 
+READING = "SELECT, and BYPASSRLS where row security is on"
+
 DECLARED = b"stacktopics.postgres_type"
 """Under this name a field's metadata hold the column's type as the server declares it."""
 
@@ -694,15 +696,18 @@ def _without_header(message: bytes) -> bytes:
 
 
 @contextmanager
-def postgres_errors(what: str) -> Iterator[None]:
-    """Translate psycopg2's errors while reading `what` (a table) into the tree of `shared.errors`."""
+def postgres_errors(what: str, needed: str = READING) -> Iterator[None]:
+    """Translate psycopg2's errors about `what` (a table) into the tree of `shared.errors`.
+
+    `needed` is what the role needs where permission is denied.
+    """
     try:
         yield
     except psycopg2.Error as error:
-        raise _translated(what, error) from error
+        raise _translated(what, error, needed) from error
 
 
-def _translated(what: str, error: psycopg2.Error) -> StackTopicsError:
+def _translated(what: str, error: psycopg2.Error, needed: str) -> StackTopicsError:
     said = f"{what}: {' '.join(str(error).split())}"
     of_statement = error.diag.statement_position is not None  # what it misses is named there, not in a view's function
     if isinstance(error, errors.UndefinedFunction) and of_statement:
@@ -713,7 +718,6 @@ def _translated(what: str, error: psycopg2.Error) -> StackTopicsError:
         needed = "name the schema there, or ALTER FUNCTION … SET search_path"
         return NotFound(f"{said}; functions that a view calls find nothing outside pg_catalog by itself: {needed}")
     if isinstance(error, errors.InsufficientPrivilege):
-        needed = "SELECT, and BYPASSRLS where row security is on; to import a dump, CREATE on the schema"
         return AccessDenied(f"{said}; the role in POSTGRES_USER needs {needed}")
     if isinstance(error, errors.QueryCanceled):
         return TransientError(f"{said} (see REFERENCE_DEADLINE_SECONDS)")

@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import date
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.dump.report import DumpReport, Spool, Stopwatch, Tell, write_rejected
-from ingest.dump.rows import MOMENT, Check, Flags, Room, RowParser, Rows, XmlTable, read_rows
+from ingest.dump.rows import MOMENT, Check, Flags, Room, RowParser, XmlTable
 from ingest.dump.scan import Array, Index, Spread, Unit, scan_file
-from ingest.dump.source import WORK_FOLDER, Source, dump_file, dump_identity, dump_origin, site_prefix
-from shared.errors import BadInput, Conflict
+from ingest.dump.source import (
+    WORK_FOLDER,
+    Source,
+    discard_unpacked,
+    dump_file,
+    dump_identity,
+    dump_origin,
+    site_prefix,
+)
+from ingest.dump.state import (
+    HERE,
+    Identity,
+    Journal,
+    Written,
+    content_of,
+    has_begun,
+    make_folder,
+    only_one,
+    refuse_a_second_copy,
+    refuse_another_unit,
+    write_whole,
+)
+from shared.errors import BadInput, Conflict, StackTopicsError
+from shared.memory import give_back_memory
 from shared.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -31,6 +52,7 @@ if TYPE_CHECKING:
 
 POSTS_XML = "Posts.xml"
 INDEX_FILE = "index.npz"
+REPORT = "report.json"
 SCAN_REJECTED = "rejected-by-scan.spool"
 
 POSTS = XmlTable(
@@ -67,7 +89,7 @@ POSTS = XmlTable(
 
 TASK_BYTES = 64 << 20
 """How much XML the files of one task hold together, where a file holds less."""
-PARSE_BYTES = 1 << 20
+PARSE_BYTES = 768 << 10
 GROUP_BYTES = 16 << 20
 """XML bytes of a row group: about 10,000 posts, and what a thread holds at a time."""
 
@@ -98,23 +120,16 @@ class Bucket(NamedTuple):
     def size(self) -> int:
         return int((self.runs["end"] - self.runs["start"]).sum())
 
+    @property
+    def rows(self) -> int:
+        return int(self.runs["rows"].sum())
+
 
 def buckets(runs: Array) -> list[Bucket]:
     """The files to write, oldest first."""
     ordered = runs[np.argsort(runs["bucket"], kind="stable")]
     numbers, starts = np.unique(ordered["bucket"], return_index=True)
     return [Bucket(int(n), its) for n, its in zip(numbers, np.split(ordered, starts[1:]), strict=False)]
-
-
-@dataclass(frozen=True)
-class Written:
-    """A file that was written; `bytes` is 0 where all its rows were rejected and none was made."""
-
-    name: str
-    rows: int
-    bytes: int
-    rejected: int
-    not_imported: dict[str, int]
 
 
 class Target(Protocol):
@@ -177,6 +192,7 @@ def import_dump(
     workers: int = 1,
     progress: Tell | None = None,
     work: Path | None = None,
+    truncated: bool = False,
 ) -> DumpReport:
     """Write the posts of a dump (a folder or archives with Posts.xml) as Parquet files into a folder or a container.
 
@@ -184,114 +200,155 @@ def import_dump(
     when complete, its rows in the order of the dump; with `prefix` it is `posts-<prefix>-2012-06.parquet`, see
     `site_prefix`. `workers` threads share the work, uploading included. State and unfinished files lie in the folder
     `.import-dump` of `work`, unless given of the target folder, for a container of the current one; there they have a
-    folder for each prefix and, for a container, for each container: one that was made anew is another.
+    folder for each prefix and for each target; a container that was made anew is another.
 
     Interrupted and called again it goes on where it was: finished files are not written again. Called again when
     all is done it returns the first report. Rows that can't be read are in `rejected.jsonl` (`rejected-<prefix>.jsonl`)
     in the target folder or, for a container, where the state is.
 
-    Raises NotFound or BadInput when the source is no dump, NotFound when there is no such container, BadInput when the
-    state is that of another import, and Conflict when the dump changes while it is read.
+    A file that is cut off is imported only if `truncated` says so; the whole file then takes its place: of the files
+    only those are written again that get more posts.
+
+    Raises NotFound or BadInput when the source is no dump or is cut off, NotFound when there is no such container,
+    BadInput when the state can't be read or is that of another import, or when the same posts went into files of other
+    names, and Conflict when the dump changes while it is read or another import holds the state.
     """
     started = time.monotonic()
     origin = dump_origin(source, POSTS_XML)
     prefix = site_prefix(origin, prefix)
-    place: Target = _Folder(target) if isinstance(target, Path) else _Container(target)
-    state = _state_folder(target, prefix, work)
-    state.mkdir(parents=True, exist_ok=True)
-    folder = target if isinstance(target, Path) else state
+    place, where = _place(target, work)
+    state = make_folder(where.state(prefix))
+    folder = make_folder(target) if isinstance(target, Path) else state
     rejected_file = folder / f"{'-'.join(filter(None, ('rejected', prefix)))}.jsonl"
-    journal = _Journal(state / "written.jsonl")
-    finished = state / "report.json"
-    _claim(state, {**dump_identity(origin), "by": by, "target": _address(target)}, begun=bool(journal.written))
-    if finished.exists() and all(map(place.holds, journal.written.values())):
-        report = DumpReport.from_json(finished.read_text())
-        return replace(report, resumed=len(report.files), resumed_rows=report.rows_out)
+    finished = state / REPORT
+    with only_one(state):
+        refuse_another_unit(state, by, where.shown)
+        journal = Journal(state)
+        mine = dump_identity(origin), by, where.target
+        report = DumpReport.load(finished) if Identity.is_of(state, *mine) else None
+        if report and all(map(place.holds, journal.written.values())):
+            _check_end(origin, report.truncated, report.rows_in, allowed=truncated)
+            return replace(report, resumed=len(report.files), resumed_rows=report.rows_out)
 
-    with dump_file(origin, POSTS_XML, state, progress) as xml, _threads(workers) as spread:
-        index = _index(xml, by, state, spread, progress)
-        earlier = {name: written for name, written in journal.written.items() if place.holds(written)}
-        todo = [bucket for bucket in buckets(index.runs) if bucket.name(prefix) not in earlier]
-        files = _Files(xml, by, prefix, state, place, journal)
-        written = [*earlier.values(), *files.write(todo, spread, progress)]
-        rows_out = sum(each.rows for each in written)
-        rejected = index.rejected + sum(each.rejected for each in written)
-        if index.rows != rows_out + rejected:
-            raise Conflict(
-                f"{xml} held {index.rows} rows, and {rows_out} were written and {rejected} rejected:"
-                f" it was changed while it was read; remove {state} and start again"
-            )
-        spools = [state / SCAN_REJECTED, *(files.spool(each.name) for each in written if each.rejected)]
-        rejected_to = write_rejected(spools, xml, rejected_file)
-        report = DumpReport(
-            source=str(origin),
-            bytes=xml.stat().st_size,
-            rows_in=index.rows,
-            rows_out=rows_out,
-            rejected=rejected,
-            rejected_file=str(rejected_to) if rejected_to else None,
-            not_imported=dict(sum((Counter(each.not_imported) for each in written), Counter())),
-            truncated=index.truncated,
-            seconds=time.monotonic() - started,
-            files=tuple(sorted(each.name for each in written if each.bytes)),
-            resumed=sum(bool(each.bytes) for each in earlier.values()),
-            resumed_rows=sum(each.rows for each in earlier.values()),
-        )
-    finished.write_text(report.to_json())
-    (state / INDEX_FILE).unlink()
+        with dump_file(origin, POSTS_XML, state, progress) as xml, _threads(workers) as spread:
+            try:
+                _claim(state, xml, Identity(*mine, prefix, content_of(xml)), where)
+            except StackTopicsError:
+                discard_unpacked(origin, xml)
+                raise
+            index = _index(xml, by, state, spread, progress)
+            _check_end(origin, index.truncated, index.rows, allowed=truncated)
+            files = _Files(xml, by, prefix, state, place, journal)
+            report = _import(index, files, rejected_file, spread, progress)
+            report = replace(report, source=str(origin), seconds=time.monotonic() - started)
+        write_whole(finished, report.to_json())
+        (state / INDEX_FILE).unlink()
     return report
+
+
+def _import(index: Index, files: _Files, rejected_file: Path, spread: Spread, tell: Tell | None) -> DumpReport:
+    """Write what is not in its place; reports all files, of `source` the XML and without `seconds`."""
+    names = {bucket.name(files.prefix): bucket for bucket in buckets(index.runs)}
+    earlier = {
+        name: written
+        for name, written in files.journal.written.items()
+        if name in names and names[name].rows == written.rows + written.rejected and files.place.holds(written)
+    }
+    todo = [bucket for name, bucket in names.items() if name not in earlier]
+    written = [*earlier.values(), *files.write(todo, spread, tell)]
+    rows_out = sum(each.rows for each in written)
+    rejected = index.rejected + sum(each.rejected for each in written)
+    if index.rows != rows_out + rejected:
+        raise Conflict(
+            f"{files.xml} held {index.rows} rows, and {rows_out} were written and {rejected} rejected:"
+            f" it was changed while it was read; remove {files.state} and start again"
+        )
+    spools = [files.state / SCAN_REJECTED, *(files.spool(each.name) for each in written if each.rejected)]
+    rejected_to = write_rejected(spools, files.xml, rejected_file)
+    return DumpReport(
+        source=str(files.xml),
+        bytes=files.xml.stat().st_size,
+        rows_in=index.rows,
+        rows_out=rows_out,
+        rejected=rejected,
+        rejected_file=str(rejected_to) if rejected_to else None,
+        not_imported=dict(sum((Counter(each.not_imported) for each in written), Counter())),
+        truncated=index.truncated,
+        seconds=0.0,
+        files=tuple(sorted(each.name for each in written if each.bytes)),
+        resumed=sum(bool(each.bytes) for each in earlier.values()),
+        resumed_rows=sum(each.rows for each in earlier.values()),
+    )
 
 
 # ---- state --------------------------------------------------------------------------------------------------------
 
 
-def _state_folder(target: Path | ContainerClient, prefix: str, work: Path | None) -> Path:
-    name = prefix or "dump"
+class _Where(NamedTuple):
+    """Where the state of imports into a target lies: in `folder`, as of `target`, which is `shown` to people; `places`
+    are all folders that may know of other imports into it, with its name there."""
+
+    folder: Path
+    target: str
+    shown: str
+    suffix: str
+    places: tuple[tuple[Path, str], ...]
+
+    def state(self, prefix: str) -> Path:
+        return self.folder / WORK_FOLDER / "-".join(filter(None, ("posts", prefix, self.suffix)))
+
+
+def _place(target: Path | ContainerClient, work: Path | None) -> tuple[Target, _Where]:
     if isinstance(target, Path):
-        return (work or target) / WORK_FOLDER / name
+        address = str(target.resolve())
+        here = (target, HERE)
+        if work is None or work.resolve() == target.resolve():
+            return _Folder(target), _Where(target, HERE, address, "", (here,))
+        where = _Where(work, address, address, f"{target.name}-{_digest(address)}", (here, (work, address)))
+        return _Folder(target), where
     with storage_errors(f"container {target.container_name}"):
         made = target.get_container_properties()["etag"]  # files that come and go don't change it
-    digest = hashlib.sha256(f"{_address(target)} {made}".encode()).hexdigest()[:8]
-    return (work or Path()) / WORK_FOLDER / f"{name}-{target.container_name}-{digest}"
+    shown = target.url.partition("?")[0]  # behind it there may be a key
+    address, work = f"{shown} {made}", work or Path()
+    suffix = f"{target.container_name}-{_digest(address)}"
+    return _Container(target), _Where(work, address, shown, suffix, ((work, address),))
 
 
-def _address(target: Path | ContainerClient) -> str:
-    """Where files go, without the key that a container's URL may have behind its `?`."""
-    return str(target.resolve()) if isinstance(target, Path) else target.url.partition("?")[0]
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _claim(state: Path, identity: dict[str, Any], *, begun: bool) -> None:
-    """Make the state folder this import's own. Raises BadInput when it is another's that has begun to write files."""
-    file = state / "identity.json"
-    other = json.loads(file.read_text()) if file.exists() else {}
-    if other == identity:
-        return
-    if begun:
+def _claim(state: Path, xml: Path, mine: Identity, where: _Where) -> None:
+    """Make the state folder this import's own, or go on where a file was cut off before.
+
+    Raises BadInput when it is another's that has begun to write files, or when the same posts went into other files.
+    """
+    saved = Identity.of(state)
+    if saved != mine:
+        if saved and has_begun(state) and not _goes_on(xml, mine, saved):
+            raise BadInput(
+                f"{state} belongs to an import of {saved.origin['name']} ({saved.origin['size']:,} bytes);"
+                " for another site give its --prefix; to let a changed or newer dump of the same site replace files of"
+                " the same names give --work FOLDER"
+            )
+        (state / INDEX_FILE).unlink(missing_ok=True)
+        (state / REPORT).unlink(missing_ok=True)
+        mine.save(state)
+    refuse_a_second_copy(xml, mine, state, where.places, where.shown)
+
+
+def _goes_on(xml: Path, mine: Identity, saved: Identity) -> bool:
+    """Whether a file begins with all of the one that was imported before."""
+    size = saved.content["size"]
+    return bool(mine.content["size"] > size and content_of(xml, size) == saved.content)
+
+
+def _check_end(origin: Path, is_truncated: bool, rows: int, *, allowed: bool) -> None:
+    if is_truncated and not allowed:
         raise BadInput(
-            f"{state} belongs to an import of {other['name']} ({other['size']:,} bytes) by {other['by']} into"
-            f" {other['target']}; for another site give its --prefix; to import this beside or over what is there give"
-            " --work FOLDER; or remove it and the files of that import"
+            f"{origin}: {POSTS_XML} ends without </{POSTS.root}>, after {rows:,} rows, as when a download breaks off:"
+            " download it again; or give --truncated to take what is there, which the whole file may replace later"
         )
-    (state / INDEX_FILE).unlink(missing_ok=True)
-    (state / "report.json").unlink(missing_ok=True)
-    file.write_text(json.dumps(identity))
-
-
-class _Journal:
-    """Which files were written: one JSON line each, added when the file is in its place."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._lock = threading.Lock()
-        whole, _, torn = (file.read_text() if file.exists() else "").rpartition("\n")
-        if torn:  # by a kill while a line was added
-            file.write_text(whole + "\n" if whole else "")
-        entries = [json.loads(line) for line in whole.splitlines()]
-        self.written = {entry["name"]: Written(**entry) for entry in entries}
-
-    def add(self, written: Written) -> None:
-        with self._lock, self._file.open("a") as out:
-            out.write(json.dumps(asdict(written)) + "\n")
 
 
 # ---- the two passes -----------------------------------------------------------------------------------------------
@@ -300,10 +357,11 @@ class _Journal:
 def _index(xml: Path, by: Unit, state: Path, spread: Spread, tell: Tell | None) -> Index:
     """The scan of the whole file, or what an interrupted import saved of it."""
     saved = state / INDEX_FILE
-    if saved.exists():
-        return Index.load(saved)
+    if found := Index.load(saved):
+        return found
     index = scan_file(xml, POSTS.root, by, rejected=state / SCAN_REJECTED, spread=spread, tell=tell)
     index.save(saved)
+    give_back_memory()  # here once: after every file it would take a tenth of the time
     return index
 
 
@@ -316,7 +374,7 @@ class _Files:
     prefix: str
     state: Path
     place: Target
-    journal: _Journal
+    journal: Journal
 
     def write(self, todo: Sequence[Bucket], spread: Spread, tell: Tell | None) -> list[Written]:
         """Write the files of `todo`, put each in its place and note it down."""
@@ -342,7 +400,7 @@ class _Files:
         self.journal.add(written)
         return written
 
-    def _write(self, source: BinaryIO, bucket: Bucket, room: Room) -> Written:
+    def _write(self, source: FileIO, bucket: Bucket, room: Room) -> Written:
         name = bucket.name(self.prefix)
         file = self.state / name
         parser = RowParser(POSTS, _dated(bucket.bucket, self.by), room)
@@ -350,11 +408,11 @@ class _Files:
         with open_writer(file) as writer, Spool(self.spool(name)) as spool:
             group: list[pa.RecordBatch] = []
             held = 0
-            for some in _read_runs(source, bucket.runs):
-                group += parser.parse(some)
+            for runs in _together(bucket.runs):
+                group += parser.parse(room.read(source, runs))
                 spool.add(parser.rejected)
                 parser.rejected.clear()
-                held += sum(len(part.data) for part in some)
+                held += sum(end - start for start, end, _ in runs)
                 if held >= GROUP_BYTES:
                     rows += write_group(writer, group)
                     group, held = [], 0
@@ -419,13 +477,14 @@ def write_group(writer: pq.ParquetWriter, batches: Sequence[pa.RecordBatch]) -> 
     return len(table)
 
 
-def _read_runs(source: BinaryIO, runs: Array) -> Iterator[list[Rows]]:
-    """The rows of a file, about PARSE_BYTES at a time."""
-    some: list[Rows] = []
+def _together(runs: Array) -> Iterator[list[tuple[int, int, int]]]:
+    """The runs of a file (start, end, number of rows), about PARSE_BYTES at a time."""
+    some: list[tuple[int, int, int]] = []
     held = 0
     for run in runs:
-        some.append(read_rows(source, int(run["start"]), int(run["end"]), int(run["rows"])))
-        held += len(some[-1].data)
+        _, start, end, rows = run.tolist()
+        some.append((start, end, rows))
+        held += end - start
         if held >= PARSE_BYTES:
             yield some
             some, held = [], 0

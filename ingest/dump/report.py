@@ -95,8 +95,17 @@ class DumpReport:
 
     @classmethod
     def from_json(cls, text: str) -> DumpReport:
+        """Raises ValueError, KeyError or TypeError for what is no report."""
         found = json.loads(text)
         return cls(**{**found, "files": tuple(found["files"])})
+
+    @classmethod
+    def load(cls, file: Path) -> DumpReport | None:
+        """The report that a file holds; None when there is none to be read: a repeated import makes it anew."""
+        try:
+            return cls.from_json(file.read_text())
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
 
 
 class Spool:

@@ -8,10 +8,12 @@ values are cast by Arrow; what neither makes sense of is set aside, with the wor
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import FileIO
 from itertools import accumulate
 from typing import BinaryIO, NamedTuple
 from xml.parsers import expat
@@ -83,7 +85,7 @@ class Rows(NamedTuple):
     """Bytes that hold `number` whole rows, from `offset` of the file."""
 
     offset: int
-    data: bytes
+    data: bytes | Bytes
     number: int
 
 
@@ -131,7 +133,7 @@ class RowParser:
 
     def _parse_alone(self, row: Rows) -> list[pa.RecordBatch]:
         try:
-            found = _attributes(row.data)
+            found = _attributes(bytes(row.data))
             columns = [_cast(found.pop(field.name, None), field) for field in self._table.schema]
         except _RowFault as fault:
             self._reject(row, str(fault))
@@ -161,10 +163,10 @@ class RowParser:
 def read_rows(file: BinaryIO, start: int, end: int, number: int) -> Rows:
     """The rows of a run, as the scan found it. Raises Conflict when they are no longer there."""
     file.seek(start)
-    rows = Rows(start, file.read(end - start), number)
-    if len(rows.data) < end - start or not rows.data.startswith(_ROW):
+    data = file.read(end - start)
+    if len(data) < end - start or not data.startswith(_ROW):
         raise Conflict(f"{file.name} was changed while it was read")
-    return rows
+    return Rows(start, data, number)
 
 
 # ---- the usual form -----------------------------------------------------------------------------------------------
@@ -177,19 +179,52 @@ class Room:
         self._texts = 1 + sum(kind == _TEXT for kind in table.form.kinds)  # one for attributes without a column
         self._data = np.empty(0, np.uint8)
         self._text = np.empty((self._texts, 0), np.uint8)
+        self._unknown = np.empty((0, 3), np.int64)
+        self._read: list[Rows] = []
+
+    def read(self, file: FileIO, runs: Iterable[tuple[int, int, int]]) -> list[Rows]:
+        """The rows of runs (start, end, number of rows) from a file, for the next call of `of`, which moves them no
+        more. Raises Conflict when they are no longer there."""
+        runs = list(runs)
+        self._make(sum(end - start for start, end, _ in runs) + len(_END))
+        self._read, at = [], 0
+        for start, end, number in runs:
+            piece = self._data[at : at + end - start]
+            file.seek(start)
+            if file.readinto(piece.data) < len(piece) or piece[: len(_ROW)].tobytes() != _ROW:
+                raise Conflict(f"{file.name} was changed while it was read")
+            self._read.append(Rows(start, piece, number))
+            at += len(piece)
+        return self._read
 
     def of(self, rows: Sequence[Rows]) -> tuple[Bytes, Bytes]:
         """The bytes of all rows, and room for their texts [T + 1, bytes]; overwritten by the next call."""
-        pieces = [*(some.data for some in rows), _END]
-        size = sum(map(len, pieces))
-        if size > len(self._data):
-            self._data = np.empty(size, np.uint8)
-            self._text = np.empty((self._texts, size), np.uint8)  # what is never written takes no memory
-        at = 0
-        for piece in pieces:
-            self._data[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
-            at += len(piece)
+        size = sum(len(some.data) for some in rows) + len(_END)
+        if rows is not self._read:
+            self._make(size)
+            at = 0
+            for some in rows:
+                self._data[at : at + len(some.data)] = np.frombuffer(some.data, np.uint8)
+                at += len(some.data)
+        self._data[size - len(_END) : size] = np.frombuffer(_END, np.uint8)
         return self._data[:size], self._text
+
+    def _make(self, size: int) -> None:
+        if size > len(self._data):
+            self._data = _pages(size)
+            self._text = _pages(self._texts * size).reshape(self._texts, size)
+
+    def of_unknown(self, number: int) -> Numbers:
+        """Room for the attributes without a column that so many rows may have [n, 3]; overwritten by the next call."""
+        if number > len(self._unknown):
+            self._unknown = _pages(number * 3 * 8).view(np.int64).reshape(number, 3)
+        return self._unknown[:number]
+
+
+def _pages(size: int) -> Bytes:
+    """Memory from the system, of which what is never written takes none. glibc, once it has seen blocks this large,
+    would keep as much of what is freed later, in every thread."""
+    return np.frombuffer(mmap.mmap(-1, size), np.uint8)
 
 
 class _Block:
@@ -200,7 +235,7 @@ class _Block:
         self._data, text = room.of(rows)
         number = sum(some.number for some in rows)
         self._starts = np.zeros(number + 1, np.int64)
-        self._unknown = np.empty((_UNKNOWN_A_ROW * number, 3), np.int64)
+        self._unknown = room.of_unknown(_UNKNOWN_A_ROW * number)
         odd = np.zeros(number, np.bool_)
         values = np.zeros((len(table.schema), number), np.int64)
         present = np.zeros((len(table.schema), number), np.bool_)

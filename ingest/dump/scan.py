@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, Self
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +38,7 @@ dump in no order at all would cost 24 bytes a row.
 
 SCAN_BYTES = 64 << 20
 """The range one task scans."""
-BLOCK = 512 << 10
+BLOCK = 384 << 10
 """Bytes scanned at once, and about the most a run holds: what stays in cache."""
 MAX_ROW = 16 << 20
 HEAD = 64 << 10
@@ -86,9 +88,13 @@ class Index:
         part.replace(file)
 
     @classmethod
-    def load(cls, file: Path) -> Self:
-        with np.load(file) as saved:
-            return cls(runs=saved["runs"], **json.loads(str(saved["said"])))
+    def load(cls, file: Path) -> Self | None:
+        """What was saved there; None when that is nothing, or damaged: then the file is scanned again."""
+        try:
+            with file.open("rb") as opened, np.load(opened) as saved:
+                return cls(runs=saved["runs"], **json.loads(str(saved["said"])))
+        except (FileNotFoundError, EOFError, KeyError, TypeError, ValueError, BadZipFile, zlib.error):
+            return None
 
 
 def scan_file(

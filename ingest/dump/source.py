@@ -47,6 +47,8 @@ def dump_origin(source: Source, name: str) -> Path:
 def _origins(place: Path, name: str) -> list[Path]:
     if not place.exists():
         raise NotFound(f"{place} is neither a folder nor a .7z file")
+    if place.suffix.lower() == ".xml" and place.is_file():
+        raise BadInput(f"{place} is one file of a dump: give its folder, {place.parent}")
     if (place / name).is_file():
         return [place / name]
     archives = sorted(place.glob("*.7z")) if place.is_dir() else [place]
@@ -95,8 +97,14 @@ def dump_file(origin: Path, name: str, work: Path, tell: Tell | None = None) -> 
         return
     file = _unpack(origin, name, work, tell)
     yield file
-    file.unlink()
-    file.parent.rmdir()
+    discard_unpacked(origin, file)
+
+
+def discard_unpacked(origin: Path, file: Path) -> None:
+    """Remove what `dump_file` unpacked, if anything, which no import will ask for again."""
+    if file != origin:
+        file.unlink()
+        file.parent.rmdir()
 
 
 def _unpack(archive: Path, name: str, work: Path, tell: Tell | None) -> Path:

@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,11 +18,13 @@ import psycopg2
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+from psycopg2.extensions import encodings
 
 from ingest.dump.report import KEPT_BYTES, DumpReport, Rejected, Spool, Stopwatch, Tell, write_rejected
-from ingest.dump.rows import MOMENT, Flags, RowParser, XmlTable, read_rows
+from ingest.dump.rows import MOMENT, Check, Flags, RowParser, XmlTable, read_rows
 from ingest.dump.scan import MAX_ROW, Index, scan_file
 from ingest.dump.source import WORK_FOLDER, Source, dump_file, dump_identity, dump_origin
+from ingest.dump.state import make_folder, only_one, write_whole
 from ingest.pgcopy import postgres_errors
 from shared.errors import BadInput, Conflict
 
@@ -52,6 +55,8 @@ USERS = XmlTable(
 LONGEST = {"DisplayName": 40, "WebsiteUrl": 200, "Location": 100}
 """Characters that a column of the table takes, as in Stack Exchange's own schema."""
 
+TEXTS = [field.name for field in USERS.schema if field.type == pa.string()]
+
 POST_TYPES: tuple[tuple[int, str], ...] = (
     (1, "Question"),
     (2, "Answer"),
@@ -64,10 +69,9 @@ POST_TYPES: tuple[tuple[int, str], ...] = (
 )
 """The rows (Id, Name) of Stack Exchange's PostTypes, which a dump holds in its description only."""
 
-TABLES = """
-    CREATE SCHEMA IF NOT EXISTS raw_st;
-    CREATE TABLE IF NOT EXISTS raw_st.post_types (id smallint PRIMARY KEY, name varchar(50) NOT NULL);
-    CREATE TABLE IF NOT EXISTS raw_st.users (
+TABLES = {
+    "post_types": "id smallint PRIMARY KEY, name varchar(50) NOT NULL",
+    "users": """
         id integer PRIMARY KEY,
         reputation integer NOT NULL,
         creation_date timestamp NOT NULL,
@@ -80,8 +84,15 @@ TABLES = """
         up_votes integer NOT NULL,
         down_votes integer NOT NULL,
         account_id integer
-    )
+    """,
+}
+COLUMNS = """
+    SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped
 """
+WRITING = (
+    "USAGE on the schema raw_st, SELECT, INSERT and DELETE on its tables users and post_types, and TEMPORARY on the"
+    " database; CREATE on the schema to make tables that are missing, CREATE on the database to make the schema"
+)
 
 INCOMING = "CREATE TEMPORARY TABLE incoming_users (LIKE raw_st.users, place bigint NOT NULL) ON COMMIT DROP"
 LATER = """
@@ -112,53 +123,70 @@ def import_users(
     One transaction on a psycopg2 `connection`, which is committed: readers see the old rows until it is, and keep
     them if anything fails. So an interrupted import begins again; but one that is called again while the table holds
     just what it loaded from the same file does nothing and returns the first report. Memory is constant. Users that
-    can't be read, that the table can't hold or whose Id an earlier one has go to the file `rejected`, one JSON object a
-    line. State lies in `.import-dump/users` of `work`, unless given of the folder of `rejected`.
+    can't be read, that the table or the database's encoding can't hold or whose Id an earlier one has go to the file
+    `rejected`, one JSON object a line. State lies in `.import-dump/users` of `work`, unless given of the folder of
+    `rejected`.
 
     Unless `force` is given nothing is replaced by a file that is cut off, that has no users, or that has fewer than the
     table by more than the share `max_shrink`: BadInput, with the numbers. Raises as well NotFound or BadInput when the
-    source is no dump, Conflict when the file changes while it is read, and what `postgres_errors` makes of the
-    server's answers.
+    source is no dump, BadInput when the table has other columns, Conflict when the file changes while it is read or
+    another import holds the state, and what `postgres_errors` makes of the server's answers.
     """
     started = time.monotonic()
     origin = dump_origin(source, USERS_XML)
-    state = (work or rejected.parent) / WORK_FOLDER / "users"
-    state.mkdir(parents=True, exist_ok=True)
-    server = connection.info
-    identity = {**dump_identity(origin), "database": [server.host, server.port, server.dbname]}
-    record = _Record(state / "loaded.json", identity)
-    if earlier := record.report_if_loaded(connection):
-        return earlier
-    with dump_file(origin, USERS_XML, state, progress) as xml:
-        found, spooled = state / "rejected-by-scan.spool", state / "rejected.spool"
-        index = scan_file(xml, USERS.root, None, rejected=found, spread=_one_by_one, tell=progress)
-        if not force and (index.truncated or not index.rows):
-            write_rejected([found], xml, rejected)
-            why = f"ends without </{USERS.root}>, after {index.rows:,} rows" if index.truncated else "has no users"
-            raise BadInput(f"{origin}: {USERS_XML} {why}; {_WAY_OUT}")
-        with postgres_errors("raw_st.users"), connection, connection.cursor() as cursor:
-            cursor.execute(TABLES + ";" + INCOMING)
-            with Spool(spooled) as spool:
-                reading = _Reading(xml, index, spool, progress)
-                rows_out = _copy(cursor, "incoming_users", _named(reading.batches()))
-                rows_out -= _set_aside_later(connection, xml, spool)
-            rejected_to = write_rejected([found, spooled], xml, rejected)
-            if not force:
-                _check_shrink(cursor, origin, rows_out, max_shrink)
-            transaction = _replace(cursor)
-        report = DumpReport(
-            source=str(origin),
-            bytes=xml.stat().st_size,
-            rows_in=index.rows,
-            rows_out=rows_out,
-            rejected=index.rejected + spool.count,
-            rejected_file=str(rejected_to) if rejected_to else None,
-            not_imported=dict(reading.not_imported),
-            truncated=index.truncated,
-            seconds=time.monotonic() - started,
-        )
-    record.save(report, transaction)
+    make_folder(rejected.parent)
+    state = make_folder((work or rejected.parent) / WORK_FOLDER / "users")
+    with only_one(state):
+        with _errors():
+            connection.set_client_encoding("UTF8")
+        server = connection.info
+        identity = {**dump_identity(origin), "database": [server.host, server.port, server.dbname]}
+        record = _Record(state / "loaded.json", identity)
+        if earlier := record.report_if_loaded(connection):
+            return earlier
+        with dump_file(origin, USERS_XML, state, progress) as xml:
+            report, transaction = _load(
+                xml, origin, connection, state, rejected, progress, None if force else max_shrink
+            )
+        report = replace(report, seconds=time.monotonic() - started)
+        record.save(report, transaction)
     return report
+
+
+def _load(
+    xml: Path, origin: Path, connection: Any, state: Path, rejected: Path, tell: Tell | None, max_shrink: float | None
+) -> tuple[DumpReport, str]:
+    """Replace the users by those of a file, whatever it is where `max_shrink` is None; reports it, without `seconds`,
+    and returns the number of the transaction."""
+    found, spooled = state / "rejected-by-scan.spool", state / "rejected.spool"
+    index = scan_file(xml, USERS.root, None, rejected=found, spread=_one_by_one, tell=tell)
+    if max_shrink is not None and (index.truncated or not index.rows):
+        write_rejected([found], xml, rejected)
+        why = f"ends without </{USERS.root}>, after {index.rows:,} rows" if index.truncated else "has no users"
+        raise BadInput(f"{origin}: {USERS_XML} {why}; {_WAY_OUT}")
+    with _errors(), connection, connection.cursor() as cursor:
+        _make_tables(cursor)
+        cursor.execute(INCOMING)
+        with Spool(spooled) as spool:
+            reading = _Reading(xml, index, spool, tell, _unfit_for(connection))
+            rows_out = _copy(cursor, "incoming_users", _named(reading.batches()))
+            rows_out -= _set_aside_later(connection, xml, spool)
+        rejected_to = write_rejected([found, spooled], xml, rejected)
+        if max_shrink is not None:
+            _check_shrink(cursor, origin, rows_out, max_shrink)
+        transaction = _replace(cursor)
+    report = DumpReport(
+        source=str(origin),
+        bytes=xml.stat().st_size,
+        rows_in=index.rows,
+        rows_out=rows_out,
+        rejected=index.rejected + spool.count,
+        rejected_file=str(rejected_to) if rejected_to else None,
+        not_imported=dict(reading.not_imported),
+        truncated=index.truncated,
+        seconds=0.0,
+    )
+    return report, transaction
 
 
 def replace_reference_tables(connection: Any, users: Iterable[pa.RecordBatch]) -> int:
@@ -167,11 +195,34 @@ def replace_reference_tables(connection: Any, users: Iterable[pa.RecordBatch]) -
     `users` has the columns of `USERS`. Raises BadInput when two users have one Id, and what `postgres_errors` makes of
     the server's other answers.
     """
-    with postgres_errors("raw_st.users"), connection, connection.cursor() as cursor:
-        cursor.execute(TABLES)
+    with _errors(), connection, connection.cursor() as cursor:
+        _make_tables(cursor)
         _replace_post_types(cursor)
         cursor.execute("DELETE FROM raw_st.users")
         return _copy(cursor, "raw_st.users", _named(users))
+
+
+def _errors() -> AbstractContextManager[None]:
+    return postgres_errors("raw_st.users", WRITING)
+
+
+def _make_tables(cursor: Any) -> None:
+    """Make what is missing: the server asks for the right to make even what is there. Raises BadInput for tables of
+    other columns."""
+    cursor.execute("SELECT to_regnamespace('raw_st')")
+    if cursor.fetchone() == (None,):
+        cursor.execute("CREATE SCHEMA IF NOT EXISTS raw_st")
+    needed = {"post_types": ["id", "name"], "users": _snake_case(USERS.schema)}
+    for table, columns in TABLES.items():
+        cursor.execute(COLUMNS, [f"raw_st.{table}"])
+        found = {name for (name,) in cursor.fetchall()}
+        if not found:
+            cursor.execute(f"CREATE TABLE IF NOT EXISTS raw_st.{table} ({columns})")
+        elif lost := [name for name in needed[table] if name not in found]:
+            raise BadInput(
+                f"raw_st.{table} has no column {' or '.join(lost)}: add what is missing, or rename the table, and the"
+                " import makes one of its own"
+            )
 
 
 _WAY_OUT = "raw_st.users is left as it was; --force-users takes the file as it is"
@@ -240,22 +291,25 @@ class _Record:
 
     def report_if_loaded(self, connection: Any) -> DumpReport | None:
         """The report of an earlier import of the same file, if the table holds its users and no others."""
-        saved = json.loads(self._file.read_text()) if self._file.exists() else {}
-        if saved.get("identity") != self._identity:
+        try:
+            saved = json.loads(self._file.read_text())
+            if saved["identity"] != self._identity:
+                return None
+            report, transaction = DumpReport.from_json(saved["report"]), str(saved["transaction"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing to rely on: the users are loaded again
             return None
-        report = DumpReport.from_json(saved["report"])
-        with postgres_errors("raw_st.users"), connection, connection.cursor() as cursor:
+        with _errors(), connection, connection.cursor() as cursor:
             cursor.execute("SELECT to_regclass('raw_st.users')")
             if cursor.fetchone() == (None,):
                 return None
-            cursor.execute(LOADED, [saved["transaction"]])
+            cursor.execute(LOADED, [transaction])
             if cursor.fetchone() != (report.rows_out, report.rows_out):
                 return None
         return replace(report, resumed_rows=report.rows_out)
 
     def save(self, report: DumpReport, transaction: str) -> None:
         saved = {"identity": self._identity, "transaction": transaction, "report": report.to_json()}
-        self._file.write_text(json.dumps(saved))
+        write_whole(self._file, json.dumps(saved))
 
 
 def _named(users: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -313,12 +367,12 @@ class _CsvText:
 class _Reading:
     """Users.xml as batches, and what is known of it once they were taken."""
 
-    def __init__(self, xml: Path, index: Index, spool: Spool, tell: Tell | None) -> None:
+    def __init__(self, xml: Path, index: Index, spool: Spool, tell: Tell | None, unfit: Check) -> None:
         self._xml = xml
         self._index = index
         self._spool = spool
         self._stopwatch = Stopwatch("users", int((index.runs["end"] - index.runs["start"]).sum()), tell)
-        self._parser = RowParser(USERS, _unfit)
+        self._parser = RowParser(USERS, unfit)
         self.not_imported = self._parser.not_imported
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -339,8 +393,27 @@ class _Reading:
             )
 
 
-def _unfit(users: pa.RecordBatch) -> Iterator[tuple[Flags, str]]:
+def _unfit_for(connection: Any) -> Check:
     """What the table would refuse, so that one user can't fail the COPY of all."""
-    for name, longest in LONGEST.items():
-        lengths = pc.utf8_length(users[name]).fill_null(0)
-        yield np.asarray(lengths) > longest, f"{name} is longer than {longest} characters"
+    encoding = connection.get_parameter_status("server_encoding")
+    codec = None if encoding in ("UTF8", "SQL_ASCII") else encodings.get(encoding)
+
+    def unfit(users: pa.RecordBatch) -> Iterator[tuple[Flags, str]]:
+        for name, longest in LONGEST.items():
+            lengths = pc.utf8_length(users[name]).fill_null(0)
+            yield np.asarray(lengths) > longest, f"{name} is longer than {longest} characters"
+        for name in TEXTS if codec else ():
+            words = f"{name} has characters that the encoding of the database, {encoding}, has not"
+            yield _beyond(users[name], str(codec)), words
+
+    return unfit
+
+
+def _beyond(texts: pa.StringArray, codec: str) -> Flags:
+    """Which texts can't be written in an encoding [n]."""
+    beyond = np.array(pc.invert(pc.string_is_ascii(texts).fill_null(True)))
+    for row in np.flatnonzero(beyond).tolist():
+        with suppress(UnicodeEncodeError):
+            texts[row].as_py().encode(codec)
+            beyond[row] = False
+    return beyond

@@ -20,6 +20,7 @@ from azure.storage.queue import QueueClient
 
 from localcloud.cloud import LocalCloud, invoke
 from localcloud.demo import PostsFile, upload
+from localcloud.processes import LocalCloudError
 from serve.topics import topics_of_day
 from shared.catalog import day_pointer, published_days
 from shared.ledger import State
@@ -63,14 +64,21 @@ def test_an_answer_inherits_from_an_earlier_file(process: Process, services: Ser
 def test_three_deliveries_of_one_event_count_once(cloud: LocalCloud, services: Services) -> None:
     day = date(2024, 5, 1)
     version = upload(services, PostsFile("may.parquet", on(day, PYTHON, JAVA)))
+
+    def deliver(_: int) -> bool:
+        try:
+            return bool(invoke(cloud.state_dir, "land_posts", "posts/may.parquet")["succeeded"])
+        except LocalCloudError as error:
+            return "posts/may.parquet' does not exist" in str(error)  # the event itself was faster
+
     with ThreadPoolExecutor(3) as pool:
-        outcomes = list(pool.map(lambda _: invoke(cloud.state_dir, "land_posts", "posts/may.parquet"), range(3)))
+        outcomes = list(pool.map(deliver, range(3)))
     record = wait_until_ended(services, version)
     landed = PostsLanded(source_id=record.source_id, version=record.version)
     for _ in range(3):
         services.posts_landed.send(landed)
     time.sleep(1)
-    assert any(outcome["succeeded"] for outcome in outcomes)
+    assert any(outcomes)
     assert wait_until_ended(services, version).state is State.PUBLISHED
     assert counts(services, day) == {"python": 1, "java": 1}
     assert len({run.run_id for run in wait_until_ended(services, version).runs}) == 1

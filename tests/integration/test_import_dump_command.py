@@ -110,6 +110,36 @@ def test_users_alone_are_judged(local_cloud: LocalCloud, services: Services, dum
     assert not list(tmp_path.rglob("*.parquet"))
 
 
+def test_a_cut_off_file_of_posts(local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path) -> None:
+    folder, whole = tmp_path / "raspberrypi.meta", (dump / "Posts.xml").read_bytes()
+    folder.mkdir()
+    (folder / "Posts.xml").write_bytes(whole[:900_000])
+    options = ("--no-users", "--work", tmp_path)
+    refused = import_dump(local_cloud.settings_file, tmp_path, folder, *options)
+    assert (refused.returncode, "download it again; or give --truncated" in refused.stderr) == (1, True), refused.stderr
+    assert not list(services.posts_container.list_blob_names())
+    assert import_dump(local_cloud.settings_file, tmp_path, folder, *options, "--truncated").returncode == 0
+    before = {blob.name: blob.etag for blob in services.posts_container.list_blobs()}
+    (folder / "Posts.xml").write_bytes(whole)
+    done = import_dump(local_cloud.settings_file, tmp_path, folder, *options)
+    assert (done.returncode, "1,073 rows in, 1,073 out" in done.stderr) == (0, True), done.stderr
+    after = {blob.name: blob.etag for blob in services.posts_container.list_blobs()}
+    assert (len(before), len(after)) == (246, 464)
+    assert [name for name in before if after[name] != before[name]] == [max(before)]
+
+
+def test_what_is_given_wrongly_is_told(local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("mine")
+    for arguments, words in (
+        ((dump / "Posts.xml",), f"give its folder, {dump}"),
+        ((dump, "--out", tmp_path / "afile"), "afile is a file: name a folder for --out and --work"),
+        ((dump, "--out", tmp_path / "out", "--work", tmp_path / "afile"), "afile is a file: name a folder for --out"),
+    ):
+        failed = import_dump(local_cloud.settings_file, tmp_path, *arguments)
+        assert (failed.returncode, words in failed.stderr, "Traceback" in failed.stderr) == (1, True, False)
+    assert sql(services, "SELECT to_regclass('raw_st.users')") == [(None,)]
+
+
 def test_what_is_missing_is_told_before_the_posts(local_cloud: LocalCloud, dump: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (tmp_path / "Posts.xml").write_bytes((dump / "Posts.xml").read_bytes())

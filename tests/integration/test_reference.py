@@ -202,7 +202,7 @@ def test_a_damaged_snapshot_is_named_with_the_way_out(company: Company) -> None:
         files = company.files()
         with pytest.raises(BadInput) as refused:
             company.copy(weeks_later=2)
-        assert str(refused.value).startswith("reference/users/users.parquet is damaged (")
+        assert str(refused.value).startswith("reference/users/users.parquet cannot be read as a Parquet file: ")
         assert "; delete it, or put one of reference/users/previous in its place, then start" in str(refused.value)
         record = company.record("2026-W49")
         assert (record.state, record.reason) == ("refused", str(refused.value))
@@ -388,7 +388,9 @@ def test_a_file_that_was_damaged_on_its_way_is_copied_again(
 
     monkeypatch.setattr(reference, "BACK_OFF", wait_none())
     company.lake = DamagingLake(company.lake.root)
-    with pytest.raises(TransientError, match=rf"users/{reference.INCOMING}\w+ is damaged \(.*; copy it again"):
+    with pytest.raises(
+        TransientError, match=rf"users/{reference.INCOMING}\w+ cannot be read as a Parquet file: .*; copy it again"
+    ):
         company.copy(reference_proof=proof)
     company.lake = DamagingLake(company.lake.root)
     assert company.copy(reference_proof=proof, reference_attempts=2).state == "published"
