@@ -1,8 +1,8 @@
 """`python -m bench scale`: one job over ever more posts, on both engines: time and memory.
 
 The real posts are repeated under new Ids, 10,000 posts times each factor, in one Parquet file. Each run is the job as
-Databricks starts it, in a process of its own over a lake that is a folder; memory is the peak of the resident memory of
-all its processes together, ten looks a second. Spark runs with two local cores and 4 GiB of Java heap.
+Databricks starts it, in a process of its own over a lake that is a folder; memory is the sum of what each of its
+processes has had resident at most, by the last of ten looks a second. Spark runs with two local cores and 4 GiB of Java heap.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import importlib.util
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -106,16 +106,17 @@ def _environment() -> dict[str, str]:
 
 
 def _processes(session: int) -> dict[int, tuple[int, float]]:
-    """Resident bytes and CPU seconds so far of each process of a session."""
+    """Peak resident bytes and CPU seconds so far of each process of a session."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            peak = re.search(r"VmHWM:\s*(\d+) kB", (folder / "status").read_text())
         except OSError:  # it has gone
             continue
         if int(fields[3]) == session:
             ticks = int(fields[11]) + int(fields[12])
-            found[int(folder.name)] = int(fields[21]) * resource.getpagesize(), ticks / os.sysconf("SC_CLK_TCK")
+            found[int(folder.name)] = int(peak[1]) << 10 if peak else 0, ticks / os.sysconf("SC_CLK_TCK")
     return found
 
 
