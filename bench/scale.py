@@ -2,7 +2,8 @@
 
 The real posts are repeated under new Ids, 10,000 posts times each factor, in one Parquet file. Each run is the job as
 Databricks starts it, in a process of its own over a lake that is a folder; memory is the sum of what each of its
-processes has had resident at most, by the last of ten looks a second. Spark runs with two local cores and 4 GiB of Java heap.
+processes has had resident at most, by the last of ten looks a second. Spark runs with two local cores and 4 GiB of
+Java heap.
 """
 
 from __future__ import annotations
