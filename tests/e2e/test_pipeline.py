@@ -65,20 +65,19 @@ def test_three_deliveries_of_one_event_count_once(cloud: LocalCloud, services: S
     day = date(2024, 5, 1)
     version = upload(services, PostsFile("may.parquet", on(day, PYTHON, JAVA)))
 
-    def deliver(_: int) -> bool:
-        try:
-            return bool(invoke(cloud.state_dir, "land_posts", "posts/may.parquet")["succeeded"])
-        except LocalCloudError as error:
-            return "posts/may.parquet' does not exist" in str(error)  # the event itself was faster
+    def deliver(_: int) -> None:
+        try:  # some may fail, because another delivery is at it; what came of them all is what counts
+            invoke(cloud.state_dir, "land_posts", "posts/may.parquet")
+        except LocalCloudError as error:  # the event itself was faster
+            assert "posts/may.parquet' does not exist" in str(error)
 
     with ThreadPoolExecutor(3) as pool:
-        outcomes = list(pool.map(deliver, range(3)))
+        list(pool.map(deliver, range(3)))
     record = wait_until_ended(services, version)
     landed = PostsLanded(source_id=record.source_id, version=record.version)
     for _ in range(3):
         services.posts_landed.send(landed)
     time.sleep(1)
-    assert any(outcomes)
     assert wait_until_ended(services, version).state is State.PUBLISHED
     assert counts(services, day) == {"python": 1, "java": 1}
     assert len({run.run_id for run in wait_until_ended(services, version).runs}) == 1
