@@ -68,8 +68,9 @@ def test_three_deliveries_of_one_event_count_once(cloud: LocalCloud, services: S
     def deliver(_: int) -> None:
         try:  # some may fail, because another delivery is at it; what came of them all is what counts
             invoke(cloud.state_dir, "land_posts", "posts/may.parquet")
-        except LocalCloudError as error:  # the event itself was faster
-            assert "posts/may.parquet' does not exist" in str(error)
+        except LocalCloudError as error:
+            if "posts/may.parquet' does not exist" not in str(error):  # else the event itself was faster
+                raise
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(deliver, range(3)))
