@@ -500,8 +500,9 @@ def test_two_imports_at_once(dump: Path, tmp_path: Path) -> None:
     assert sum(pq.read_metadata(file).num_rows for file in tmp_path.glob("*.parquet")) == 1073
 
 
-MEGABYTES, MAX_MB = 300, 330
-"""Measured 303 by two threads, of which about 240 are imports; 357 when what is read lay in glibc's heap."""
+MEGABYTES, MAX_MB = 300, 330 if sys.version_info < (3, 12) else 360
+"""Measured 303 by two threads, of which about 240 are imports (351 with Python 3.13, whose imports take more); 357 when
+what is read lay in glibc's heap."""
 
 
 def test_two_threads_take_little_memory(dump: Path, tmp_path: Path) -> None:
