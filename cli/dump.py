@@ -76,7 +76,7 @@ def import_dump_command(
             report = import_dump(
                 source,
                 out or services.posts_container,
-                by=by,  # type: ignore[arg-type]
+                by=by,
                 prefix=prefix,
                 workers=workers,
                 progress=tell,
