@@ -34,12 +34,12 @@ def check(file: SettingsFile = DEFAULT_FILE, as_json: AsJson = False) -> None:
     """
     screen, results, hints = Screen(), [], []
     for what, look in _looks(open_services(file)):
-        if not as_json:
-            screen.console.print(f"trying {what} …", end="\r" if screen.width else "\n", style="dim")
+        if screen.width is not None and not as_json:
+            screen.console.print(f"trying {what} …", end="\r", style="dim")
         try:
             works, said = True, look()
         except StackTopicsError as error:
-            works, said = False, str(error)
+            works, said = False, str(error).removeprefix(f"{what}: ")
             hints += [advice] if (advice := hint(error)) else []
         results.append({"what": what, "works": works, "said": said})
         if not as_json:
@@ -85,8 +85,8 @@ def _setting(name: str, field: FieldInfo, below: dict[str, str], file: Path) -> 
                 shown = str(SecretStr(known[variable.lower()])) if secret else known[variable.lower()]
                 return variable, shown, place
     missing = field.is_required()
-    default = ",".join(field.default) if isinstance(field.default, tuple) else str(field.default)
-    return name.upper(), None if missing else default, "" if missing else "default"
+    default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    return name.upper(), None if missing else "" if default is None else str(default), "" if missing else "default"
 
 
 def _unknown(below: dict[str, str], file: Path) -> Iterator[str]:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from shared.errors import StackTopicsError, TransientError
+from shared.errors import SettingsError, StackTopicsError, TransientError
 from shared.services import Services
 from shared.settings import LOCAL_SETTINGS_FILE
 
@@ -36,7 +36,9 @@ def open_services(file: Path, *, patient: bool = False) -> Services:
 
 
 def hint(error: StackTopicsError) -> str | None:
-    """What to look at where nothing answered and the settings lead to this machine; else None."""
+    """The next step, where nothing answers on this machine or there are no settings at all; else None."""
+    if isinstance(error, SettingsError) and not DEFAULT_FILE.exists():
+        return f"There is no {DEFAULT_FILE} here: `make up` starts the local cloud and writes one."
     if not isinstance(error, TransientError) or not any(_is_local(services.settings) for services in _opened):
         return None
     return "The settings lead to this machine, where nothing answers: is `make up` running?"

@@ -86,6 +86,7 @@ def _csv_batches(path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
             column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=True
         ),
     )
+    yield pa.RecordBatch.from_pylist([], reader.schema)  # a file without rows has its columns all the same
     yield from reader
 
 
