@@ -10,7 +10,7 @@ import typer
 
 from cli.follow import Uploaded, follow, upload
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
-from cli.screen import Screen, print_json
+from cli.screen import Screen, number_of, print_json
 from ingest.prepare import prepared
 from shared.ledger import FileRecord, State
 
@@ -76,4 +76,4 @@ def outcome(record: FileRecord) -> str:
         return f"{record.state}: {record.reason}"
     days = f"{record.days[0]}" if len(record.days) == 1 else f"{len(record.days):,} days"
     seconds = (max(record.times.values()) - min(record.times.values())).total_seconds()
-    return f"published: {record.counted or 0:,} posts on {days}, after {seconds:.1f} s"
+    return f"published: {number_of(record.counted or 0, 'post')} on {days}, after {seconds:.1f} s"

@@ -42,6 +42,11 @@ def visible(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def number_of(count: int, what: str) -> str:
+    """`1 post`, `1,024 posts`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 class Screen:
     """Prints to one stream, standard output unless another is given."""
 

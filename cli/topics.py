@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
-from cli.screen import Column, Screen, print_json
+from cli.screen import Column, Screen, number_of, print_json
 from serve.topics import Topic, TopicsOfDay, parse_day, topics_of_day
 
 BAR = 24
@@ -41,7 +41,7 @@ def topics(
 
 def show_topics(screen: Screen, found: TopicsOfDay, details: bool = False) -> None:
     """The topics of a day as a table with bars, and what its columns mean."""
-    screen.heading(f"Topics of {found.day}: {found.posts:,} posts")
+    screen.heading(f"Topics of {found.day}: {number_of(found.posts, 'post')}")
     numbers = ("#", "posts", "share")
     columns = [Column("#", right=True), Column("topic")]
     columns += [Column(name, right=True) for name in numbers[1:]]

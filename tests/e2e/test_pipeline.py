@@ -91,9 +91,9 @@ def test_three_deliveries_of_one_event_count_once(cloud: LocalCloud, services: S
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("no-parquet.parquet", b"Id,Title\n" * 100, "not a Parquet file"),
+        ("no-parquet.parquet", b"Ideas, Title\n" * 100, "not a Parquet file"),
         ("no-body.parquet", parquet(posts(PYTHON).drop_columns(["Body"])), "column Body is missing"),
-        ("text-id.parquet", parquet(posts(PYTHON).set_column(0, "Id", [["one"]])), "Id is string"),
+        ("bool-id.parquet", parquet(posts(PYTHON).set_column(0, "Id", [[True]])), "Id is boolean"),
     ],
 )
 def test_a_file_that_breaks_its_contract_is_quarantined_at_once(

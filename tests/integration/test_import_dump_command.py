@@ -150,6 +150,6 @@ def test_what_is_missing_is_told_before_the_posts(local_cloud: LocalCloud, dump:
     (tmp_path / "elsewhere.json").write_text(json.dumps(settings))
     failed = import_dump(tmp_path / "elsewhere.json", tmp_path, dump, "--out", out)
     assert (failed.returncode, "Postgres" in failed.stderr, "Traceback" in failed.stderr) == (1, True, False)
-    failed = import_dump(local_cloud.settings_file, tmp_path, dump, "--out", out, "--by", "year")
-    assert (failed.returncode, "write day or month" in failed.stderr) == (1, True)
+    failed = import_dump(local_cloud.settings_file, tmp_path, dump, "--out", out, "--by", "decade")
+    assert (failed.returncode, "'decade' is not one of" in failed.stderr) == (2, True)
     assert not out.exists()
