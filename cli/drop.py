@@ -56,8 +56,11 @@ def drop(
 
 
 def _follow(services: Services, uploaded: list[Uploaded], screen: Screen, patience: float, as_json: bool) -> None:
+    said: dict[Uploaded, State] = {}
+
     def seen(dropped: Uploaded, record: FileRecord) -> None:
-        if not as_json:
+        if not as_json and said.get(dropped) is not record.state:
+            said[dropped] = record.state
             screen.line(f"{dropped.name}: {SAID.get(record.state) or outcome(record)}")
 
     records = follow(services, uploaded, seen, patience)

@@ -188,7 +188,8 @@ def _show(found: Status) -> None:
     if not found.needs_a_person:
         screen.heading("Nothing needs a person.")
         return
-    screen.heading(f"{len(found.needs_a_person)} need a person")
+    things = len(found.needs_a_person)
+    screen.heading(f"{number_of(things, 'thing')} {'needs' if things == 1 else 'need'} a person")
     for sentence in found.needs_a_person:
         screen.line(sentence, "red")
     screen.line("What to do for each: docs/operations.md; `manage.py status FILE` has a file's whole story.", "dim")
