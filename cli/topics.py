@@ -8,7 +8,8 @@ import typer
 
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
 from cli.screen import Column, Screen, number_of, print_json
-from serve.topics import Topic, TopicsOfDay, parse_day, topics_of_day
+from serve.topics import TopicsOfDay, parse_day, topics_of_day
+from shared.topics import TopicRow
 
 BAR = 24
 OTHER = "other"
@@ -83,11 +84,11 @@ def show_topics(screen: Screen, found: TopicsOfDay, details: bool = False) -> No
         )
 
 
-def _is_exact(topic: Topic) -> bool:
+def _is_exact(topic: TopicRow) -> bool:
     return topic.high - topic.low < 1e-9
 
 
-def _interval(topic: Topic) -> str:
+def _interval(topic: TopicRow) -> str:
     return "exact" if _is_exact(topic) else f"{topic.low:.1%} to {topic.high:.1%}"
 
 
