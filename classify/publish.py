@@ -21,7 +21,8 @@ from classify.models import load_reference
 from classify.summary import COUNTS
 from shared import paths
 from shared.catalog import DayPointer, SourcePointer, day_pointer, move_pointer, source_pointer
-from shared.errors import Conflict, TerminalError, TransientError
+from shared.conditional import until_first
+from shared.errors import TerminalError
 from shared.lake import digest
 from shared.ledger import ENDED, FileRecord, State
 from shared.topics import DayFigures, arrow_types, to_arrow, to_csv
@@ -34,7 +35,6 @@ log = logging.getLogger("stacktopics.classify.publish")
 
 FORMAT = 3
 """Part of a publish id, as the columns are: raise it when values change for the same counts and columns."""
-POINTER_TRIES = 20
 DAY_WORKERS = 8
 SUPERSEDED_BECAUSE = "a newer version of the same file counts already"
 
@@ -87,7 +87,8 @@ def counts_already_newer(services: Services, record: FileRecord) -> bool:
 
 def _count_source(services: Services, record: FileRecord, days: list[date]) -> SourcePointer | None:
     """Let this classification count for its source; None when that of a newer version does."""
-    for _ in range(POINTER_TRIES):
+
+    def count() -> SourcePointer | None:
         pointer, etag = source_pointer(services.lake, record.source_id)
         if pointer is not None and pointer.output == record.output:
             return pointer
@@ -103,12 +104,10 @@ def _count_source(services: Services, record: FileRecord, days: list[date]) -> S
             days=days,
             left=sorted(before - set(days)),
         )
-        try:
-            move_pointer(services.lake, paths.source_pointer(record.source_id), successor, etag)
-        except Conflict:
-            continue
+        move_pointer(services.lake, paths.source_pointer(record.source_id), successor, etag)
         return successor
-    raise TransientError(f"too many versions of {record.source.name} are being published at once")
+
+    return until_first(count, f"the pointer of {record.source.name}")
 
 
 def _refresh(services: Services, day: date, reader: _Reader, source_id: str | None = None) -> bool:
@@ -118,7 +117,8 @@ def _refresh(services: Services, day: date, reader: _Reader, source_id: str | No
     from an older state fails to move it and starts again.
     """
     lake = services.lake
-    for _ in range(POINTER_TRIES):
+
+    def refresh() -> bool:
         pointer, etag = day_pointer(lake, day)
         sources = dict(pointer.sources) if pointer else {}
         if source_id is not None:
@@ -130,13 +130,10 @@ def _refresh(services: Services, day: date, reader: _Reader, source_id: str | No
         if pointer is not None and pointer.publish_id == publish_id:
             return False
         topics = topics_of_day(day, [reader.contribution(output) for output in sources.values()], reader.reference)
-        successor = _write_topics(services, day, publish_id, sources, topics)
-        try:
-            move_pointer(lake, paths.day_pointer(day), successor, etag)
-        except Conflict:
-            continue
+        move_pointer(lake, paths.day_pointer(day), _write_topics(services, day, publish_id, sources, topics), etag)
         return True
-    raise TransientError(f"the topics of {day} are being published by too many others")
+
+    return until_first(refresh, f"the pointer of {day}")
 
 
 def _publish_id(day: date, sources: dict[str, str]) -> str:

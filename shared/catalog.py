@@ -43,7 +43,7 @@ class DayPointer(DayFigures):
     published_at: datetime
 
 
-Pointer = TypeVar("Pointer", SourcePointer, DayPointer)
+Pointer = TypeVar("Pointer", bound=BaseModel)
 
 
 def read_pointer(lake: Lake, kind: type[Pointer], path: str) -> tuple[Pointer | None, str | None]:

@@ -17,8 +17,9 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared import paths
+from shared.conditional import until_first
 from shared.documents import decode
-from shared.errors import Conflict, NotFound, TransientError
+from shared.errors import Conflict, NotFound
 from shared.lake import Lake
 
 MAX_REASON = 4_000
@@ -105,8 +106,6 @@ class FileRecord(BaseModel):
 class Ledger:
     """The records of all file versions."""
 
-    CHANGE_TRIES = 20
-
     def __init__(self, lake: Lake) -> None:
         self._lake = lake
 
@@ -136,18 +135,17 @@ class Ledger:
         Retried when somebody else was first; returns the record as it then is.
         """
         path = paths.file_record(record.source_id, record.version)
-        for _ in range(self.CHANGE_TRIES):
+
+        def change() -> FileRecord:
             data, etag = self._lake.read_with_etag(path)
             current = decode(FileRecord, data, path)
             successor = decide(current)
             if successor is None:
                 return current
-            try:
-                self._lake.put(path, _encoded(successor), if_match=etag)
-            except Conflict:
-                continue
+            self._lake.put(path, _encoded(successor), if_match=etag)
             return successor
-        raise TransientError(f"the record of {record.key} is being changed by too many others")
+
+        return until_first(change, f"the record of {record.key}")
 
     def records(self) -> Iterator[FileRecord]:
         """Every record; by source, then version."""
