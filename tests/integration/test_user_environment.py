@@ -8,12 +8,11 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +23,7 @@ import manage
 from localcloud.cloud import reset
 from localcloud.samples import sample_posts
 from tests import exports
+from tests.dumps import write_xml
 from tests.environments import EVERY_VERSION, make_environment
 from tests.reach import modules_reached
 
@@ -113,28 +113,13 @@ def settings(user: User, state: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dumps") / "cooking.stackexchange.com"
     folder.mkdir()
     posts = [post | {"CreationDate": datetime(2014, 1 + number % 2, 9)} for number, post in enumerate(POSTS)]
     write_xml(folder / "Posts.xml", posts)
     write_xml(folder / "Users.xml", USERS)
     return folder
-
-
-def write_xml(file: Path, rows: list[Mapping[str, Any]]) -> None:
-    """A file of a data dump; it has no attribute for NULL."""
-    root = file.stem.lower()
-    lines = [
-        f"  <row {' '.join(f'{name}={_quoted(value)}' for name, value in row.items() if value is not None)} />"
-        for row in rows
-    ]
-    file.write_text("\n".join(['<?xml version="1.0" encoding="utf-8"?>', f"<{root}>", *lines, f"</{root}>"]))
-
-
-def _quoted(value: Any) -> str:
-    text = value.isoformat(timespec="milliseconds") if isinstance(value, datetime) else str(value)
-    return quoteattr(text, {'"': "&quot;", "\n": "&#xA;"})
 
 
 def _commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:
@@ -150,8 +135,8 @@ def test_every_command_says_how_it_is_used(user: User) -> None:
         assert f"Usage: manage.py {' '.join(command)}".strip() in user.gets("manage.py", *command, "--help")
 
 
-def test_the_demo_takes_a_dump(user: User, state: Path, dump: Path) -> None:
-    said = user.gets("-m", "localcloud", "demo", "--dump", dump, "--state", state)
+def test_the_demo_takes_a_dump(user: User, state: Path, small_dump: Path) -> None:
+    said = user.gets("-m", "localcloud", "demo", "--dump", small_dump, "--state", state)
     assert f"{len(USERS):,} rows in, {len(USERS):,} out, 0 set aside" in said
     assert f"{len(POSTS)} rows in, {len(POSTS)} out, 0 set aside, 2 files" in said
     assert f"{len(POSTS)} posts on 2 days" in said
@@ -169,8 +154,8 @@ def test_an_operator_looks_at_the_cloud(user: User, settings: Path) -> None:
     assert (STARTER / "model.json").read_text().split('"version": "')[1][:8] in manage("models")
 
 
-def test_an_operator_imports_a_dump(user: User, settings: Path, dump: Path, tmp_path: Path) -> None:
-    given = ("manage.py", "import-dump", dump, "--settings", settings)
+def test_an_operator_imports_a_dump(user: User, settings: Path, small_dump: Path, tmp_path: Path) -> None:
+    given = ("manage.py", "import-dump", small_dump, "--settings", settings)
     said = user.gets(*given, "--by", "month", "--out", tmp_path / "out", "--workers", "2")
     assert "2 files" in said
     names = ["posts-cooking-2014-01.parquet", "posts-cooking-2014-02.parquet"]
