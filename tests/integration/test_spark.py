@@ -27,6 +27,7 @@ from classify.tally import MAX_DAYS
 from shared import paths
 from shared.errors import BadInput, NotFound, TerminalError
 from shared.lake import FolderLake
+from tests.real_posts import RealPosts
 from tests.unit.test_notebooks import run_on_databricks
 from tests.world import Crash, damaged, parquet, posts
 
@@ -196,9 +197,9 @@ def test_a_mixed_file_comes_out_as_from_the_arrow_engine(spark: Any, tmp_path: P
 
 
 def test_real_posts_come_out_as_from_the_arrow_engine_and_again(
-    spark: Any, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+    spark: Any, tmp_path: Path, real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = pq.read_table(shared_data / "posts.parquet").slice(4_000, 3_000)
+    table = pq.read_table(real_posts("posts.parquet")).slice(4_000, 3_000)
     monkeypatch.setattr(spark_engine, "ROWS_A_PART", 1_000)
     arrow = classified(tmp_path / "arrow", table, "arrow")
     by_spark = classified(tmp_path / "spark", table, "spark")

@@ -22,6 +22,7 @@ from shared import paths
 from shared.errors import BadInput, ModelError, NotFound, TerminalError
 from shared.lake import FolderLake
 from shared.storage import RangedReader
+from tests.real_posts import RealPosts
 from tests.world import MODEL_VERSION, damaged, parquet, posts, starter
 
 PYTHON, JAVA = {"Tags": "<python>"}, {"Tags": "<java>"}
@@ -208,9 +209,9 @@ def test_of_a_large_row_group_little_is_held_at_once(is_large: bool, monkeypatch
 
 
 def test_batches_and_row_groups_do_not_show(
-    lake: FolderLake, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+    lake: FolderLake, real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = pq.read_table(shared_data / "posts.parquet").slice(4_000, 1_500)
+    table = pq.read_table(real_posts("posts.parquet")).slice(4_000, 1_500)
     _, whole = classify(lake, table)
     monkeypatch.setattr(rowgroups, "BATCH_ROWS", 97)
     monkeypatch.setattr(job, "BATCH_ROWS", 97)
