@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
-import manage
+import cli.main
 from localcloud.cloud import reset
 from localcloud.samples import sample_posts
 from tests import exports
@@ -129,7 +129,7 @@ def _commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:
 
 
 def test_every_command_says_how_it_is_used(user: User) -> None:
-    commands = [*_commands(typer.main.get_command(manage.app))]
+    commands = [*_commands(typer.main.get_command(cli.main.app))]
     assert ("models", "promote") in commands
     for command in commands:
         assert f"Usage: manage.py {' '.join(command)}".strip() in user.gets("manage.py", *command, "--help")
