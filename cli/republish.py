@@ -20,7 +20,7 @@ def republish(since: Day = None, until: Day = None, file: SettingsFile = DEFAULT
 
     Days whose files would be the same stay as they are.
     """
-    from classify.publish import republish
+    from pipeline.publish import republish
 
     first, last = parse_day(since), parse_day(until)
     if first and last and first > last:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel
 
-from classify.summary import Training
+from classify.registry.summary import Training
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
 from cli.screen import Cell, Column, Screen, number_of, print_json
 from ingest.reference import last_record

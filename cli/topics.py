@@ -27,7 +27,7 @@ def topics(
     """The topics of a day, most frequent first; with --list, every topic that a post can have."""
     lake = open_services(file).lake
     if show_list:
-        from classify.models import known_topics
+        from classify.registry.models import known_topics
 
         _list(*known_topics(lake), as_json)
         return

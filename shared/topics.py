@@ -1,8 +1,8 @@
 """The topics of a day as everybody sees them, declared once: the row of a topic, and the figures of the day.
 
 The Parquet and CSV files of a day, the day's pointer in the catalog, the API and the terminal are made from these two
-models. A new column is a field of `TopicRow` and the value that `classify/day.py` gives it; published days get it by
-`manage.py republish`, because the columns are part of a publish id.
+models. A new column is a field of `TopicRow` and the value that `classify/days/day.py` gives it; published days get it
+by `manage.py republish`, because the columns are part of a publish id.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 import pytest
 
-from classify.fit import evaluate, fit, folds_of, own_topics, primary_of, report_on_days, tagged_questions
+from classify.learn.fit import evaluate, fit, folds_of, own_topics, primary_of, report_on_days, tagged_questions
 from tests.real_posts import RealPosts
 
 STRONG = 1.5
@@ -14,7 +14,7 @@ STRONG = 1.5
 
 def test_a_fold_of_real_questions(real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds are a little below what the worst of five folds reaches with 100 topics."""
-    monkeypatch.setattr("classify.fit.DAYS", 20)
+    monkeypatch.setattr("classify.learn.fit.DAYS", 20)
     questions = tagged_questions(pq.read_table(real_posts("posts.parquet")))
     fold = folds_of(questions.ids, 5)
     unseen = questions.take(fold == 0)

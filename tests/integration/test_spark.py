@@ -18,12 +18,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from classify import clean
-from classify.job import POST_TOPICS, JobParameters, run
-from classify.models import current_version
-from classify.questions import QUESTION_TOPICS
-from classify.summary import COUNTS, REFUSED, SUMMARY, Summary
-from classify.tally import MAX_DAYS
+from classify.days.tally import MAX_DAYS
+from classify.posts import clean
+from classify.registry.models import current_version
+from classify.registry.summary import COUNTS, REFUSED, SUMMARY, Summary
+from classify.run.engine import run
+from classify.run.output import POST_TOPICS
+from classify.run.parameters import JobParameters
+from classify.run.questions import QUESTION_TOPICS
 from shared import paths
 from shared.errors import BadInput, NotFound, TerminalError
 from shared.lake import FolderLake
@@ -32,7 +34,7 @@ from tests.unit.test_notebooks import run_on_databricks
 from tests.world import Crash, damaged, parquet, posts
 
 pyspark = pytest.importorskip("pyspark", reason="the spark engine is tested where pyspark is installed")
-from classify import spark as spark_engine  # noqa: E402 - it needs pyspark
+from classify.run import spark as spark_engine  # noqa: E402 - it needs pyspark
 
 PYTHON, JAVA = {"Tags": "<python>"}, {"Tags": "<java>"}
 CSS = {"Title": "css float", "Body": "<p>two css floats</p><pre><code>.menu { float: left }</code></pre>"}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from classify.launch import retrain
-from classify.models import current_version, load_model
-from classify.summary import Training
+from classify.registry.models import current_version, load_model
+from classify.registry.summary import Training
 from localcloud.databricks import JobsSettings
+from pipeline.launch import retrain
 from shared import paths
 from shared.databricks import JobRuns, RunState
 from shared.lake import FolderLake

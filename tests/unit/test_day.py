@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from classify.day import Contribution, topics_of_day
-from classify.model import Classified
-from classify.quantify import Reference
-from classify.tally import COUNTS, Tally
+from classify.days.day import Contribution, topics_of_day
+from classify.days.tally import COUNTS, Tally
+from classify.model.model import Classified
+from classify.model.quantify import Reference
 from shared.errors import BadInput
 from tests.world import starter
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from classify import job
+from classify.run import arrow
 from serve.topics import topics_of_day
 from shared import paths
 from shared.catalog import published_days
@@ -26,7 +26,7 @@ EFFECTS = {"put", "copy", "delete", "send", "run_now"}
 
 @pytest.fixture(autouse=True)
 def _one_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "load_model", lambda lake, version: {MODEL_VERSION: starter()}[version])
+    monkeypatch.setattr(arrow, "load_model", lambda lake, version: {MODEL_VERSION: starter()}[version])
 
 
 def counts(world: World, day: date = DAY) -> dict[str, int]:

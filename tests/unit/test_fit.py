@@ -10,8 +10,8 @@ import pytest
 from scipy import sparse
 from scipy.optimize import minimize
 
-from classify import fit as fitting
-from classify.fit import (
+from classify.learn import fit as fitting
+from classify.learn.fit import (
     chance_curve,
     cross_validate,
     evaluate,
@@ -24,9 +24,9 @@ from classify.fit import (
     primary_of,
     tagged_questions,
 )
-from classify.hinge import COST, discriminance, train, train_left_out
-from classify.model import Calibration, TopicModel
-from classify.text import Field, key_of, occurrences
+from classify.learn.hinge import COST, discriminance, train, train_left_out
+from classify.model.model import Calibration, TopicModel
+from classify.model.text import Field, key_of, occurrences
 from shared.errors import BadInput
 from tests.real_posts import RealPosts
 from tests.unit.topic_posts import questions

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 from scipy import sparse
 
-from classify.fit import fit
-from classify.model import TopicModel
-from classify.modelfiles import ARRAYS, CALIBRATION, MANIFEST, version_of
-from classify.quantify import Reference
-from classify.text import Field, key_of, occurrences
+from classify.learn.fit import fit
+from classify.model.files import ARRAYS, CALIBRATION, MANIFEST, version_of
+from classify.model.model import TopicModel
+from classify.model.quantify import Reference
+from classify.model.text import Field, key_of, occurrences
 from shared.errors import ModelError
 from tests.unit.topic_posts import questions
 

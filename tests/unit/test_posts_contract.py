@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from classify import clean
+from classify.posts import clean
 from ingest.contracts import check_posts
 from shared import paths
 from shared.errors import BadInput

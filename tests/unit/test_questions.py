@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from classify import questions
-from classify.questions import MANY_FILES, merge, newest_topics, remember
+from classify.run import questions
+from classify.run.questions import MANY_FILES, merge, newest_topics, remember
 from shared import paths
 from shared.errors import TransientError
 from shared.lake import FileInfo, FolderLake

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from classify.text import (
+from classify.model.text import (
     _KEYS_PER_BODY_BYTE,
     _KEYS_PER_TITLE_BYTE,
     MAX_BODY_BYTES,

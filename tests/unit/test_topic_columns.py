@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic.fields import FieldInfo
 
-import classify.day
-from classify.publish import republish
+from classify.days import day as classify_day
+from pipeline.publish import republish
 from serve.topics import topics_of_day
 from shared import paths, topics
 from shared.catalog import day_pointer
@@ -47,7 +47,7 @@ def test_a_new_column_arrives_in_parquet_csv_json_and_pointer(world: World, monk
 
     # The two edits: the field of the row, and the value that it is given.
     monkeypatch.setattr(topics, "TopicRow", WiderRow)
-    monkeypatch.setattr(classify.day, "TopicRow", lambda **row: WiderRow(**row, asked=row["questions"] / row["posts"]))
+    monkeypatch.setattr(classify_day, "TopicRow", lambda **row: WiderRow(**row, asked=row["questions"] / row["posts"]))
 
     assert republish(world.services, [DAY]) == [DAY]
     pointer, _ = day_pointer(world.lake, DAY)

@@ -10,9 +10,9 @@ import logging
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from classify.models import current_version
-from classify.publish import SUPERSEDED_BECAUSE, counts_already_newer, publish
-from classify.summary import REFUSED, SUMMARY, Summary
+from classify.registry.models import current_version
+from classify.registry.summary import REFUSED, SUMMARY, Summary
+from pipeline.publish import SUPERSEDED_BECAUSE, counts_already_newer, publish
 from shared import paths
 from shared.databricks import RunState, idempotency_token
 from shared.documents import decode
@@ -23,7 +23,7 @@ from shared.messages import ClassificationStarted, PostsLanded
 if TYPE_CHECKING:
     from shared.services import Services
 
-log = logging.getLogger("stacktopics.classify.launch")
+log = logging.getLogger("stacktopics.pipeline.launch")
 
 TRAININGS_A_WEEK = 7
 """Runs that may be started in a week as long as all before them have failed."""

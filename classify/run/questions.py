@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from classify import rowgroups
+from classify.posts import rowgroups
 from shared import paths
 from shared.conditional import until_first
 from shared.errors import Conflict, NotFound, TerminalError
@@ -33,7 +33,7 @@ from shared.parquet import readable
 if TYPE_CHECKING:
     from shared.lake import Lake
 
-log = logging.getLogger("stacktopics.classify.questions")
+log = logging.getLogger("stacktopics.classify.run.questions")
 
 Ids = npt.NDArray[np.int64]
 

@@ -16,9 +16,9 @@ from datetime import date
 from functools import cache
 from typing import TYPE_CHECKING
 
-from classify.day import Contribution, DayTopics, topics_of_day
-from classify.models import load_reference
-from classify.summary import COUNTS
+from classify.days.day import Contribution, DayTopics, topics_of_day
+from classify.registry.models import load_reference
+from classify.registry.summary import COUNTS
 from shared import paths
 from shared.catalog import DayPointer, SourcePointer, day_pointer, move_pointer, source_pointer
 from shared.conditional import until_first
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from shared.lake import Lake
     from shared.services import Services
 
-log = logging.getLogger("stacktopics.classify.publish")
+log = logging.getLogger("stacktopics.pipeline.publish")
 
 FORMAT = 3
 """Part of a publish id, as the columns are: raise it when values change for the same counts and columns."""

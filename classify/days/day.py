@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from classify.quantify import COVERED, DayStatistics, Estimate, Reference, estimate
-from classify.tally import Tally
+from classify.days.tally import Tally
+from classify.model.quantify import COVERED, DayStatistics, Estimate, Reference, estimate
 from shared.errors import BadInput
 from shared.topics import DayFigures, TopicRow
 
