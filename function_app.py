@@ -54,7 +54,7 @@ def launch_classification(message: func.QueueMessage) -> None:
 @app.queue_trigger(arg_name="message", queue_name="%CLASSIFICATION_RUNS_QUEUE%", connection="QUEUES_STORAGE")
 def watch_classification(message: func.QueueMessage) -> None:
     """Look at a run: publish it, try again, or look later."""
-    from pipeline.launch import watch
+    from pipeline.watch import watch
     from shared.documents import decode
     from shared.messages import ClassificationStarted
 
@@ -64,7 +64,7 @@ def watch_classification(message: func.QueueMessage) -> None:
 @app.timer_trigger(arg_name="timer", schedule="%RETRAIN_SCHEDULE%", run_on_startup=False, use_monitor=True)
 def retrain(timer: func.TimerRequest) -> None:
     """Start the training run that may replace the topic model."""
-    from pipeline.launch import retrain
+    from pipeline.retrain import retrain
 
     retrain(services())
 

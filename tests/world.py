@@ -22,7 +22,8 @@ from classify.registry.models import STARTER, CurrentModel
 from classify.run.engine import run
 from classify.run.parameters import JobParameters
 from ingest.posts import land_posts
-from pipeline.launch import launch, watch
+from pipeline.launch import launch
+from pipeline.watch import watch
 from shared import paths
 from shared.databricks import RunState
 from shared.errors import Conflict, NotFound, TerminalError, TransientError

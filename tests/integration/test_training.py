@@ -12,7 +12,7 @@ import pytest
 from classify.registry.models import current_version, load_model
 from classify.registry.summary import Training
 from localcloud.databricks import JobsSettings
-from pipeline.launch import retrain
+from pipeline.retrain import retrain
 from shared import paths
 from shared.databricks import JobRuns, RunState
 from shared.lake import FolderLake

@@ -64,3 +64,23 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert missing == []
+
+
+def test_the_design_draws_the_tree_that_there_is() -> None:
+    design = (PROJECT / "docs" / "design.md").read_text()
+    drawn, rooms = set(), []
+    for line in re.findall(
+        r"^    ( *)(.*)$", design.split("## The house")[1].split("\nImports point")[0], re.MULTILINE
+    ):
+        depth, words = len(line[0]) // 2, line[1].split("  ")[0].split()
+        rooms = rooms[:depth]
+        if words and words[0].endswith("/"):
+            rooms.append(words[0])
+        drawn |= {"".join(rooms) + word for word in words if word.endswith(".py")}
+    there = {
+        str(file.relative_to(PROJECT))
+        for room in ("cli", "pipeline", "ingest", "classify", "serve", "shared")
+        for file in (PROJECT / room).rglob("*.py")
+        if file.name != "__init__.py"
+    }
+    assert drawn - {"function_app.py", "manage.py"} == there

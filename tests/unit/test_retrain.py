@@ -14,7 +14,7 @@ import pytest
 from azurefunctions.extensions.base import meta
 
 from classify.train import TrainParameters
-from pipeline.launch import TRAININGS_A_WEEK, retrain
+from pipeline.retrain import TRAININGS_A_WEEK, retrain
 from shared.databricks import RunState
 from shared.errors import NotFound, TerminalError
 from tests.world import START, World, WorldRuns, settings
