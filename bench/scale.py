@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.common import Bound, conclude, options
-from classify.run import parameters
+from classify.run.parameters import JobParameters
 from shared import paths
 from tests.real_posts import FOLDER, what_is_missing
 
@@ -81,7 +81,7 @@ def measure(engine: str, posts: int, folder: Path) -> dict[str, Any]:
         if process.returncode:
             said.seek(0)
             raise SystemExit(said.read().decode()[-3000:])
-    parameters = parameters.JobParameters.model_validate(values | {"lake_root": str(folder), "topic_source": "model"})
+    parameters = JobParameters.model_validate(values | {"lake_root": str(folder), "topic_source": "model"})
     summary = json.loads((folder / parameters.output / "summary.json").read_text())
     return {
         "engine": engine,
