@@ -196,7 +196,7 @@ print(topics_of_day(world.lake, day).to_csv(), end="")
 
 def test_a_column_is_added_to_the_topics_file(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    for room in ("classify", "serve", "shared", "ingest"):
+    for room in ("pipeline", "classify", "serve", "shared", "ingest"):
         shutil.copytree(PROJECT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", "starter"))
     (copy / "tests").mkdir()
     shutil.copy(PROJECT / "tests" / "world.py", copy / "tests")
