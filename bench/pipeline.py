@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from classify.summary import SUMMARY, Summary
+from classify.registry.summary import SUMMARY, Summary
 from localcloud.cloud import LocalCloud
 from localcloud.demo import PostsFile, parquet, upload
 from localcloud.processes import PROJECT_ROOT

@@ -33,10 +33,10 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from classify import fit
-from classify.fit import Posts
-from classify.model import TopicModel
-from classify.text import Field
+from classify.learn import fit
+from classify.learn.fit import Posts
+from classify.model.model import TopicModel
+from classify.model.text import Field
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

@@ -23,12 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, Field, ValidationError
 
-from classify import clean, fit, rowgroups
-from classify.card import card, mean_report
-from classify.clean import EPOCH
-from classify.fit import check_enough
-from classify.models import current_model, load_model, promote, store_model
-from classify.summary import Training
+from classify.learn import fit
+from classify.learn.fit import check_enough
+from classify.posts import clean, rowgroups
+from classify.posts.clean import EPOCH
+from classify.registry.card import card, mean_report
+from classify.registry.models import current_model, load_model, promote, store_model
+from classify.registry.summary import Training
 from shared import paths
 from shared.catalog import source_pointer
 from shared.errors import BadInput, Conflict, ModelError, StackTopicsError
@@ -39,8 +40,8 @@ from shared.services import Services
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from classify.fit import Posts
-    from classify.model import TopicModel
+    from classify.learn.fit import Posts
+    from classify.model.model import TopicModel
     from shared.lake import Lake
 
 log = logging.getLogger("stacktopics.classify.train")

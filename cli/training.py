@@ -22,8 +22,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a topic model on the tagged questions of Posts files; writes its card and report too."""
-    from classify.card import CARD, REPORT, card, mean_report
-    from classify.fit import check_enough, files_named, fit, read_questions
+    from classify.learn.fit import check_enough, files_named, fit, read_questions
+    from classify.registry.card import CARD, REPORT, card, mean_report
 
     files = [*posts, *(more or [])]
     if out.exists() and not out.is_dir():
@@ -57,8 +57,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a topic model on the tagged questions of a file."""
-    from classify.fit import FEWEST, evaluate, own_topics, read_questions
-    from classify.model import TopicModel
+    from classify.learn.fit import FEWEST, evaluate, own_topics, read_questions
+    from classify.model.model import TopicModel
 
     loaded = TopicModel.load(model)
     with progress() as tell:
@@ -90,7 +90,7 @@ def score(
 
     The model is asked, whatever tags a question has, because who calls this wants to know what it says.
     """
-    from classify.job import score_file
+    from classify.run.engine import score_file
 
     with progress() as tell:
         summary = score_file(posts, model, out, topic_source, partial(tell, "scoring"))

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import cli.options
-from classify.card import CARD, REPORT
-from classify.fit import fit
-from classify.job import POST_TOPICS
-from classify.model import TopicModel
-from classify.modelfiles import ARRAYS, CALIBRATION, MANIFEST
-from classify.models import current_version, load_model, store_model, versions
-from classify.summary import Training
+from classify.learn.fit import fit
+from classify.model.files import ARRAYS, CALIBRATION, MANIFEST
+from classify.model.model import TopicModel
+from classify.registry.card import CARD, REPORT
+from classify.registry.models import current_version, load_model, store_model, versions
+from classify.registry.summary import Training
+from classify.run.output import POST_TOPICS
 from cli import check, main
 from shared import paths
 from shared.catalog import DayPointer, move_pointer

@@ -10,8 +10,8 @@ import pytest
 from scipy import sparse
 from scipy.optimize import minimize
 
-from classify import fit as fitting
-from classify.fit import (
+from classify.learn import fit as fitting
+from classify.learn.fit import (
     chance_curve,
     cross_validate,
     evaluate,
@@ -24,10 +24,11 @@ from classify.fit import (
     primary_of,
     tagged_questions,
 )
-from classify.hinge import COST, discriminance, train, train_left_out
-from classify.model import Calibration, TopicModel
-from classify.text import Field, key_of, occurrences
+from classify.learn.hinge import COST, discriminance, train, train_left_out
+from classify.model.model import Calibration, TopicModel
+from classify.model.text import Field, key_of, occurrences
 from shared.errors import BadInput
+from tests.real_posts import RealPosts
 from tests.unit.topic_posts import questions
 
 
@@ -247,9 +248,9 @@ def test_the_command_writes_a_model_and_its_card(tmp_path: Path) -> None:
     assert "300 tagged questions" in card
 
 
-def test_real_questions(shared_data: Path) -> None:
+def test_real_questions(real_posts: RealPosts) -> None:
     """A bound well below what five folds of all posts reach, on a fifth of the posts to stay quick."""
-    posts = tagged_questions(pq.read_table(shared_data / "posts.parquet"))
+    posts = tagged_questions(pq.read_table(real_posts("posts.parquet")))
     part = folds_of(posts.ids, 10)
     model, _ = fit(posts.take(part < 3), topics=20)
     report = evaluate(model, posts.take(part == 9))

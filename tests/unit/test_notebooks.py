@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from classify.job import JobParameters
-from classify.models import current_version, load_model
-from classify.summary import SUMMARY, Summary, Training
+from classify.registry.models import current_version, load_model
+from classify.registry.summary import SUMMARY, Summary, Training
+from classify.run.parameters import JobParameters
 from shared import paths
 from shared.errors import BadInput
 from shared.lake import FolderLake

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from classify import clean
+from classify.posts import clean
 from ingest.contracts import check_posts
 from serve.topics import topics_of_day
 from shared import paths

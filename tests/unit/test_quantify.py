@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from classify.fit import fit
-from classify.model import CALIBRATION, MANIFEST
-from classify.quantify import DayStatistics, Reference, estimate
+from classify.learn.fit import fit
+from classify.model.model import CALIBRATION, MANIFEST
+from classify.model.quantify import DayStatistics, Reference, estimate
 from shared.errors import ModelError
 from tests.unit.topic_posts import questions
 

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 
-from classify.card import CARD, REPORT
-from classify.modelfiles import ARRAYS, CALIBRATION, MANIFEST, is_version, read_manifest
+from classify.model.files import ARRAYS, CALIBRATION, MANIFEST, is_version, read_manifest
+from classify.registry.card import CARD, REPORT
 from shared import paths
+from shared.catalog import move_pointer, read_pointer
 from shared.documents import decode
 from shared.errors import BadInput, Conflict, ModelError, NotFound
 
 if TYPE_CHECKING:
-    from classify.model import TopicModel
-    from classify.quantify import Reference
+    from classify.model.model import TopicModel
+    from classify.model.quantify import Reference
     from shared.lake import Lake
 
-STARTER = Path(__file__).parent / "starter"
+STARTER = Path(__file__).parents[1] / "starter"
 """The model that makes a first run possible; its card says what it was trained on."""
 
 
@@ -36,12 +37,13 @@ class CurrentModel(BaseModel):
 
 def current_model(lake: Lake) -> tuple[CurrentModel, str]:
     """The pointer and its ETag; a lake without any model gets the starter."""
-    try:
-        data, etag = lake.read_with_etag(paths.CURRENT_MODEL)
-    except NotFound:
+    current, etag = read_pointer(lake, CurrentModel, paths.CURRENT_MODEL)
+    if current is None:
         _install_starter(lake)
-        data, etag = lake.read_with_etag(paths.CURRENT_MODEL)
-    return decode(CurrentModel, data, paths.CURRENT_MODEL), etag
+        current, etag = read_pointer(lake, CurrentModel, paths.CURRENT_MODEL)
+    if current is None or etag is None:
+        raise Conflict(f"{paths.CURRENT_MODEL} was deleted as soon as it was written")
+    return current, etag
 
 
 def current_version(lake: Lake) -> str:
@@ -57,14 +59,14 @@ def known_topics(lake: Lake) -> tuple[str, list[str]]:
 
 def load_model(lake: Lake, version: str) -> TopicModel:
     """Read one version of the model. Raises ModelError when it is missing, damaged or another one."""
-    from classify.model import TopicModel
+    from classify.model.model import TopicModel
 
     return TopicModel.from_files(_files(lake, version, ARRAYS, CALIBRATION))
 
 
 def load_reference(lake: Lake, version: str) -> Reference:
     """What counting needs of one version: its manifest and calibration, not its weights. Raises ModelError."""
-    from classify.quantify import Reference
+    from classify.model.quantify import Reference
 
     files = _files(lake, version, CALIBRATION)
     return Reference.from_files(files[MANIFEST], files[CALIBRATION])
@@ -104,7 +106,7 @@ def add_model(lake: Lake, folder: Path) -> str:
     A version that the lake has already, undamaged, stays as it is. Raises ModelError when the folder holds no model,
     BadInput when its report is none.
     """
-    from classify.model import TopicModel
+    from classify.model.model import TopicModel
 
     version = TopicModel.load(folder).version
     names = (MANIFEST, ARRAYS, CALIBRATION, REPORT, CARD)
@@ -207,7 +209,7 @@ def _check_whole(lake: Lake, version: str) -> None:
 
 def _move(lake: Lake, version: str, history: list[str], reason: str, etag: str) -> CurrentModel:
     pointer = CurrentModel(version=version, history=history, reason=reason, promoted_at=datetime.now(UTC))
-    lake.put(paths.CURRENT_MODEL, pointer.model_dump_json(indent=1).encode(), if_match=etag)
+    move_pointer(lake, paths.CURRENT_MODEL, pointer, etag)
     return pointer
 
 
@@ -216,6 +218,6 @@ def _install_starter(lake: Lake) -> None:
     _put_files(lake, version, {file.name: file.read_bytes() for file in STARTER.iterdir()})
     first = CurrentModel(version=version, reason="the starter", promoted_at=datetime.now(UTC))
     try:
-        lake.put(paths.CURRENT_MODEL, first.model_dump_json(indent=1).encode(), if_absent=True)
+        move_pointer(lake, paths.CURRENT_MODEL, first, None)
     except Conflict:
         return

@@ -1,7 +1,6 @@
-"""A genuine data dump: every value against an independent reading, into a folder, a container and Postgres."""
+"""Data dumps, made and genuine: every value against an independent reading, into a folder, a container and Postgres."""
 
 import json
-import mmap
 import os
 import re
 import signal
@@ -25,7 +24,6 @@ import pyarrow.parquet as pq
 import pytest
 from azure.storage.blob import BlobServiceClient
 
-from bench.dump import OURS, TWO, grow, measure
 from ingest.contracts import check_posts
 from ingest.dump import import_dump, import_users, posts, users
 from ingest.dump.posts import POSTS, WORK_FOLDER
@@ -38,13 +36,18 @@ from localcloud.samples import sample_users
 from localcloud.tables import fill
 from shared.errors import AccessDenied, BadInput, Conflict, NotFound, TerminalError
 from tests.postgres_fixtures import Database
+from tests.real_posts import RealPosts
 
 CONVERT = {pa.int32(): int, pa.int64(): int, pa.string(): str}
 
 
-@pytest.fixture(scope="session")
-def dump(shared_data: Path) -> Path:
-    return shared_data / "raspberrypi.meta"
+@pytest.fixture(params=["made", "genuine"])
+def any_dump(request: pytest.FixtureRequest) -> Path:
+    if request.param == "made":
+        return Path(request.getfixturevalue("dump"))
+    real_posts: RealPosts = request.getfixturevalue("real_posts")
+    real_posts("raspberrypi.meta/Users.xml")
+    return real_posts("raspberrypi.meta/Posts.xml").parent
 
 
 @pytest.fixture
@@ -71,13 +74,13 @@ def day_of(file: Path) -> str:
     return file.name.removeprefix("posts-raspberrypi.meta-").removesuffix(".parquet")
 
 
-@pytest.mark.parametrize(("by", "digits", "files"), [("day", 10, 464), ("month", 7, 76), ("year", 4, 9), ("all", 0, 1)])
-def test_every_value_of_every_post(dump: Path, tmp_path: Path, by: Any, digits: int, files: int) -> None:
-    report = import_dump(dump, tmp_path, by=by)
+@pytest.mark.parametrize(("by", "digits", "files"), [("day", 10, 464), ("month", 7, 76), ("year", 4, 8), ("all", 0, 1)])
+def test_every_value_of_every_post(any_dump: Path, tmp_path: Path, by: Any, digits: int, files: int) -> None:
+    report = import_dump(any_dump, tmp_path, by=by)
     assert (report.rows_in, report.rows_out, report.rejected, report.truncated) == (1073, 1073, 0, False)
     assert report.not_imported == {}
     assert len(report.files) == files
-    expected = by_etree(dump / "Posts.xml", POSTS)
+    expected = by_etree(any_dump / "Posts.xml", POSTS)
     found = []
     for name in report.files:
         with (tmp_path / name).open("rb") as file:
@@ -90,16 +93,16 @@ def test_every_value_of_every_post(dump: Path, tmp_path: Path, by: Any, digits: 
     assert {path.name for path in tmp_path.iterdir()} == {*report.files, WORK_FOLDER}
 
 
-def test_every_value_of_every_user(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+def test_every_value_of_every_user(any_dump: Path, raw_st: Database, tmp_path: Path) -> None:
     with closing(raw_st.connect()) as connection:
-        report = import_users(dump, connection, rejected=tmp_path / "rejected-users.jsonl")
-        again = import_users(dump, connection, rejected=tmp_path / "rejected-users.jsonl")
+        report = import_users(any_dump, connection, rejected=tmp_path / "rejected-users.jsonl")
+        again = import_users(any_dump, connection, rejected=tmp_path / "rejected-users.jsonl")
     assert (report.rows_in, report.rows_out, report.rejected, report.truncated) == (3588, 3588, 0, False)
     assert again.rows_out == 3588
     assert report.not_imported == {"ProfileImageUrl": 2539}
     columns = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in USERS.schema.names]
     found = raw_st.run(f"SELECT {', '.join(columns)} FROM raw_st.users ORDER BY id")
-    assert found == [tuple(user.values()) for user in by_etree(dump / "Users.xml", USERS)]
+    assert found == [tuple(user.values()) for user in by_etree(any_dump / "Users.xml", USERS)]
     assert raw_st.run("SELECT id, name FROM raw_st.post_types ORDER BY id") == list(POST_TYPES)
 
 
@@ -498,19 +501,6 @@ def test_two_imports_at_once(dump: Path, tmp_path: Path) -> None:
             "shared.errors.Conflict: another import is at work in"
         )
     assert sum(pq.read_metadata(file).num_rows for file in tmp_path.glob("*.parquet")) == 1073
-
-
-MEGABYTES, MAX_MB = 300, 330 if sys.version_info < (3, 12) else 360
-"""Measured 303 by two threads, of which about 240 are imports (351 with Python 3.13, whose imports take more); 357 when
-what is read lay in glibc's heap."""
-
-
-def test_two_threads_take_little_memory(dump: Path, tmp_path: Path) -> None:
-    grow(dump / "Posts.xml", tmp_path / "Posts.xml", MEGABYTES)
-    measure(OURS, tmp_path / "Posts.xml")  # compiles the loops where that is the first time, which takes more
-    held = bytearray(400_000_000)  # what this process holds is not counted to its child
-    held[:: mmap.PAGESIZE] = b"x" * len(held[:: mmap.PAGESIZE])
-    assert measure(TWO, tmp_path / "Posts.xml").memory < MAX_MB
 
 
 def test_killed_in_the_middle_and_started_again(dump: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Training and measuring a topic model.
 
-    python -m classify.fit --posts POSTS.parquet... --out FOLDER [--topics 100]
+    python -m classify.learn.fit --posts POSTS.parquet... --out FOLDER [--topics 100]
 
 A topic model is K one-against-rest linear functions trained on all own tags of tagged questions. Before training each
 feature is scaled, topic by topic, by how much its log-odds differ there, and a share of naive Bayes is added to what
@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from itertools import islice
 from pathlib import Path
@@ -27,11 +27,9 @@ from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from classify import clean, rowgroups
-from classify.card import CARD, REPORT, card, mean_report
-from classify.clean import EPOCH, QUESTION
-from classify.hinge import PARTS, Labels, train_left_out
-from classify.model import (
+from classify.learn.hinge import PARTS, Labels, train_left_out
+from classify.model.files import OTHER
+from classify.model.model import (
     KNOTS,
     Calibration,
     Classified,
@@ -41,9 +39,12 @@ from classify.model import (
     Vocabulary,
     softmax,
 )
-from classify.modelfiles import OTHER
-from classify.quantify import DayStatistics, Reference, estimate
-from classify.text import FIELD_MASK, FIELDS, Field, Hashes, occurrences, parse_tags
+from classify.model.quantify import DayStatistics, Reference, estimate
+from classify.model.text import FIELD_MASK, FIELDS, Field, Hashes, occurrences, parse_tags
+from classify.posts import clean, rowgroups
+from classify.posts.clean import EPOCH, QUESTION
+from classify.registry.card import CARD, REPORT, card, mean_report
+from classify.registry.report import ANSWERS, DAY, SHIFT, DayReport, Report
 from shared.errors import BadInput, StackTopicsError
 
 Progress = Callable[[str, float], None]
@@ -80,9 +81,7 @@ WEIGHTS = 2_700_000  # features times topics: a model of 5.9 MB; at 100 topics 7
 CALIBRATION_POSTS = 50_000
 INTERACTION_PENALTY = 6.0  # on half the squared length of Calibration.interactions, against summed log-losses
 
-DAY, DAYS = 500, 60  # posts and number of the days that a report samples
-SHIFT = 0.7  # of the log-chances of topics on shifted days: the mean posterior is then off by .11 (20 topics)
-ANSWERS = 1.5  # to a question on answered days, by Poisson: 24 million questions of Stack Overflow have 36 million
+DAYS = 60  # that a report samples
 
 
 @dataclass(frozen=True)
@@ -100,49 +99,6 @@ class Posts:
     def take(self, chosen: npt.NDArray[Any]) -> "Posts":
         rows = pa.array(np.flatnonzero(chosen) if chosen.dtype == bool else chosen)
         return Posts(self.ids[rows], self.titles.take(rows), self.bodies.take(rows), self.tags.take(rows))
-
-
-@dataclass(frozen=True)
-class DayReport:
-    """How well the topics of days of 500 posts are counted; all are means over sampled days.
-
-    `histogram_error`: total variation between true and estimated shares, `other` included. `mean_posterior_error`,
-    `counted_error`: the same of the mean posterior and of counted answers. `coverage`: share of the topics with a true
-    share of at least 2 % that lie in their interval. `drifted`: share of the days that were marked as drifted.
-    """
-
-    histogram_error: float
-    mean_posterior_error: float
-    counted_error: float
-    coverage: float
-    drifted: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """How well a model does on posts that it had not seen.
-
-    Of the posts that carry one of the K topics: `hit_at_1` is the share whose best topic is among their tags,
-    `primary_accuracy` the share whose likeliest primary topic, `other` left aside, is their primary one. Of all posts:
-    `topic_accuracy` is the share whose topic (`other` included) is found, `macro_f1` its mean F1 over topics,
-    `calibration_error` the mean gap between stated and observed chance of the best topic, in ten bins.
-    """
-
-    posts: int
-    topics: int
-    hit_at_1: float
-    primary_accuracy: float
-    topic_accuracy: float
-    macro_f1: float
-    calibration_error: float
-    days: DayReport
-    shifted_days: DayReport
-    answered_days: DayReport
-    by_topic: list[dict[str, Any]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers, lists and names."""
-        return asdict(self)
 
 
 def read_questions(files: Sequence[Path], progress: Callable[[float], None]) -> Posts:
@@ -517,7 +473,7 @@ def _calibration_error(stated: Floats, happened: npt.NDArray[np.bool_]) -> float
 
 def main(arguments: list[str] | None = None) -> int:
     """Train on all posts given, measure by cross-validation, write the model and its card."""
-    parser = argparse.ArgumentParser(prog="python -m classify.fit", description="Train a topic model on posts.")
+    parser = argparse.ArgumentParser(prog="python -m classify.learn.fit", description="Train a topic model on posts.")
     parser.add_argument("--posts", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--topics", type=int, default=100)
@@ -530,11 +486,11 @@ def main(arguments: list[str] | None = None) -> int:
         reports = cross_validate(questions, options.topics)
         model, _ = fit(questions, options.topics)
     except StackTopicsError as error:
-        parser.exit(1, f"classify.fit: {error}\n")
+        parser.exit(1, f"classify.learn.fit: {error}\n")
     model.save(options.out)
     measured = f"Measured by {len(reports)}-fold cross-validation (folds by hash of Id; mean, and range over folds)."
     files = [file.name for file in options.posts]
-    page = card(model, reports, files, made_by="python -m classify.fit", measured=measured)
+    page = card(model, reports, files, made_by="python -m classify.learn.fit", measured=measured)
     (options.out / CARD).write_text(page, encoding="utf-8")
     (options.out / REPORT).write_text(json.dumps(mean_report(reports), indent=1), encoding="utf-8")
     return 0

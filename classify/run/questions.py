@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +23,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from classify import rowgroups
+from classify.posts import rowgroups
 from shared import paths
-from shared.errors import Conflict, NotFound, TerminalError, TransientError
+from shared.conditional import until_first
+from shared.errors import Conflict, NotFound, TerminalError
 from shared.lake import digest
 from shared.parquet import readable
 
 if TYPE_CHECKING:
     from shared.lake import Lake
 
-log = logging.getLogger("stacktopics.classify.questions")
+log = logging.getLogger("stacktopics.classify.run.questions")
 
 Ids = npt.NDArray[np.int64]
-_Result = TypeVar("_Result")
 
 QUESTION_TOPICS = pa.schema(
     [
@@ -69,7 +69,9 @@ def newest_topics(lake: Lake, ids: Ids) -> pa.Table:
     parts = np.split(wanted, starts[1:]) if len(wanted) else []
 
     def look_up(part: Ids) -> pa.Table:
-        return _again_when_merged(partial(_rows_of, lake, int(part[0]) // paths.QUESTION_BUCKET, part))
+        bucket = int(part[0]) // paths.QUESTION_BUCKET
+        # Files that are gone were merged meanwhile: their rows are in another by now.
+        return until_first(partial(_rows_of, lake, bucket, part), f"{paths.question_topics(bucket)}", NotFound, TRIES)
 
     with ThreadPoolExecutor(READERS) as pool:
         return pa.concat_tables([QUESTION_TOPICS.empty_table(), *pool.map(look_up, parts)]).drop_columns("origin")
@@ -112,16 +114,6 @@ def check_not_merged(lake: Lake, buckets: Iterable[int], files: Sequence[str]) -
     new = set(files_of(lake, buckets)) - set(files)
     if any(path.rpartition("/")[2].startswith(MERGED) for path in new):
         raise Conflict(f"files were merged into {', '.join(sorted(new))} while they were read")
-
-
-def _again_when_merged(read: Callable[[], _Result]) -> _Result:
-    """Read; and again when files were merged meanwhile, whose rows are in another by now."""
-    for _ in range(TRIES):
-        try:
-            return read()
-        except (NotFound, Conflict) as error:
-            reason = error
-    raise TransientError(f"question topics are merged all the time: {reason}") from reason
 
 
 def _rows_of(lake: Lake, bucket: int, wanted: Ids) -> pa.Table:

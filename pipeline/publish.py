@@ -7,33 +7,34 @@ state from which the same call goes on.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from functools import cache
 from typing import TYPE_CHECKING
 
-from classify.day import TOPICS_OF_DAY, Contribution, DayTopics, topics_of_day
-from classify.models import load_reference
-from classify.summary import COUNTS
+from classify.days.day import Contribution, DayTopics, topics_of_day
+from classify.registry.models import load_reference
+from classify.registry.summary import COUNTS
 from shared import paths
 from shared.catalog import DayPointer, SourcePointer, day_pointer, move_pointer, source_pointer
-from shared.errors import Conflict, TerminalError, TransientError
+from shared.conditional import until_first
+from shared.errors import TerminalError
 from shared.lake import digest
 from shared.ledger import ENDED, FileRecord, State
+from shared.topics import DayFigures, arrow_types, to_arrow, to_csv
 
 if TYPE_CHECKING:
     from shared.lake import Lake
     from shared.services import Services
 
-log = logging.getLogger("stacktopics.classify.publish")
+log = logging.getLogger("stacktopics.pipeline.publish")
 
 FORMAT = 3
-"""Part of a publish id: raise it when the topics files change for the same counts."""
-POINTER_TRIES = 20
+"""Part of a publish id, as the columns are: raise it when values change for the same counts and columns."""
 DAY_WORKERS = 8
 SUPERSEDED_BECAUSE = "a newer version of the same file counts already"
 
@@ -54,7 +55,7 @@ def publish(services: Services, record: FileRecord) -> FileRecord:
         ended, reason = State.PUBLISHED, None
         touched = [*pointer.days, *pointer.left]
         with ThreadPoolExecutor(DAY_WORKERS) as pool:
-            list(pool.map(lambda day: _refresh(services, record.source_id, day, reader), touched))
+            list(pool.map(lambda day: _refresh(services, day, reader, record.source_id), touched))
     services.lake.delete(paths.landing(record.source_id, record.version))
 
     def over(current: FileRecord) -> FileRecord | None:
@@ -67,6 +68,17 @@ def publish(services: Services, record: FileRecord) -> FileRecord:
     return after
 
 
+def republish(services: Services, days: Sequence[date]) -> list[date]:
+    """Count published days anew from the stored counts, without a run; returns those whose topics files changed.
+
+    Raises TransientError when others move the same pointers all the time, NotFound when stored counts are missing.
+    """
+    reader = _Reader(services.lake)
+    with ThreadPoolExecutor(DAY_WORKERS) as pool:
+        changed = list(pool.map(lambda day: _refresh(services, day, reader), days))
+    return [day for day, has_changed in zip(days, changed, strict=True) if has_changed]
+
+
 def counts_already_newer(services: Services, record: FileRecord) -> bool:
     """Whether a newer version of the same source counts already."""
     pointer, _ = source_pointer(services.lake, record.source_id)
@@ -75,7 +87,8 @@ def counts_already_newer(services: Services, record: FileRecord) -> bool:
 
 def _count_source(services: Services, record: FileRecord, days: list[date]) -> SourcePointer | None:
     """Let this classification count for its source; None when that of a newer version does."""
-    for _ in range(POINTER_TRIES):
+
+    def count() -> SourcePointer | None:
         pointer, etag = source_pointer(services.lake, record.source_id)
         if pointer is not None and pointer.output == record.output:
             return pointer
@@ -91,38 +104,42 @@ def _count_source(services: Services, record: FileRecord, days: list[date]) -> S
             days=days,
             left=sorted(before - set(days)),
         )
-        try:
-            move_pointer(services.lake, paths.source_pointer(record.source_id), successor, etag)
-        except Conflict:
-            continue
+        move_pointer(services.lake, paths.source_pointer(record.source_id), successor, etag)
         return successor
-    raise TransientError(f"too many versions of {record.source.name} are being published at once")
+
+    return until_first(count, f"the pointer of {record.source.name}")
 
 
-def _refresh(services: Services, source_id: str, day: date, reader: _Reader) -> None:
-    """Count a day anew with what counts for the source now, write its topics, and point to them.
+def _refresh(services: Services, day: date, reader: _Reader, source_id: str | None = None) -> bool:
+    """Count a day anew with what counts now, write its topics, and point to them; False where they are the same.
 
-    The day's pointer is read before the source's: who works from an older state fails to move it and starts again.
+    With `source_id`, what counts for that source is read anew; the day's pointer is read before the source's: who works
+    from an older state fails to move it and starts again.
     """
     lake = services.lake
-    for _ in range(POINTER_TRIES):
+
+    def refresh() -> bool:
         pointer, etag = day_pointer(lake, day)
-        source, _etag = source_pointer(lake, source_id)
         sources = dict(pointer.sources) if pointer else {}
-        sources.pop(source_id, None)
-        if source is not None and day in source.days:
-            sources[source_id] = source.output
-        publish_id = digest(json.dumps([FORMAT, day.isoformat(), sorted(sources.items())]).encode())
+        if source_id is not None:
+            source, _etag = source_pointer(lake, source_id)
+            sources.pop(source_id, None)
+            if source is not None and day in source.days:
+                sources[source_id] = source.output
+        publish_id = _publish_id(day, sources)
         if pointer is not None and pointer.publish_id == publish_id:
-            return
+            return False
         topics = topics_of_day(day, [reader.contribution(output) for output in sources.values()], reader.reference)
-        successor = _write_topics(services, day, publish_id, sources, topics)
-        try:
-            move_pointer(lake, paths.day_pointer(day), successor, etag)
-        except Conflict:
-            continue
-        return
-    raise TransientError(f"the topics of {day} are being published by too many others")
+        move_pointer(lake, paths.day_pointer(day), _write_topics(services, day, publish_id, sources, topics), etag)
+        return True
+
+    return until_first(refresh, f"the pointer of {day}")
+
+
+def _publish_id(day: date, sources: dict[str, str]) -> str:
+    """The name of a day's topics by all that decides their content: what they are counted from, and their columns."""
+    columns = [list(arrow_types().items()), list(DayFigures.model_fields)]
+    return digest(json.dumps([FORMAT, columns, day.isoformat(), sorted(sources.items())]).encode())
 
 
 class _Reader:
@@ -142,33 +159,19 @@ class _Reader:
 def _write_topics(
     services: Services, day: date, publish_id: str, sources: dict[str, str], topics: DayTopics
 ) -> DayPointer:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, TOPICS_OF_DAY.names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(topics.rows)
     table = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(topics.rows, TOPICS_OF_DAY), table, compression="zstd")
+    pq.write_table(to_arrow(day, topics.rows), table, compression="zstd")
     pointer = DayPointer(
         day=day,
         publish_id=publish_id,
         parquet=paths.topics_of_day(day, publish_id, "parquet"),
         csv=paths.topics_of_day(day, publish_id, "csv"),
-        posts=topics.posts,
-        questions=topics.questions,
-        answers=topics.answers,
-        guessed=topics.guessed,
-        drift=topics.drift,
-        drifted=topics.drifted,
-        scored=topics.scored,
-        mean_margin=topics.mean_margin,
-        vocabulary_overlap=topics.vocabulary_overlap,
-        other_share=topics.other_share,
         sources=sources,
         published_at=services.now(),
+        **topics.figures.model_dump(),
     )
     services.lake.put(pointer.parquet, table.getvalue())
-    services.lake.put(pointer.csv, text.getvalue().encode())
+    services.lake.put(pointer.csv, to_csv(day, topics.rows).encode())
     return pointer

@@ -1,7 +1,7 @@
 """The spark engine of `classify.job`: the same outputs from the same scorer, spread over a cluster.
 
 For files too large for one machine, and for backfills. Spark finds out which rows count and which answers inherit; the
-texts go batch by batch through `clean.clean` and `job.score` in its Python workers (`mapInArrow`). Spark writes rows
+texts go batch by batch through `clean.clean` and `output.score` in its Python workers (`mapInArrow`). Spark writes rows
 into a temporary folder, from where they are renamed; documents go through the lake.
 """
 
@@ -28,17 +28,18 @@ from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, DataFrameWriter, SparkSession
 from pyspark.sql import functions as F
 
-from classify import clean
-from classify.clean import ANSWER, QUESTION, Posts
-from classify.day import Contribution
-from classify.job import POST_TOPICS, Clock, JobParameters, check_dates, part, remove_parts_from, score
-from classify.model import TopicModel
-from classify.models import load_model
-from classify.questions import check_not_merged, files_of, merge
-from classify.rowgroups import BATCH_ROWS, batches, name_of, reader
-from classify.summary import COUNTS, SUMMARY, Summary
-from classify.tally import COUNTS as COUNT_ROWS
-from classify.tally import MAX_DAYS, Tally, check_days
+from classify.days.day import Contribution
+from classify.days.tally import COUNTS as COUNT_ROWS
+from classify.days.tally import MAX_DAYS, Tally, check_days
+from classify.model.model import TopicModel
+from classify.posts import clean
+from classify.posts.clean import ANSWER, QUESTION, Posts
+from classify.posts.rowgroups import BATCH_ROWS, batches, name_of, reader
+from classify.registry.models import load_model
+from classify.registry.summary import COUNTS, SUMMARY, Summary
+from classify.run.output import POST_TOPICS, Clock, check_dates, part, remove_parts_from, score
+from classify.run.parameters import JobParameters
+from classify.run.questions import check_not_merged, files_of, merge
 from shared import paths
 from shared.errors import Conflict, TerminalError, TransientError
 from shared.parquet import readable
@@ -78,7 +79,7 @@ def session() -> SparkSession:
     if active is not None:
         return active
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the workers are whatever `python3` is
-    here = str(Path(__file__).parents[1])
+    here = str(Path(__file__).parents[2])
     try:
         builder = SparkSession.builder.appName("stacktopics").config("spark.executorEnv.PYTHONPATH", here)
         return builder.getOrCreate()
@@ -87,7 +88,7 @@ def session() -> SparkSession:
 
 
 def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
-    """Classify one landed file: part-00000.parquet … in the order of their Ids, then all that `job.run` writes.
+    """Classify one landed file: part-00000.parquet … in the order of their Ids, then all that `engine.run` writes.
 
     `spark` reads and writes at `job.lake_root` the files that `lake` sees. The driver holds the counts, nothing else.
     Raises BadInput when the file cannot be read, ModelError, NotFound when it is not in landing, TransientError, and

@@ -10,38 +10,21 @@ from dataclasses import dataclass
 from datetime import date
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from classify.quantify import COVERED, DayStatistics, Estimate, Reference, estimate
-from classify.tally import Tally
+from classify.days.tally import Tally
+from classify.model.quantify import COVERED, DayStatistics, Estimate, Reference, estimate
 from shared.errors import BadInput
+from shared.topics import DayFigures, TopicRow
 
 DIGITS = 9
 """Shares are rounded to so many, far below what a post of a day can move."""
 MODEL, TOPICS = b"stacktopics.model", b"stacktopics.topics"
-
-TOPICS_OF_DAY = pa.schema(
-    {
-        "day": pa.date32(),
-        "rank": pa.int32(),
-        "topic": pa.string(),
-        "posts": pa.int64(),
-        "questions": pa.int64(),
-        "answers": pa.int64(),
-        "share": pa.float64(),
-        "estimated_share": pa.float64(),
-        "low": pa.float64(),
-        "high": pa.float64(),
-    }
-)
-"""`share` is of the counted answers; `estimated_share` corrects the model's bias, and the true share lies between `low`
-and `high` on some 95 of 100 days like those of the training, see docs/performance.md for others. Where tags decided
-everything, those of the posts or of their questions, the three are the share itself."""
 
 
 @dataclass(frozen=True)
@@ -75,26 +58,11 @@ class Contribution:
             raise BadInput(f"{what} does not hold the counts of a classification: {error!r}") from error
 
 
-@dataclass(frozen=True)
-class DayTopics:
-    """A day's topics as rows of TOPICS_OF_DAY, its totals, and how far its posts are from the model's training posts.
+class DayTopics(NamedTuple):
+    """A day's topics, most frequent first, and its figures."""
 
-    `guessed` is the number of posts of which the model said the topic, or that of their question; `drift` is of those.
-    `scored` is the number of posts that
-    it was asked about, whoever decided, and what follows is of those.
-    """
-
-    rows: list[dict[str, Any]]
-    posts: int
-    questions: int
-    answers: int
-    guessed: int
-    drift: float
-    drifted: bool
-    scored: int
-    mean_margin: float
-    vocabulary_overlap: float
-    other_share: float
+    rows: list[TopicRow]
+    figures: DayFigures
 
 
 def topics_of_day(
@@ -124,16 +92,15 @@ def topics_of_day(
     there = [topic for topic, found in shares.items() if posts.get(topic) or found["high"]]
     ordered = sorted(there, key=lambda topic: (-posts.get(topic, 0), -shares[topic]["estimated_share"], topic))
     rows = [
-        {
-            "day": day,
-            "rank": rank,
-            "topic": topic,
-            "posts": posts.get(topic, 0),
-            "questions": questions.get(topic, 0),
-            "answers": answers.get(topic, 0),
-            "share": round(posts.get(topic, 0) / total, DIGITS),
+        TopicRow(
+            rank=rank,
+            topic=topic,
+            posts=posts.get(topic, 0),
+            questions=questions.get(topic, 0),
+            answers=answers.get(topic, 0),
+            share=round(posts.get(topic, 0) / total, DIGITS),
             **shares[topic],
-        }
+        )
         for rank, topic in enumerate(ordered, 1)
     ]
     guessed, scored = (sum(getattr(part.statistics, number) for part in parts) for number in ("uncertain", "scored"))
@@ -143,8 +110,7 @@ def topics_of_day(
         sums = (getattr(part.statistics, value) * part.statistics.scored for part in parts)
         return sum(sums) / scored if scored else 0.0
 
-    return DayTopics(
-        rows=rows,
+    figures = DayFigures(
         posts=total,
         questions=sum(questions.values()),
         answers=sum(answers.values()),
@@ -156,6 +122,7 @@ def topics_of_day(
         vocabulary_overlap=mean("vocabulary_overlap"),
         other_share=mean("other_share"),
     )
+    return DayTopics(rows, figures)
 
 
 @dataclass(frozen=True)

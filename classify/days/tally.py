@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from classify.clean import ANSWER, EPOCH, QUESTION
-from classify.quantify import DayStatistics
+from classify.model.quantify import DayStatistics
+from classify.posts.clean import ANSWER, EPOCH, QUESTION
 from shared.errors import BadInput
 
 if TYPE_CHECKING:
-    from classify.model import Classified
+    from classify.model.model import Classified
 
 WHOLE = ("questions", "answers", "known", "said", "inherited", "bundled", "scored")
 SUMS = ("posteriors", "margins", "overlaps")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from classify.registry.report import ANSWERS, DAY, SHIFT, Report
+
 if TYPE_CHECKING:
-    from classify.fit import Report
-    from classify.model import TopicModel
+    from classify.model.model import TopicModel
 
 REPORT, CARD = "report.json", "card.md"
 
@@ -50,8 +51,6 @@ def card(
 ) -> str:
     """The model card. `files` names what the training posts were read from, `made_by` the command, `measured` says on
     which posts each of the reports was made, `remark` whatever else is to be known."""
-    from classify.fit import ANSWERS, DAY, SHIFT
-
     several, by_topic = len(reports) > 1, mean_report(reports)["by_topic"]
 
     def row(what: str, measure: Callable[[Report], float]) -> str:

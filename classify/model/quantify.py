@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from classify.modelfiles import CALIBRATION, MANIFEST, check_array, read_arrays, read_manifest
+from classify.model.files import CALIBRATION, MANIFEST, check_array, read_arrays, read_manifest
 from shared.errors import ModelError
 
 Vector = npt.NDArray[np.float64]

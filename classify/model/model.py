@@ -4,7 +4,7 @@ A post becomes one sparse vector: per field BM25 over its features, times their 
 field's weight, brought to length one. One linear function a topic gives a margin. What is read out of the margins
 differs by question: the best topic (any tag the post may carry), the primary topic, and a distribution for counting.
 
-What it is stored as is in `classify/modelfiles.py`.
+What it is stored as is in `classify/model/files.py`.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from classify.modelfiles import (
+from classify.model.files import (
     ARRAYS,
     CALIBRATION,
     FORMAT,
@@ -31,9 +31,9 @@ from classify.modelfiles import (
     read_manifest,
     version_of,
 )
-from classify.modelfiles import MANIFEST as MANIFEST  # others find it here
-from classify.quantify import Reference
-from classify.text import FIELD_MASK, FIELDS, Bytes, Hashes, Indices, Occurrences, occurrences
+from classify.model.files import MANIFEST as MANIFEST  # others find it here
+from classify.model.quantify import Reference
+from classify.model.text import FIELD_MASK, FIELDS, Bytes, Hashes, Indices, Occurrences, occurrences
 from shared.compiled import compiled, from_half, prefetch
 from shared.errors import ModelError
 
