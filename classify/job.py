@@ -34,11 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run from a command line; 0 when the file was classified, 1 with the reason in the log when not."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     quiet_vendors()
-    job = JobParameters.from_arguments(sys.argv[1:] if arguments is None else arguments)
+    what = "nothing was classified"
     try:
+        job = JobParameters.from_arguments(sys.argv[1:] if arguments is None else arguments)
+        what = f"{job.source_id}/{job.version} was not classified"
         summary = run(Services().lake_at(job.lake_root), job)
     except StackTopicsError as error:
-        log.error("%s/%s was not classified: %s", job.source_id, job.version, error)  # noqa: TRY400
+        log.error("%s: %s", what, error)  # noqa: TRY400 - the reason is the message
         return 1
     log.info("%s/%s is classified: %s", job.source_id, job.version, summary.model_dump_json())
     return 0

@@ -23,9 +23,14 @@ VERSIONS = ("3.11", "3.12", "3.13")
 """All that the project supports."""
 THIS_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 EVERY_VERSION = [
-    pytest.param(version, marks=() if version == THIS_VERSION else pytest.mark.thorough) for version in VERSIONS
+    pytest.param(
+        version,
+        marks=() if version == THIS_VERSION else (pytest.mark.thorough, pytest.mark.xdist_group(f"Python {version}")),
+    )
+    for version in VERSIONS
 ]
-"""Parameters of a test: the running interpreter's version, and the others where all tests are run."""
+"""Parameters of a test: the running interpreter's version, and the others where all tests are run. Those of one version
+share what they set up, so one process runs them."""
 
 
 def make_environment(version: str, *wanted: str) -> Path:

@@ -1,16 +1,11 @@
 """Training and measuring a topic model.
 
-    python -m classify.learn.fit --posts POSTS.parquet... --out FOLDER [--topics 100]
-
 A topic model is K one-against-rest linear functions trained on all own tags of tagged questions. Before training each
 feature is scaled, topic by topic, by how much its log-odds differ there, and a share of naive Bayes is added to what
 was trained (NB-SVM, Wang and Manning 2012). What turns margins into probabilities is fitted on margins of posts that
 the model which scored them had not seen.
 """
 
-import argparse
-import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
@@ -43,9 +38,8 @@ from classify.model.quantify import DayStatistics, Reference, estimate
 from classify.model.text import FIELD_MASK, FIELDS, Field, Hashes, occurrences, parse_tags
 from classify.posts import clean, rowgroups
 from classify.posts.clean import EPOCH, QUESTION
-from classify.registry.card import CARD, REPORT, card, mean_report
 from classify.registry.report import ANSWERS, DAY, SHIFT, DayReport, Report
-from shared.errors import BadInput, StackTopicsError
+from shared.errors import BadInput
 
 Progress = Callable[[str, float], None]
 
@@ -469,32 +463,3 @@ def _calibration_error(stated: Floats, happened: npt.NDArray[np.bool_]) -> float
     bins = np.minimum((stated * 10).astype(np.int64), 9)
     gaps = np.bincount(bins, weights=stated - happened, minlength=10)
     return float(np.abs(gaps).sum() / len(stated))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Train on all posts given, measure by cross-validation, write the model and its card."""
-    parser = argparse.ArgumentParser(prog="python -m classify.learn.fit", description="Train a topic model on posts.")
-    parser.add_argument("--posts", type=Path, nargs="+", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--topics", type=int, default=100)
-    options = parser.parse_args(arguments)
-    if options.topics < 2:
-        parser.error(f"--topics {options.topics}: at least 2")
-    try:
-        questions = read_questions(options.posts, lambda _: None)
-        check_enough(len(questions), options.topics, f"in {', '.join(map(str, options.posts))}")
-        reports = cross_validate(questions, options.topics)
-        model, _ = fit(questions, options.topics)
-    except StackTopicsError as error:
-        parser.exit(1, f"classify.learn.fit: {error}\n")
-    model.save(options.out)
-    measured = f"Measured by {len(reports)}-fold cross-validation (folds by hash of Id; mean, and range over folds)."
-    files = [file.name for file in options.posts]
-    page = card(model, reports, files, made_by="python -m classify.learn.fit", measured=measured)
-    (options.out / CARD).write_text(page, encoding="utf-8")
-    (options.out / REPORT).write_text(json.dumps(mean_report(reports), indent=1), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

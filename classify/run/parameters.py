@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from datetime import date
-from typing import Literal, Self
-
-from pydantic import BaseModel
+from typing import Literal
 
 from shared import paths
+from shared.arguments import JobArguments
 
 SPARK_FROM_BYTES = 2 << 30
 """Files larger than this are classified by Spark, where it can be had and nobody chose the engine."""
 
 
-class JobParameters(BaseModel):
+class JobParameters(JobArguments):
     """What one run is to do, as `run_now` passes it."""
 
     lake_root: str
@@ -36,12 +33,3 @@ class JobParameters(BaseModel):
     @property
     def output(self) -> str:
         return paths.post_topics(self.source_id, self.version, self.model, self.topic_source)
-
-    @classmethod
-    def from_arguments(cls, arguments: Sequence[str]) -> Self:
-        """From `--lake-root …`, as the job's task hands them over."""
-        parser = argparse.ArgumentParser(prog="classify.job", description="Classify one landed Posts file.")
-        for name in cls.model_fields:
-            parser.add_argument(f"--{name.replace('_', '-')}", required=cls.model_fields[name].is_required())
-        given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-        return cls.model_validate(given)

@@ -86,6 +86,19 @@ def test_train_reads_all_files_and_writes_model_card_and_report(
 
 
 @pytest.mark.usefixtures("files")
+def test_train_measures_by_cross_validation(run: Run, tmp_path: Path) -> None:
+    given = ("--posts", "a.parquet", "b.parquet", "--out", "new", "--topics", "4", "--cross-validate", "3", "--json")
+    code, out, _ = run("train", *given)
+    report = json.loads(out)["report"]
+    assert (code, report["folds"], report["posts"]) == (0, 3, 300)
+    assert report["hit_at_1"] > 0.8
+    card = (tmp_path / "new" / CARD).read_text()
+    assert "300 tagged questions" in card
+    assert "Measured by 3-fold cross-validation" in card
+    assert "CC BY-SA" in card
+
+
+@pytest.mark.usefixtures("files")
 def test_evaluate_measures_what_fit_measures(run: Run) -> None:
     code, out, _ = run("evaluate", "--posts", "b.parquet", "--model", "model", "--json")
     report = json.loads(out)

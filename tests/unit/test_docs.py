@@ -123,8 +123,8 @@ COMMANDS: dict[str, set[str]] = {
 """Each command, as `manage.py models add`, and the options that are its own."""
 OF_ALL = {MANAGE: {"--settings", "--json"}, CLOUD: {"--state"}}
 """Options that operations.md explains once for a program."""
-OF_OTHERS = {"--network", "--skipApiVersionCheck"}
-"""Options of other programs (Docker, Azurite), which stand alone on a page."""
+OF_OTHERS = {"--network", "--skipApiVersionCheck", "--check"}
+"""Options of other programs (Docker, Azurite, bench), which stand alone on a page."""
 
 
 def _named(text: str) -> tuple[str, set[str]] | None:
