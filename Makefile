@@ -31,7 +31,7 @@ bench: $(VENV)/.bench ## every benchmark, as tables; says first which and how lo
 	@$(BIN)/python -m bench
 
 clean: ## remove what set-up and runs made
-	rm -rf $(VENV) .tools .localcloud
+	rm -rf $(VENV) .tools .localcloud .import-dump
 
 $(VENV)/bin/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \

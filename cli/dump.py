@@ -96,7 +96,8 @@ def import_dump_command(
 def dump_line(report: DumpReport) -> str:
     """What became of a file of a data dump, in a sentence."""
     line = f"{report.source}: {report.rows_in:,} rows in, {report.rows_out:,} out, {report.rejected:,} set aside"
-    line += f", {len(report.files):,} files, {report.rate / 1e6:.0f} MB/s"
+    line += f", {len(report.files):,} files" if report.files else ""
+    line += f", {report.rate / 1e6:.0f} MB/s" if report.rate >= 0.5e6 else ""
     if report.resumed_rows:
         files = f"{report.resumed:,} files with " if report.resumed else ""
         line += f"; {files}{report.resumed_rows:,} rows were done by an earlier import and are not done again"

@@ -98,4 +98,4 @@ def latest_day(lake: Lake) -> date:
         pointer, _ = day_pointer(lake, day)
         if pointer is not None and pointer.posts:
             return day
-    raise NotFound("no topics are published yet")
+    raise NotFound("no day with posts is published yet")

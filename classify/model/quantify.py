@@ -293,7 +293,7 @@ def _infer(mean_posterior: Vector, posts: float, reference: Reference) -> tuple[
     histogram = weights @ np.array(histograms)
     variance = weights @ (np.array(variances) + np.square(np.array(histograms) - histogram))
     histogram = np.maximum(histogram, 0)
-    large = prior >= LARGE
     expected_square = np.diag(spread) * (1 / posts + 1 / reference.posts)
+    large = (prior >= LARGE) & (expected_square > 0)  # a topic that the model never names says nothing of a day
     drift = float(np.mean(np.square(surprise[large]) / expected_square[large])) if large.any() else 0.0
     return histogram / histogram.sum(), np.sqrt(np.maximum(variance, 0)), drift

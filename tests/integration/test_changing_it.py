@@ -167,7 +167,7 @@ def patched(folder: Path, diff: str) -> None:
         file.write_text(text)
 
 
-PUBLISHED = """
+PUBLISH = """
 import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -175,44 +175,47 @@ from pathlib import Path
 import numpy as np
 
 from classify.days.day import Contribution
-from pipeline.publish import publish
 from classify.days.tally import Tally
+from pipeline.publish import publish, republish
 from serve.topics import topics_of_day
 from shared.ledger import FileRecord, Source, State
 from tests.world import World
 
 world, day, now = World(Path(sys.argv[1])), date(2026, 11, 22), datetime.now(UTC)
-tally = Tally(("python", "java", "other"))
-number = (day - date(1970, 1, 1)).days
-tally.add(np.full(5, number, np.int32), np.array([1, 2, 2, 2, 1]), np.array([0, 0, 0, 0, 1], np.int32))
-world.lake.put("post_topics/x/counts.parquet", Contribution("m", tally).to_parquet())
-source = Source(container="posts", name="a.parquet", etag="e", last_modified=now, size=1)
-record = FileRecord(source_id="s", version="v", source=source, state=State.CLASSIFIED, file_day=day,
-                    output="post_topics/x", times={"seen": now})
-publish(world.services, world.services.ledger.add(record))
+if sys.argv[2] == "publish":
+    tally = Tally(("python", "java", "other"))
+    number = (day - date(1970, 1, 1)).days
+    tally.add(np.full(5, number, np.int32), np.array([1, 2, 2, 2, 1]), np.array([0, 0, 0, 0, 1], np.int32))
+    world.lake.put("post_topics/x/counts.parquet", Contribution("m", tally).to_parquet())
+    source = Source(container="posts", name="a.parquet", etag="e", last_modified=now, size=1)
+    record = FileRecord(source_id="s", version="v", source=source, state=State.CLASSIFIED, file_day=day,
+                        output="post_topics/x", times={"seen": now})
+    publish(world.services, world.services.ledger.add(record))
+if sys.argv[2] == "republish":
+    assert republish(world.services, [day]) == [day]
 print(topics_of_day(world.lake, day).to_csv(), end="")
 """
 
 
 def test_a_column_is_added_to_the_topics_file(tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    for room in ("pipeline", "classify", "serve", "shared", "ingest"):
+    copy, lake = tmp_path / "copy", tmp_path / "lake"
+    for room in ("classify", "serve", "shared", "ingest", "pipeline"):
         shutil.copytree(PROJECT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", "starter"))
     (copy / "tests").mkdir()
     shutil.copy(PROJECT / "tests" / "world.py", copy / "tests")
-    before = published(copy, tmp_path / "before")
+    before = topics_file(copy, lake, "publish")
     patched(copy, block("diff"))
-    after = published(copy, tmp_path / "after")
+    assert topics_file(copy, lake, "read")[1].startswith("2026-11-22,1,python,4,1,3,0.0,")
+    after = topics_file(copy, lake, "republish")
     (shown,) = re.findall(r"^    (day,rank,\S+)\n    (\S+)$", PAGE, re.MULTILINE)
     assert tuple(after[:2]) == shown
     assert "answers_share" not in before[0]
-    assert [line.split(",")[:3] for line in before] == [line.split(",")[:3] for line in after]
+    assert [line.split(",")[:6] for line in before] == [line.split(",")[:6] for line in after]
 
 
-def published(copy: Path, lake: Path) -> list[str]:
-    """The lines of a day's CSV, as the code in `copy` publishes and reads it."""
-    done = subprocess.run(
-        [sys.executable, "-c", PUBLISHED, str(lake)], cwd=copy, capture_output=True, text=True, check=False, timeout=120
-    )
+def topics_file(copy: Path, lake: Path, step: str) -> list[str]:
+    """The lines of the day's CSV, as the code in `copy` shows it after a step."""
+    command = [sys.executable, "-c", PUBLISH, str(lake), step]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

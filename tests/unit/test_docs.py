@@ -123,8 +123,8 @@ COMMANDS: dict[str, set[str]] = {
 """Each command, as `manage.py models add`, and the options that are its own."""
 OF_ALL = {MANAGE: {"--settings", "--json"}, CLOUD: {"--state"}}
 """Options that operations.md explains once for a program."""
-OF_OTHERS = {"--network", "--skipApiVersionCheck"}
-"""Options of other programs (Docker, Azurite), which stand alone on a page."""
+OF_OTHERS = {"--network", "--skipApiVersionCheck", "--check"}
+"""Options of other programs (Docker, Azurite, bench), which stand alone on a page."""
 
 
 def _named(text: str) -> tuple[str, set[str]] | None:
@@ -274,9 +274,24 @@ def test_what_to_do_is_said_of_every_state_that_needs_a_person() -> None:
         assert f"| `{state}`" in OPERATIONS
 
 
-def _contents(room: Path) -> set[str]:
-    files = {file.name for file in room.glob("*.py")} - {"__init__.py"}
-    return files | {f"{folder.name}/" for folder in room.iterdir() if folder.is_dir() and folder.name != "__pycache__"}
+def test_the_design_draws_the_tree_that_there_is() -> None:
+    design = (PROJECT / "docs" / "design.md").read_text()
+    drawn, rooms = set(), []
+    for line in re.findall(
+        r"^    ( *)(.*)$", design.split("## The house")[1].split("\nImports point")[0], re.MULTILINE
+    ):
+        depth, words = len(line[0]) // 2, line[1].split("  ")[0].split()
+        rooms = rooms[:depth]
+        if words and words[0].endswith("/"):
+            rooms.append(words[0])
+        drawn |= {"".join(rooms) + word for word in words if word.endswith(".py")}
+    there = {
+        str(file.relative_to(PROJECT))
+        for room in ("cli", "pipeline", "ingest", "classify", "serve", "shared")
+        for file in (PROJECT / room).rglob("*.py")
+        if file.name != "__init__.py"
+    }
+    assert drawn - {"function_app.py", "manage.py"} == there
 
 
 # ---- recipes ----------------------------------------------------------------------------------------------------
@@ -359,23 +374,3 @@ def test_the_files_of_real_posts_that_tests_look_for_are_described() -> None:
     found = {name for place in places for name in looked_for.findall(place.read_text())}
     assert found
     assert {name for name in found if f"`{name}" not in page} == set()
-
-
-def test_the_design_draws_the_tree_that_there_is() -> None:
-    design = (PROJECT / "docs" / "design.md").read_text()
-    drawn, rooms = set(), []
-    for line in re.findall(
-        r"^    ( *)(.*)$", design.split("## The house")[1].split("\nImports point")[0], re.MULTILINE
-    ):
-        depth, words = len(line[0]) // 2, line[1].split("  ")[0].split()
-        rooms = rooms[:depth]
-        if words and words[0].endswith("/"):
-            rooms.append(words[0])
-        drawn |= {"".join(rooms) + word for word in words if word.endswith(".py")}
-    there = {
-        str(file.relative_to(PROJECT))
-        for room in ("cli", "pipeline", "ingest", "classify", "serve", "shared")
-        for file in (PROJECT / room).rglob("*.py")
-        if file.name != "__init__.py"
-    }
-    assert drawn - {"function_app.py", "manage.py"} == there
