@@ -8,12 +8,10 @@ from http import HTTPStatus
 import azure.functions as func
 
 from ingest.binding import BlobClient
+from shared.logs import quiet_vendors
 from shared.services import services
 
-logging.getLogger("azure").setLevel(logging.WARNING)  # INFO is a line for every storage call
-logging.getLogger("databricks.sdk").setLevel(
-    logging.ERROR
-)  # WARNING is a line for every workspace without host metadata
+quiet_vendors()
 log = logging.getLogger("stacktopics")
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
@@ -74,13 +72,12 @@ def retrain(timer: func.TimerRequest) -> None:
 @app.route(route="topics", methods=[func.HttpMethod.GET])
 def topics(req: func.HttpRequest) -> func.HttpResponse:
     """The topics of a day: `day` (default the latest), `top` (default 10), `format` json or csv."""
-    from serve.topics import parse_day, parse_format, parse_top, topics_of_day
+    from serve.topics import parse_question, topics_of_day
     from shared.errors import BadInput, NotFound, TransientError
 
     try:
-        day, top = parse_day(req.params.get("day")), parse_top(req.params.get("top"))
-        kind = parse_format(req.params.get("format"), req.headers.get("accept"))
-        found = topics_of_day(services().lake, day, top)
+        asked = parse_question(req.params, req.headers.get("accept"))
+        found = topics_of_day(services().lake, asked.day, asked.top)
     except BadInput as error:
         return _problem(HTTPStatus.BAD_REQUEST, str(error))
     except NotFound as error:
@@ -88,7 +85,7 @@ def topics(req: func.HttpRequest) -> func.HttpResponse:
     except TransientError as error:
         log.warning("topics: %s", error)
         return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "the lake does not answer; try again in a minute")
-    if kind == "csv":
+    if asked.format == "csv":
         return func.HttpResponse(found.to_csv(), mimetype="text/csv", charset="utf-8")
     return func.HttpResponse(found.model_dump_json(), mimetype="application/json")
 
@@ -97,7 +94,13 @@ def topics(req: func.HttpRequest) -> func.HttpResponse:
 def health(req: func.HttpRequest) -> func.HttpResponse:
     """Whether the settings are complete and the lake answers: 200, or 503 with what is wrong."""
     from serve.health import health
+    from serve.topics import check_names
+    from shared.errors import BadInput
 
+    try:
+        check_names(req.params, ())
+    except BadInput as error:
+        return _problem(HTTPStatus.BAD_REQUEST, str(error))
     report = health(services())
     status = HTTPStatus.OK if report.healthy else HTTPStatus.SERVICE_UNAVAILABLE
     return func.HttpResponse(report.model_dump_json(), status_code=status, mimetype="application/json")

@@ -9,10 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shared.errors import BadColumn
+from shared.posts import POSTS
+
 QUESTION, ANSWER = 1, 2
 """PostTypeId of what is counted."""
 
-COLUMNS = ("Id", "PostTypeId", "ParentId", "CreationDate", "Title", "Body", "Tags")
+COLUMNS = tuple(column.name for column in POSTS)
+LARGEST_WHOLE = {16: 1 << 11, 32: 1 << 24, 64: 1 << 53}
+"""By the bits of a floating-point number: beyond this it no longer holds every whole number (IEEE 754)."""
+_DIGITS = r"^[+-]?[0-9]+(\.0*)?$"
 
 EPOCH = date(1970, 1, 1)
 FIRST_DAY, LAST_DAY = (date.min - EPOCH).days, (date.max - EPOCH).days
@@ -53,19 +59,22 @@ class Posts:
 
 
 def clean(batch: pa.RecordBatch, file_day: date) -> Posts:
-    """The columns of `batch` in one form. A post without a readable CreationDate belongs to `file_day`."""
-    ids, created = column(batch, "Id"), column(batch, "CreationDate")
+    """The columns of `batch` in one form. A post without a readable CreationDate belongs to `file_day`.
+
+    Raises BadColumn where a column holds what it must not, such as 1.5 in place of a whole number.
+    """
+    ids, created = whole_numbers(batch, "Id"), _without_nan(column(batch, "CreationDate"), "CreationDate")
     found, known = _days(created)
     return Posts(
-        ids=integers(ids),
+        ids=filled(ids),
         has_id=np.asarray(ids.is_valid()),
-        types=integers(column(batch, "PostTypeId")),
-        parents=integers(column(batch, "ParentId")),
+        types=filled(whole_numbers(batch, "PostTypeId")),
+        parents=filled(whole_numbers(batch, "ParentId")),
         days=_or_of_file(found, known, file_day),
         misdated=_is_told(created) & ~known,
-        titles=text(column(batch, "Title")),
-        bodies=text(column(batch, "Body")),
-        tags=text(column(batch, "Tags")),
+        titles=text(column(batch, "Title"), "Title"),
+        bodies=text(column(batch, "Body"), "Body"),
+        tags=text(column(batch, "Tags"), "Tags"),
     )
 
 
@@ -81,17 +90,74 @@ def column(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
     return found.dictionary_decode() if pa.types.is_dictionary(found.type) else found
 
 
-def integers(array: pa.Array) -> np.ndarray:
-    """int64 values, 0 where null."""
-    return np.asarray(pc.fill_null(array.cast(pa.int64()), 0))
+def whole_numbers(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Int64Array:
+    """A column of whole numbers, whatever holds them: integers, floating-point numbers, decimals, texts of digits.
+
+    NaN and empty texts are null. Raises BadColumn, with the first value that is not whole or has no room in 64 bits.
+    """
+    found = column(batch, name)
+    kind = found.type
+    if pa.types.is_floating(kind):
+        found = _whole_of_floats(found, name)
+    elif pa.types.is_decimal(kind):
+        _refuse(found.filter(pc.not_equal(pc.round(found), found)), name)
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        found = _whole_of_texts(found, name)
+    try:
+        return found.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise BadColumn(f"column {name} does not hold whole numbers of 64 bits: {error}") from error
 
 
-def text(array: pa.Array) -> pa.Array:
-    """A string, large_string, binary or large_binary array; what is of another type, as text."""
+def _whole_of_floats(array: pa.Array, name: str) -> pa.Array:
+    numbers = np.asarray(array.cast(pa.float64()).fill_null(np.nan))
+    missing = np.isnan(numbers)
+    largest = LARGEST_WHOLE[array.type.bit_width]
+    whole = missing | ((np.abs(numbers) <= largest) & (np.floor(numbers) == numbers))
+    _refuse(array.filter(pa.array(~whole)), name, f" ({array.type} holds them exactly up to {largest:,})")
+    return pa.array(np.where(missing, 0, numbers).astype(np.int64), mask=missing)
+
+
+def _whole_of_texts(array: pa.Array, name: str) -> pa.Array:
+    found = pc.utf8_trim_whitespace(array)
+    found = pc.if_else(pc.equal(found, ""), None, found)
+    _refuse(array.filter(pc.invert(pc.fill_null(pc.match_substring_regex(found, _DIGITS), True))), name)
+    return pc.replace_substring_regex(found, r"^\+|\.0*$", "")
+
+
+def _refuse(values: pa.Array, name: str, why: str = "") -> None:
+    """Raise BadColumn if there are any values."""
+    if len(values):
+        shown = str(values[0].as_py())[:60]
+        raise BadColumn(f"column {name} must hold whole numbers, and {shown} is not one{why}")
+
+
+def filled(array: pa.Int64Array) -> np.ndarray:
+    """The values, 0 where null."""
+    return np.asarray(pc.fill_null(array, 0))
+
+
+def text(array: pa.Array, name: str) -> pa.Array:
+    """A string, large_string, binary or large_binary array; what is of another type, as text.
+
+    Raises BadColumn for numbers: a column of floating-point numbers is text only if all of them are NaN, by which some
+    writers mean that no row has a value.
+    """
+    array = _without_nan(array, name)
     kind = array.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
         return array
     return array if pa.types.is_large_binary(kind) else array.cast(pa.string())
+
+
+def _without_nan(array: pa.Array, name: str) -> pa.Array:
+    """Nulls in place of a column of floating-point numbers that holds none; any other as it is."""
+    if not pa.types.is_floating(array.type):
+        return array
+    numbers = array.filter(pc.invert(pc.is_null(array, nan_is_null=True)))
+    if len(numbers):
+        raise BadColumn(f"column {name} holds numbers, such as {numbers[0].as_py()}, and no text")
+    return pa.nulls(len(array), pa.string())
 
 
 def days(array: pa.Array, file_day: date) -> np.ndarray:

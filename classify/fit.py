@@ -158,7 +158,13 @@ def read_questions(files: Sequence[Path], progress: Callable[[float], None]) -> 
     try:
         return tagged_questions(tables())
     except BadInput as error:
-        raise BadInput(f"{', '.join(map(str, files))}: {error}") from error
+        raise BadInput(f"{error} (training reads {files_named(files)})") from error
+
+
+def files_named(files: Sequence[Path]) -> str:
+    """The files in a sentence: the first three by name, of the others their number."""
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return ", ".join(str(file) for file in files[:3]) + more
 
 
 def questions_in(

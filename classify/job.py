@@ -44,6 +44,7 @@ from classify.text import MAX_BODY_BYTES, parse_tags
 from shared import paths
 from shared.errors import BadInput, ModelError, NotFound, StackTopicsError, TerminalError
 from shared.lake import FolderLake
+from shared.logs import quiet_vendors
 from shared.memory import give_back_memory
 from shared.parquet import readable
 from shared.services import Services
@@ -413,11 +414,11 @@ class _Census:
         first = 0
         for batch in batches(file, ("Id", "PostTypeId", "ParentId")):
             rows = slice(first, first + batch.num_rows)
-            found = clean.column(batch, "Id")
-            ids[rows], has_id[rows] = clean.integers(found), np.asarray(found.is_valid())
-            types = clean.integers(clean.column(batch, "PostTypeId"))
+            found = clean.whole_numbers(batch, "Id")
+            ids[rows], has_id[rows] = clean.filled(found), np.asarray(found.is_valid())
+            types = clean.filled(clean.whole_numbers(batch, "PostTypeId"))
             asks[rows], answers[rows] = types == QUESTION, types == ANSWER
-            parents[rows] = clean.integers(clean.column(batch, "ParentId"))
+            parents[rows] = clean.filled(clean.whole_numbers(batch, "ParentId"))
             first += batch.num_rows
         self.repeated = _repeated(ids, has_id)
         """Numbers of the rows whose Id comes again further down: the last one counts."""
@@ -532,7 +533,7 @@ class _Heirs:
         for batch in pa.ipc.open_stream(self._file):
             rows, ids, nothing = batch.num_rows, batch["Id"], pa.nulls(batch.num_rows)
             yield Posts(
-                ids=clean.integers(ids),
+                ids=clean.filled(ids),
                 has_id=np.asarray(ids.is_valid()),
                 types=np.full(rows, ANSWER),
                 parents=np.asarray(batch["ParentId"]),
@@ -597,7 +598,7 @@ class Clock:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from a command line; 0 when the file was classified, 1 with the reason in the log when not."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    logging.getLogger("azure").setLevel(logging.WARNING)
+    quiet_vendors()
     job = JobParameters.from_arguments(sys.argv[1:] if arguments is None else arguments)
     try:
         summary = run(Services().lake_at(job.lake_root), job)

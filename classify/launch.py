@@ -82,10 +82,10 @@ def watch(services: Services, message: ClassificationStarted) -> FileRecord:
     if state.status == "succeeded":
         summary = _summary(services, record)
         if summary is not None:
-            return publish(services, _classified(services, record, summary))
+            return publish(services, _classified(services, record, summary, state))
         state = RunState("failed", f"the run succeeded but {record.output}/{SUMMARY} is not there")
     if (reason := _refused(services, record)) is not None:
-        return _quarantined(services, record, f"run {message.run_id}: {reason}")
+        return _quarantined(services, record, reason)
     return _failed(services, record, message.run_id, state)
 
 
@@ -181,13 +181,19 @@ def _summary(services: Services, record: FileRecord) -> Summary | None:
         return None
 
 
-def _classified(services: Services, record: FileRecord, summary: Summary) -> FileRecord:
+def _classified(services: Services, record: FileRecord, summary: Summary, state: RunState) -> FileRecord:
     def classified(current: FileRecord) -> FileRecord | None:
         if current.state is not State.LAUNCHED:
             return None
-        return current.entered(State.CLASSIFIED, services.now(), counted=summary.counted)
+        runs = [*current.runs[:-1], _ended(current.runs[-1], state)]
+        return current.entered(State.CLASSIFIED, services.now(), counted=summary.counted, runs=runs)
 
     return services.ledger.change(record, classified)
+
+
+def _ended(run: Run, state: RunState) -> Run:
+    """The run with what the last look at it showed."""
+    return run.model_copy(update={"page": state.page, "worked_seconds": state.worked_seconds})
 
 
 def _failed(services: Services, record: FileRecord, run_id: int, state: RunState) -> FileRecord:
@@ -203,7 +209,7 @@ def _failed(services: Services, record: FileRecord, run_id: int, state: RunState
     def next_attempt(current: FileRecord) -> FileRecord | None:
         if current.state is not State.LAUNCHED or current.attempt != record.attempt:
             return None
-        noted = current.runs[-1].model_copy(update={"error": reason, "page": state.page})
+        noted = _ended(current.runs[-1], state).model_copy(update={"error": reason})
         runs = [*current.runs[:-1], noted]
         if current.attempt >= limit:
             return current.entered(State.FAILED, services.now(), runs=runs, reason=reason)
@@ -221,7 +227,8 @@ def _failed(services: Services, record: FileRecord, run_id: int, state: RunState
 def _refused(services: Services, record: FileRecord) -> str | None:
     """Why the file cannot be classified, if the job says so."""
     try:
-        return services.lake.read(f"{record.output}/{REFUSED}").decode()[:MAX_REASON]
+        said = services.lake.read(f"{record.output}/{REFUSED}").decode()
+        return said.replace(paths.landing(record.source_id, record.version), record.source.name)[:MAX_REASON]
     except NotFound:
         return None
 

@@ -49,6 +49,12 @@ def current_version(lake: Lake) -> str:
     return current_model(lake)[0].version
 
 
+def known_topics(lake: Lake) -> tuple[str, list[str]]:
+    """The current version and its topics, the most frequent of its training first, `other` last. Raises ModelError."""
+    version = current_version(lake)
+    return version, list(read_manifest(_files(lake, version)).topics)
+
+
 def load_model(lake: Lake, version: str) -> TopicModel:
     """Read one version of the model. Raises ModelError when it is missing, damaged or another one."""
     from classify.model import TopicModel
@@ -153,6 +159,18 @@ def versions(lake: Lake) -> Iterator[Stored | Damaged]:
             yield Stored(version, trained_on, json.loads(report))
         except (BadInput, ModelError) as error:
             yield Damaged(version, str(error))
+
+
+def whole_version(lake: Lake, beginning: str) -> str:
+    """The version in the lake that begins so. Raises ModelError where there is none, or more than one."""
+    found = [stored.version for stored in versions(lake) if stored.version.startswith(beginning)]
+    if beginning in found:
+        return beginning
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ModelError(f"{beginning} is the beginning of several models: {', '.join(found)}")
+    raise ModelError(f"there is no model {beginning} in the lake: `manage.py models` lists those there are")
 
 
 def promote(lake: Lake, version: str, reason: str, instead_of: tuple[CurrentModel, str] | None = None) -> CurrentModel:

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from shared.errors import BadInput
 from shared.parquet import readable
+from shared.posts import columns_named
 
 if TYPE_CHECKING:
-    from shared.lake import Lake
     from shared.storage import RangedReader
 
 BATCH_ROWS = 1_024
@@ -40,9 +40,14 @@ def opened(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
     if not path.is_file():
         raise BadInput(f"{path} is not there, or no file")
     with readable(path), path.open("rb") as data, reader(data, pq.read_metadata(path)) as file:
-        if missing := [name for name in columns if name not in file.schema_arrow.names]:
+        if missing := [name for name in columns if name_of(file.schema_arrow.names, name) is None]:
             raise BadInput(f"{path} has no column {', '.join(missing)}")
         yield file
+
+
+def name_of(names: Sequence[str], column: str) -> str | None:
+    """What a file with the columns `names` calls the column `column`: `id` is taken for `Id`. None: it has none."""
+    return column if column in names else next(iter(columns_named(names, column)), None)
 
 
 def batches(
@@ -51,18 +56,12 @@ def batches(
     """Batches of at most so many rows, else BATCH_ROWS, one row group after the other.
 
     What is read ahead is held until the last batch of its group. Of `groups`, else of all; those of `columns` that the
-    file has. Arrow's own threads would each keep the memory of the largest texts they have seen.
+    file has, under these names. Arrow's own threads would each keep the memory of the largest texts they have seen.
     """
-    there = [name for name in columns if name in file.schema_arrow.names]
+    names = {found: name for name in columns if (found := name_of(file.schema_arrow.names, name))}
     for group in range(file.num_row_groups) if groups is None else groups:
-        yield from file.iter_batches(rows or BATCH_ROWS, row_groups=[group], columns=there, use_threads=False)
-
-
-def check_pages(lake: Lake, path: str, columns: Sequence[str]) -> None:
-    """Read these columns of a file of the lake. Raises BadInput that names it where that cannot be done."""
-    with lake.open(path) as data, readable(path):
-        for _ in batches(reader(data, pq.read_metadata(data)), columns):
-            pass
+        for batch in file.iter_batches(rows or BATCH_ROWS, row_groups=[group], columns=list(names), use_threads=False):
+            yield batch.rename_columns([names[name] for name in batch.schema.names])
 
 
 def bounds(file: pq.ParquetFile, column: str) -> list[pa.Array | None]:
@@ -70,10 +69,11 @@ def bounds(file: pq.ParquetFile, column: str) -> list[pa.Array | None]:
 
     None where the file does not tell both, or where values are missing.
     """
-    kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else pa.null()
+    name = name_of(file.schema_arrow.names, column)
+    kind = file.schema_arrow.field(name).type if name else pa.null()
     if not (pa.types.is_integer(kind) or pa.types.is_date32(kind) or pa.types.is_timestamp(kind)):
         return [None] * file.num_row_groups
-    place = [file.schema.column(number).path for number in range(len(file.schema))].index(column)
+    place = [file.schema.column(number).path for number in range(len(file.schema))].index(name)
     found = (file.metadata.row_group(group).column(place).statistics for group in range(file.num_row_groups))
     return [_bounds(statistics, kind) for statistics in found]
 

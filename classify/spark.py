@@ -35,7 +35,7 @@ from classify.job import POST_TOPICS, Clock, JobParameters, check_dates, part, r
 from classify.model import TopicModel
 from classify.models import load_model
 from classify.questions import check_not_merged, files_of, merge
-from classify.rowgroups import BATCH_ROWS, check_pages
+from classify.rowgroups import BATCH_ROWS, batches, name_of, reader
 from classify.summary import COUNTS, SUMMARY, Summary
 from classify.tally import COUNTS as COUNT_ROWS
 from classify.tally import MAX_DAYS, Tally, check_days
@@ -96,8 +96,15 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
     try:
         return _run(spark, lake, job)
     except (PySparkException, Py4JError):  # which do not tell whether it is the file
-        check_pages(lake, paths.landing(job.source_id, job.version), clean.COLUMNS)
+        _check(lake, paths.landing(job.source_id, job.version), job.file_day)
         raise
+
+
+def _check(lake: Lake, path: str, file_day: date) -> None:
+    """Read and clean the columns that are used. Raises BadInput that names the file where that cannot be done."""
+    with lake.open(path) as data, readable(path):
+        for batch in batches(reader(data, pq.read_metadata(data)), clean.COLUMNS):
+            clean.clean(batch, file_day)
 
 
 def _run(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
@@ -136,7 +143,7 @@ def _run(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
             except Conflict as error:
                 raise TransientError(f"{error}; another attempt finds them") from error
         with clock("posts"):
-            texts = posts.where(F.col("PostTypeId").isin(QUESTION, ANSWER)).join(unread, "row_index", "left_anti")
+            texts = posts.where(_post_type().isin(QUESTION, ANSWER)).join(unread, "row_index", "left_anti")
             files = tuple(model.to_files().items())
             scorer = partial(_score, files, job.model, file.moments, job.file_day, job.topic_source)
             scored = keep(texts.mapInArrow(scorer, SCORED))  # Spark broadcasts a function of this size
@@ -189,12 +196,14 @@ def _settings(spark: SparkSession) -> Iterator[None]:
 class _File:
     """The landed file as its footer describes it: rows, and the type by which Spark reads each column we use.
 
+    `names` are the file's own names of our columns, `types` is by ours.
     `moments` is the type of a CreationDate that Spark reads as the numbers it is stored as: its own types end where
     milliseconds do not fit into microseconds, and before 1582 it asks by which calendar they were written.
     """
 
     address: str
     rows: int
+    names: dict[str, str]
     types: dict[str, str]
     moments: pa.DataType | None
 
@@ -205,21 +214,28 @@ class _File:
             physical = {
                 column.path: column.physical_type for column in map(file.schema.column, range(len(file.schema)))
             }
-            fields = [field for field in file.schema_arrow if field.name in clean.COLUMNS]
-            types = {field.name: _spark_type(field.type, physical[field.name]) for field in fields}
+            schema = file.schema_arrow
+            names = {name: found for name in clean.COLUMNS if (found := name_of(schema.names, name))}
+            kinds = {name: _spark_type(schema.field(found).type, physical[found]) for name, found in names.items()}
+            types = {name: kind for name, kind in kinds.items() if kind}
             as_numbers = types.get("CreationDate") in ("int", "long")
-            moments = file.schema_arrow.field("CreationDate").type if as_numbers else None
+            moments = schema.field(names["CreationDate"]).type if as_numbers else None
             rows = file.metadata.num_rows
-        return cls(_address(job, path), rows, {name: kind for name, kind in types.items() if kind}, moments)
+        return cls(_address(job, path), rows, names, types, moments)
 
     def read(self, spark: SparkSession) -> DataFrame:
         """`row_index`, and all of clean.COLUMNS the file has, ids and types as numbers, 0 where PostTypeId is null."""
-        schema = ", ".join(f"{name} {kind}" for name, kind in self.types.items())
+        schema = ", ".join(f"`{self.names[name]}` {kind}" for name, kind in self.types.items())
         rows = spark.read.schema(schema).parquet(self.address)
-        columns = {name: F.col(name) for name in self.types}
-        columns["PostTypeId"] = F.coalesce("PostTypeId", F.lit(0)) if "PostTypeId" in self.types else F.lit(0)
+        columns = {name: F.col(self.names[name]) for name in self.types}
+        columns["PostTypeId"] = F.coalesce(columns.get("PostTypeId", F.lit(None)), F.lit(0))
         row_index = F.col("_metadata.row_index").alias("row_index")
         return rows.select(row_index, *(column.alias(name) for name, column in columns.items()))
+
+
+def _post_type() -> Column:
+    """PostTypeId as a number, whatever holds it; the census has found that all are whole."""
+    return F.expr("try_cast(PostTypeId as double)")
 
 
 def _spark_type(kind: pa.DataType, physical: str) -> str:
@@ -231,6 +247,10 @@ def _spark_type(kind: pa.DataType, physical: str) -> str:
     if pa.types.is_integer(kind):
         narrow = kind.bit_width + (1 if pa.types.is_unsigned_integer(kind) else 0)
         return next(name for bits, name in ((32, "int"), (64, "long"), (65, "decimal(20,0)")) if narrow <= bits)
+    if pa.types.is_floating(kind):
+        return "float" if kind.bit_width == 32 else "double"
+    if pa.types.is_decimal(kind):
+        return f"decimal({kind.precision},{kind.scale})"
     if pa.types.is_timestamp(kind):
         return "timestamp" if physical == "INT96" else "long"
     if pa.types.is_date(kind):

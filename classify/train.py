@@ -32,6 +32,7 @@ from classify.summary import Training
 from shared import paths
 from shared.catalog import source_pointer
 from shared.errors import BadInput, Conflict, ModelError, StackTopicsError
+from shared.logs import quiet_vendors
 from shared.parquet import readable
 from shared.services import Services
 
@@ -238,7 +239,7 @@ def found(model: TopicModel, posts: Posts) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from a command line; 0 when a candidate was trained, promoted or not; 1 with the reason in the log."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    logging.getLogger("azure").setLevel(logging.WARNING)
+    quiet_vendors()
     try:
         parameters = TrainParameters.from_arguments(sys.argv[1:] if arguments is None else arguments)
         result = train(Services().lake_at(parameters.lake_root), parameters)

@@ -1,64 +1,35 @@
-"""What a Posts file must look like, checked against its Parquet footer alone."""
+"""What a Posts file must look like, checked against its Parquet footer alone.
+
+Only columns that are read can be at fault (`shared.posts.POSTS`). Whether a double or a text holds whole numbers, and a
+text a date, the footer does not say: that is for the job, which sends such a file to quarantine as well.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from ingest.footer import Footer, read_footer
+from ingest.prepare import LOOKED_AT, header_of
 from shared.errors import BadInput
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a contract: the kinds of physical type that carry it, and whether a file may leave it out."""
-
-    name: str
-    kind: str
-    required: bool = False
-
-
-POSTS = (
-    Column("Id", "integer", required=True),
-    Column("PostTypeId", "integer", required=True),
-    Column("CreationDate", "moment", required=True),
-    Column("Body", "text", required=True),
-    Column("Title", "text", required=True),
-    Column("ParentId", "integer"),
-    Column("Tags", "text"),
-    Column("AcceptedAnswerId", "integer"),
-    Column("Score", "integer"),
-    Column("ViewCount", "integer"),
-    Column("OwnerUserId", "integer"),
-    Column("LastActivityDate", "moment"),
-    Column("AnswerCount", "integer"),
-    Column("CommentCount", "integer"),
-    Column("FavoriteCount", "integer"),
-    Column("ClosedDate", "moment"),
-)
-"""The Posts table of Stack Exchange; a file may carry further columns, which are kept and not read."""
+from shared.posts import POSTS, Kind, PostsColumn, columns_named
 
 MAX_FOOTER_BYTES = 8 << 20
 """A footer is read whole and takes several times its size in memory; it has about 2 KB a row group of 16 columns."""
-MAGIC = b"PAR1"
+MAGIC, ENCRYPTED = b"PAR1", b"PARE"
 
 
-def check_posts(file: BinaryIO, name: str, unknown_columns: Literal["keep", "refuse"] = "keep") -> Footer:
+def check_posts(file: BinaryIO, name: str) -> Footer:
     """Read the footer of `file` by ranges and hold it against the contract.
 
-    Raises BadInput with every fault of `name` at once: not Parquet, missing columns, wrong types, absurd sizes, and
-    columns the contract does not know where those are refused.
+    Raises BadInput with every fault of `name` at once: not Parquet, encrypted, missing columns, wrong types, absurd
+    sizes.
     """
     data, begins = _footer_of(file, name)
     try:
         footer = read_footer(data, begins)
     except BadInput as error:
         raise BadInput(f"{name} is not a Parquet file that can be read: {error}") from error
-    faults = [fault for column in POSTS if (fault := _fault(column, footer.columns))]
-    if unknown_columns == "refuse":
-        strangers = sorted({stranger for stranger, _ in footer.columns} - {column.name for column in POSTS})
-        faults += [f"column {stranger} is unknown (POSTS_UNKNOWN_COLUMNS is refuse)" for stranger in strangers]
-    if faults:
+    if faults := [fault for column in POSTS if (fault := _fault(column, footer.columns))]:
         raise BadInput(f"{name} breaks the contract for Posts: {'; '.join(faults)}")
     return footer
 
@@ -71,8 +42,10 @@ def _footer_of(file: BinaryIO, name: str) -> tuple[bytes, int]:
     file.seek(-8, 2)
     tail = file.read(8)
     footer = int.from_bytes(tail[:4], "little")
+    if tail[4:] == ENCRYPTED:
+        raise BadInput(f"{name} is an encrypted Parquet file: deliver it unencrypted")
     if tail[4:] != MAGIC:
-        raise BadInput(f"{name} is not a Parquet file: it ends in {tail[4:]!r}, not in PAR1")
+        raise BadInput(_no_parquet(file, name, tail[4:]))
     if footer > min(size - 12, MAX_FOOTER_BYTES):
         raise BadInput(
             f"{name} declares a footer of {footer} bytes, has {size} in all, and at most {MAX_FOOTER_BYTES} are read"
@@ -81,26 +54,41 @@ def _footer_of(file: BinaryIO, name: str) -> tuple[bytes, int]:
     return file.read(footer), begins
 
 
-def _fault(column: Column, columns: list[tuple[str, str]]) -> str | None:
-    found = [kind for name, kind in columns if name == column.name]
-    if not found:
+def _no_parquet(file: BinaryIO, name: str, end: bytes) -> str:
+    """Why a file that does not end as Parquet does is refused: a CSV file of posts has a way in of its own."""
+    file.seek(0)
+    try:
+        header_of(file.read(LOOKED_AT), name)
+    except BadInput:
+        return f"{name} is not a Parquet file: it ends in {end!r}, not in PAR1"
+    return f"{name} is a CSV file, not Parquet: `python manage.py drop FILE.csv` converts and uploads it"
+
+
+def _fault(column: PostsColumn, columns: list[tuple[str, str]]) -> str | None:
+    names = columns_named((name for name, _ in columns), column.name)
+    if not names:
         return f"column {column.name} is missing" if column.required else None
-    if len(found) > 1:
-        return f"column {column.name} stands there {len(found)} times"
-    if found[0] not in _TYPES[column.kind] or (column.name in _COUNTED and found[0] == "null"):
-        return f"column {column.name} is {found[0]} and must be {_WORDS[column.kind]}"
+    if len(names) > 1:
+        return f"columns {' and '.join(names)} are both there, and one of them must go: which is {column.name}?"
+    kind = dict(columns)[names[0]]
+    if kind not in _TYPES[column.kind]:
+        return f"column {names[0]} is {kind} and must be {_WORDS[column.kind]}"
+    if kind == "null" and column.name in _COUNTED:
+        return f"column {names[0]} has no value in any row"
     return None
 
 
 _COUNTED = {"Id", "PostTypeId"}
 """Without a value in any row no post can be counted; of other columns that is odd, but possible."""
-_TYPES = {
-    "integer": {"int32", "uint32", "int64", "null"},
-    "text": {"string", "null"},
-    "moment": {"timestamp", "date", "string", "null"},
+_MADE_OF_NULLS = {"null", "float", "double"}
+"""What writers make of a column that has no value: some write NaN, which no statistics tell from a number."""
+_TYPES: dict[Kind, set[str]] = {
+    "whole number": {"int32", "uint32", "int64", "uint64", "decimal", "string"} | _MADE_OF_NULLS,
+    "text": {"string", "binary"} | _MADE_OF_NULLS,
+    "date": {"timestamp", "date", "string"} | _MADE_OF_NULLS,
 }
-_WORDS = {
-    "integer": "a whole number (of at most 64 bits with a sign, 32 without)",
+_WORDS: dict[Kind, str] = {
+    "whole number": "a whole number: an integer, or a double, decimal or text that holds one",
     "text": "text (string)",
-    "moment": "a timestamp, a date or ISO 8601 text",
+    "date": "a timestamp, a date or ISO 8601 text",
 }

@@ -47,10 +47,19 @@ a list of one's and how many the file may have in all."""
 
 _LOGICAL: Wanted = {
     1: ("string", {}),
+    2: ("map", {}),
+    3: ("list", {}),
+    4: ("string", {}),  # an enumeration, whose values are text
+    5: ("decimal", {}),
     6: ("date", {}),
+    7: ("time", {}),
     8: ("timestamp", {}),
     10: ("integer", {2: ("signed", _TRUE)}),
     11: ("null", {}),
+    12: ("string", {}),  # JSON
+    13: ("bson", {}),
+    14: ("uuid", {}),
+    15: ("half-precision number", {}),
 }
 _ELEMENT: Wanted = {
     1: ("type", _I32),
@@ -70,6 +79,7 @@ _CHUNK: Wanted = {
             7: ("stored", _I64),
             9: ("data", _I64),
             11: ("dictionary", _I64),
+            12: ("statistics", {3: ("nulls", _I64)}),
         },
     ),
 }
@@ -78,12 +88,14 @@ _FILE: Wanted = {
     2: ("schema elements", [_ELEMENT, MAX_ELEMENTS]),
     3: ("rows", _I64),
     4: ("row groups", [_GROUP, MAX_ROW_GROUPS]),
+    8: ("encryption", {}),
 }
 
 
 _PHYSICAL = ("boolean", "int32", "int64", "int96", "float", "double", "binary", "fixed binary")
-_CONVERTED = {0: "string", 6: "date", 9: "timestamp", 10: "timestamp"} | dict.fromkeys((11, 12, 13), "unsigned")
-_CONVERTED |= {14: "unsigned"} | dict.fromkeys((15, 16, 17, 18), "integer")
+_CONVERTED = dict.fromkeys((0, 4, 19), "string") | {1: "map", 3: "list", 5: "decimal", 6: "date", 7: "time", 8: "time"}
+_CONVERTED |= {9: "timestamp", 10: "timestamp", 20: "bson", 21: "interval"}
+_CONVERTED |= dict.fromkeys((11, 12, 13, 14), "unsigned") | dict.fromkeys((15, 16, 17, 18), "integer")
 _TYPES = {
     ("int32", "plain"): "int32",
     ("int32", "integer"): "int32",
@@ -95,14 +107,19 @@ _TYPES = {
     ("int64", "timestamp"): "timestamp",
     ("int32", "date"): "date",
     ("binary", "string"): "string",
+    ("int32", "decimal"): "decimal",
+    ("int64", "decimal"): "decimal",
+    ("binary", "decimal"): "decimal",
+    ("fixed binary", "decimal"): "decimal",
 }
 
 
 @dataclass(frozen=True)
 class Footer:
     """What a footer that can be believed says: how many rows and row groups the file has, and its columns: of each
-    that stands in the root its name and its type. That is int32, uint32, int64, uint64, timestamp, date, string, null
-    (which says nothing of the values that the file does not have), or words for what no contract asks for."""
+    that stands in the root its name and its type. That is int32, uint32, int64, uint64, float, double, decimal,
+    timestamp, date, string, binary, null (a column of which no row has a value, whatever its type), or words for what
+    no contract asks for."""
 
     rows: int
     row_groups: int
@@ -118,8 +135,10 @@ def read_footer(footer: bytes, begins: int) -> Footer:
     try:
         reading = _Compact(footer)
         found = reading.struct(_FILE)
+        if "encryption" in found:
+            raise BadInput("it is encrypted")
         reading.end()
-        leaves, columns = _schema(found["schema elements"])
+        leaves, columns, places = _schema(found["schema elements"])
         groups, rows = found["row groups"], found["rows"]
     except IndexError:
         raise BadInput("its footer ends too early") from None
@@ -129,13 +148,33 @@ def read_footer(footer: bytes, begins: int) -> Footer:
         _check_sizes(groups, leaves, rows, begins, begins + len(footer))
     except KeyError as missing:
         raise BadInput(f"its footer has a row group without {missing}") from None
-    return Footer(rows, len(groups), columns)
+    empty = _without_values(groups)
+    return Footer(
+        rows,
+        len(groups),
+        [(name, "null" if leaf in empty else kind) for (name, kind), leaf in zip(columns, places, strict=True)],
+    )
 
 
-def _schema(elements: list[dict[str, Any]]) -> tuple[list[bool], list[tuple[str, str]]]:
-    """Of each leaf whether it has one value a row, and `Footer.columns`; the schema is a tree, its root first."""
+def _without_values(groups: list[dict[str, Any]]) -> set[int | None]:
+    """The leaves of which the statistics of every row group say that all values are null."""
+    chunks = [[chunk["columns"] for chunk in group["column chunks"]] for group in groups if group["rows"]]
+    if not chunks:
+        return set()
+    return {
+        leaf
+        for leaf in range(len(chunks[0]))
+        if all(group[leaf].get("statistics", {}).get("nulls") == group[leaf]["values"] for group in chunks)
+    }
+
+
+def _schema(elements: list[dict[str, Any]]) -> tuple[list[bool], list[tuple[str, str]], list[int | None]]:
+    """Of each leaf whether it has one value a row, `Footer.columns`, and of each of these which leaf it is, None for a
+    group; the schema is a tree, its root first."""
     open_groups: list[int] = []  # how many children are still to come, from the root down
-    leaves, columns = [], []
+    leaves: list[bool] = []
+    columns: list[tuple[str, str]] = []
+    places: list[int | None] = []
     for number, element in enumerate(elements):
         name, children = element["name"], element.get("children", 0)
         if len(name) > MAX_NAME_BYTES:
@@ -152,6 +191,7 @@ def _schema(elements: list[dict[str, Any]]) -> tuple[list[bool], list[tuple[str,
             open_groups[-1] -= 1
             if len(open_groups) == 1:
                 columns.append((name.decode(), _type(element)))
+                places.append(len(leaves) if "type" in element else None)
         if "type" in element:
             leaves.append(len(open_groups) == 1 and element.get("repetition") != _REPEATED)
         else:
@@ -162,7 +202,7 @@ def _schema(elements: list[dict[str, Any]]) -> tuple[list[bool], list[tuple[str,
         raise BadInput("its schema is no tree")
     if len(leaves) > MAX_COLUMNS:
         raise BadInput(f"it declares {len(leaves)} columns; at most {MAX_COLUMNS} are read")
-    return leaves, columns
+    return leaves, columns, places
 
 
 def _type(element: dict[str, Any]) -> str:

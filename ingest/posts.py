@@ -71,7 +71,7 @@ def _taken_in(
         times={"seen": now},
     )
     try:
-        rows = _rows(services, blob, version)
+        rows = _rows(blob, version)
     except BadInput as fault:
         return _quarantined(services, blob, version, record, str(fault)[:MAX_REASON])
     landing = paths.landing(source_id, version_id)
@@ -83,10 +83,10 @@ def _taken_in(
     return record.entered(State.LANDED, services.now(), rows=rows, archive=archive)
 
 
-def _rows(services: Services, blob: SourceBlob, version: BlobVersion) -> int:
+def _rows(blob: SourceBlob, version: BlobVersion) -> int:
     from ingest.contracts import check_posts
 
-    return check_posts(cast("BinaryIO", blob.open(version)), version.name, services.settings.posts_unknown_columns).rows
+    return check_posts(cast("BinaryIO", blob.open(version)), version.name).rows
 
 
 def _quarantined(

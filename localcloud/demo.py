@@ -17,11 +17,15 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from cli.drop import outcome
+from cli.dump import dump_line
+from cli.screen import Screen
+from cli.status import show_days
+from cli.topics import show_topics
 from ingest.dump import import_dump, import_users
 from localcloud import samples, tables
 from localcloud.cloud import LocalCloud, invoke
 from localcloud.processes import LocalCloudError
-from serve.show import days_table, dump_line, files_table, topics_table
 from serve.topics import topics_of_day
 from shared import paths
 from shared.catalog import day_pointer
@@ -84,7 +88,8 @@ def _follow(
 ) -> None:
     records = _wait(cloud, services, versions, console)
     seconds = time.monotonic() - started
-    console.print(files_table(records))
+    for record in records:
+        console.print(f"{record.source.name}: {outcome(record)}", markup=False, highlight=False, soft_wrap=True)
     _show_days(services, sorted({day for record in records for day in record.days}), seconds, console)
     failed = [record for record in records if record.state is not State.PUBLISHED]
     if failed:
@@ -98,8 +103,8 @@ def _show_days(services: Services, days: list[date], seconds: float, console: Co
     if not pointers:
         return
     if len(days) > 1:
-        console.print(days_table(len(days), pointers[-10:]))
-    console.print(topics_table(topics_of_day(services.lake, days[-1])))
+        show_days(Screen(console), pointers[-10:])
+    show_topics(Screen(console), topics_of_day(services.lake, days[-1]))
     posts = sum(pointer.posts for pointer in pointers)
     spread = "1 day" if len(days) == 1 else f"{len(days):,} days"
     console.print(f"[b]{posts:,}[/b] posts on {spread}, {seconds:.1f} s from upload to published")

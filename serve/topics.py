@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from shared.lake import Lake
 
 MAX_TOP = 10_000
+KEY_PARAMETER = "code"
 LONGEST = 100
 """Characters of a value that an error repeats, and digits that are read."""
 
@@ -72,7 +74,7 @@ def parse_day(text: str | None) -> date | None:
         return date.fromisoformat(text)
     except ValueError as error:
         raise BadInput(
-            f"day={text[:LONGEST]} is no date: write it as 2026-11-22, or leave it out for the latest"
+            f"day={text[:LONGEST]} is not a date: write it as 2026-11-22, or leave it out for the latest"
         ) from error
 
 
@@ -90,6 +92,29 @@ def parse_format(text: str | None, accept: str | None) -> str:
     if text not in (None, "", "json", "csv"):
         raise BadInput(f"format={text[:LONGEST]}: write json or csv")
     return text or ("csv" if "text/csv" in (accept or "") else "json")
+
+
+class Question(NamedTuple):
+    """What `GET topics` asks for."""
+
+    day: date | None
+    top: int
+    format: str
+
+
+def parse_question(params: Mapping[str, str], accept: str | None) -> Question:
+    """The query of a request. Raises BadInput for values that mean nothing and for names that nobody knows."""
+    check_names(params, ("day", "top", "format"))
+    kind = parse_format(params.get("format"), accept)
+    return Question(parse_day(params.get("day")), parse_top(params.get("top")), kind)
+
+
+def check_names(params: Mapping[str, str], known: Sequence[str]) -> None:
+    """Raises BadInput for a parameter that is not one of these: ignored, it would leave another answer than the one
+    that was asked for. `code`, a function key, is for the Functions host and always allowed."""
+    if unknown := sorted(params.keys() - {*known, KEY_PARAMETER}):
+        there_are = f"the names are {', '.join(known)}" if known else "there are none here"
+        raise BadInput(f"{', '.join(name[:LONGEST] for name in unknown)}: unknown parameter; {there_are}")
 
 
 def topics_of_day(lake: Lake, day: date | None = None, top: int = 10) -> TopicsOfDay:

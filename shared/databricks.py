@@ -21,6 +21,10 @@ OVER = frozenset({"TERMINATED", "SKIPPED", "INTERNAL_ERROR"})
 """Life-cycle states that end a run (Databricks Jobs API 2.2)."""
 
 
+WAITING = frozenset({"QUEUED", "PENDING", "BLOCKED", "WAITING_FOR_RETRY"})
+"""Life-cycle states of a run that has not begun to work: it waits for a slot, or for its cluster."""
+
+
 @dataclass(frozen=True)
 class RunState:
     """What a look at a run shows."""
@@ -29,6 +33,10 @@ class RunState:
     message: str = ""
     page: str = ""
     """The run's page in the workspace."""
+    waits: bool = False
+    """It has not begun to work yet; its status is `running` all the same, because it is not over."""
+    worked_seconds: float | None = None
+    """How long its tasks worked, waiting left out; None while it is not over."""
 
 
 def idempotency_token(*parts: object) -> str:
@@ -56,10 +64,12 @@ class JobRuns:
         life = state.life_cycle_state.value if state and state.life_cycle_state else "PENDING"
         page = run.run_page_url or ""
         if life not in OVER:
-            return RunState("running", life, page)
+            return RunState("running", life, page, waits=life in WAITING)
+        worked = sum((task.setup_duration or 0) + (task.execution_duration or 0) for task in run.tasks or []) / 1000
         result = state.result_state.value if state and state.result_state else life
         message = f"{result}: {state.state_message}" if state and state.state_message else result
-        return RunState("succeeded" if result == "SUCCESS" else "failed", message, page)
+        status: Literal["succeeded", "failed"] = "succeeded" if result == "SUCCESS" else "failed"
+        return RunState(status, message, page, worked_seconds=worked)
 
     def failure(self, run_id: int) -> str:
         """What the tasks of a failed run said, for the record; empty when they said nothing."""

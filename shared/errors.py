@@ -4,6 +4,7 @@
     ├── TransientError        the same call may succeed later: raise it and let the trigger redeliver
     ├── TerminalError         repeating the same call cannot help
     │   ├── BadInput          a file, table or message breaks its contract; its bytes are kept
+    │   │   └── BadColumn     a column holds what it must not; whoever knows the file adds its name
     │   ├── SettingsError     settings are missing or wrong; lists every fault at once
     │   ├── AccessDenied      credentials are wrong or a role is missing
     │   ├── ModelError        a topic model is damaged, or of another format
@@ -31,6 +32,11 @@ class TerminalError(StackTopicsError):
 
 class BadInput(TerminalError):
     """A file, table or message that breaks its contract. The message names it and the way out."""
+
+
+class BadColumn(BadInput):
+    """A column holds a value that it must not hold. Raised by what sees columns alone; `shared.parquet.readable`, which
+    knows the file, raises it again with the file's name."""
 
 
 class SettingsError(TerminalError):

@@ -61,6 +61,7 @@ class Run(BaseModel):
     run_id: int
     launched_at: datetime
     page: str = ""
+    worked_seconds: float | None = Field(default=None, description="of its tasks, waiting left out")
     error: str | None = None
 
 

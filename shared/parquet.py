@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from shared.errors import BadInput
+from shared.errors import BadColumn, BadInput
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def readable(path: Path | str, failure: type[StackTopicsError] = BadInput, way_out: str = "") -> Iterator[None]:
-    """While the file at `path` is read: what Arrow cannot make sense of is raised as `failure` that names it.
+    """While the file at `path` is read: what Arrow cannot make sense of is raised as `failure` that names it, as is a
+    column that holds what it must not (`BadColumn`).
 
     Errors of the system, such as a disk that does not answer or memory that is not there, are no fault of the file.
     """
@@ -26,6 +27,8 @@ def readable(path: Path | str, failure: type[StackTopicsError] = BadInput, way_o
         yield
     except MemoryError:
         raise
+    except BadColumn as error:
+        raise failure(f"{path}: {error}; {way_out}" if way_out else f"{path}: {error}") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

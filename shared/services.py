@@ -21,13 +21,23 @@ if TYPE_CHECKING:
     from shared.settings import Connection, Settings
 
 CONNECT_TIMEOUT_SECONDS = 10
+HURRIED_STORAGE = {"retry_total": 0, "connection_timeout": 3, "read_timeout": 20}
+"""One attempt; the SDK's own policy tries for 86 s before it says that nothing listens."""
+HURRIED_POSTGRES_SECONDS = 3
+HURRIED_DATABRICKS = {"http_timeout_seconds": 10, "retry_timeout_seconds": 1}
+"""The SDK's own limit is 5 minutes."""
 
 
 class Services:
-    """What the functions work with. `Services().replace(lake=…)` puts another in a service's place."""
+    """What the functions work with. `Services().replace(lake=…)` puts another in a service's place.
 
-    def __init__(self, local_settings: Path | None = None) -> None:
+    `patient` is how a function calls: with the SDKs' own retries. Without it each call is one short attempt, for
+    somebody who waits at a terminal.
+    """
+
+    def __init__(self, local_settings: Path | None = None, *, patient: bool = True) -> None:
         self._local_settings = local_settings
+        self._patient = patient
         self._clients: list[Any] = []
 
     def replace(self, **services: Any) -> Self:
@@ -75,7 +85,7 @@ class Services:
         from azure.storage.blob import BlobServiceClient
 
         connection = self.settings.posts_storage
-        account = BlobServiceClient(connection.endpoint("blob"), self._credential(connection))
+        account = BlobServiceClient(connection.endpoint("blob"), self._credential(connection), **self._pace)
         self._clients.append(account)
         return account
 
@@ -99,14 +109,17 @@ class Services:
     @cached_property
     def job_runs(self) -> JobRuns:
         from databricks.sdk import WorkspaceClient
+        from databricks.sdk.core import Config
 
         from shared.databricks import JobRuns, managed_identity
 
+        host = self.settings.databricks_host
+        pace: dict[str, Any] = {} if self._patient else HURRIED_DATABRICKS
         if self.settings.databricks_auth == "managed-identity":
             strategy = managed_identity(self.identity(self.settings.databricks_client_id))
-            return JobRuns(WorkspaceClient(host=self.settings.databricks_host, credentials_strategy=strategy))
+            return JobRuns(WorkspaceClient(config=Config(host=host, credentials_strategy=strategy, **pace)))
         token = self.secrets.get(self.settings.databricks_token_secret).get_secret_value()
-        return JobRuns(WorkspaceClient(host=self.settings.databricks_host, token=token))
+        return JobRuns(WorkspaceClient(config=Config(host=host, token=token, **pace)))
 
     def queue(self, name: str) -> Queue:
         """A queue of the queues' account, by name."""
@@ -121,6 +134,7 @@ class Services:
             self._credential(connection),
             message_encode_policy=TextBase64EncodePolicy(),
             message_decode_policy=TextBase64DecodePolicy(),
+            **self._pace,
         )
         self._clients.append(client)
         return Queue(client)
@@ -146,7 +160,7 @@ class Services:
                 password=self.secrets.get(secret).get_secret_value(),
                 sslmode=settings.postgres_sslmode,
                 sslrootcert=settings.postgres_sslrootcert or (_system_certificates() if verifies else None),
-                connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                connect_timeout=CONNECT_TIMEOUT_SECONDS if self._patient else HURRIED_POSTGRES_SECONDS,
                 keepalives_idle=30,
                 keepalives_interval=10,
                 keepalives_count=3,
@@ -205,10 +219,15 @@ class Services:
         from shared.lake import AdlsLake
 
         credential = self._credential(connection)
-        files = DataLakeServiceClient(connection.endpoint("dfs"), credential)
-        blobs = BlobServiceClient(connection.endpoint("blob"), credential)
+        files = DataLakeServiceClient(connection.endpoint("dfs"), credential, **self._pace)
+        blobs = BlobServiceClient(connection.endpoint("blob"), credential, **self._pace)
         self._clients += [files, blobs]
         return AdlsLake(files.get_file_system_client(file_system), blobs.get_container_client(file_system))
+
+    @property
+    def _pace(self) -> dict[str, Any]:
+        """What storage clients are given beside their address and credential."""
+        return {} if self._patient else HURRIED_STORAGE
 
     def _credential(self, connection: Connection) -> Any:
         return connection.account_key() or self.identity(connection.client_id)

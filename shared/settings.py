@@ -29,6 +29,10 @@ EMULATOR = (
     "QueueEndpoint=http://127.0.0.1:10001/devstoreaccount1"
 )
 """What UseDevelopmentStorage=true means: Azurite's published account and default ports."""
+BINDING_SETTINGS = {"REFERENCE_SCHEDULE", "RETRAIN_SCHEDULE", "POSTS_TRIGGER_SOURCE"}
+"""App settings that only the functions' bindings read."""
+HOST_SETTINGS = ("AzureWebJobs", "AzureFunctions", "FUNCTIONS_", "WEBSITE_", "APPLICATIONINSIGHTS_")
+"""How the names of settings begin that Azure Functions itself reads."""
 IDENTITY_PARTS = ("blobServiceUri", "queueServiceUri", "dfsServiceUri", "credential", "clientId")
 
 
@@ -100,7 +104,6 @@ class Settings(BaseSettings):
     # The incoming files and the queues
     posts_storage: Annotated[Connection, NoDecode]
     posts_container: str = "posts"
-    posts_unknown_columns: Literal["keep", "refuse"] = "keep"
     landing_proof_share: float = Field(default=0.1, ge=0, le=1)
     queues_storage: Annotated[Connection, NoDecode]
     posts_landed_queue: str = "posts-landed"

@@ -1,4 +1,4 @@
-"""Posts.xml to Parquet: one file a day or a month, each written once and complete."""
+"""Posts.xml to Parquet: one file a day, a month or a year, or one for all; each written once and complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import date
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, TypeVar
@@ -92,6 +92,9 @@ TASK_BYTES = 64 << 20
 PARSE_BYTES = 768 << 10
 GROUP_BYTES = 16 << 20
 """XML bytes of a row group: about 10,000 posts, and what a thread holds at a time."""
+MAX_GROUPS = 2_000
+"""Row groups of a file: landing refuses a footer of more, see `MAX_CHUNKS` of `ingest.footer`. Of more than 32 GB of
+XML they are larger."""
 
 UPLOAD_BYTES = 4 << 20
 
@@ -106,15 +109,21 @@ Result = TypeVar("Result")
 
 
 class Bucket(NamedTuple):
-    """The rows of one file to write: the day 20120612 or the month 201206, and their runs in the order of the dump."""
+    """The rows of one file to write: its number, see `DAYS_OF`, and their runs in the order of the dump."""
 
     bucket: int
     runs: Array
 
+    @property
+    def period(self) -> str:
+        """2012-06-12, 2012-06, 2012 or all."""
+        digits = str(self.bucket)
+        return "-".join(filter(None, (digits[:4], digits[4:6], digits[6:]))) if self.bucket else "all"
+
     def name(self, prefix: str) -> str:
-        """posts-2012-06-12.parquet, or posts-2012-06.parquet; posts-<prefix>-… where there is one."""
-        digits = f"{self.bucket:06}" if self.bucket < 1_000_000 else f"{self.bucket:08}"
-        return f"{'-'.join(filter(None, ('posts', prefix, digits[:4], digits[4:6], digits[6:])))}.parquet"
+        """posts-2012-06-12.parquet, posts-2012-06.parquet, posts-2012.parquet or posts-all.parquet; posts-<prefix>-…
+        where there is one."""
+        return f"{'-'.join(filter(None, ('posts', prefix, self.period)))}.parquet"
 
     @property
     def size(self) -> int:
@@ -196,9 +205,10 @@ def import_dump(
 ) -> DumpReport:
     """Write the posts of a dump (a folder or archives with Posts.xml) as Parquet files into a folder or a container.
 
-    Each day (UTC) or month becomes one file, `posts-2012-06-12.parquet` or `posts-2012-06.parquet`, which appears only
-    when complete, its rows in the order of the dump; with `prefix` it is `posts-<prefix>-2012-06.parquet`, see
-    `site_prefix`. `workers` threads share the work, uploading included. State and unfinished files lie in the folder
+    Each day (UTC), month or year becomes one file, `posts-2012-06-12.parquet`, `posts-2012-06.parquet` or
+    `posts-2012.parquet`, or all of it `posts-all.parquet`; it appears only when complete, its rows in the order of the
+    dump. With `prefix` it is `posts-<prefix>-2012-06.parquet`, see `site_prefix`. `workers` threads share the work,
+    uploading included; a file is written by one of them. State and unfinished files lie in the folder
     `.import-dump` of `work`, unless given of the target folder, for a container of the current one; there they have a
     folder for each prefix and for each target; a container that was made anew is another.
 
@@ -238,7 +248,7 @@ def import_dump(
                 raise
             index = _index(xml, by, state, spread, progress)
             _check_end(origin, index.truncated, index.rows, allowed=truncated)
-            files = _Files(xml, by, prefix, state, place, journal)
+            files = _Files(xml, prefix, state, place, journal)
             report = _import(index, files, rejected_file, spread, progress)
             report = replace(report, source=str(origin), seconds=time.monotonic() - started)
         write_whole(finished, report.to_json())
@@ -370,7 +380,6 @@ class _Files:
     """The second pass: from `xml` by way of the folder `state` to their `place`."""
 
     xml: Path
-    by: Unit
     prefix: str
     state: Path
     place: Target
@@ -379,20 +388,16 @@ class _Files:
     def write(self, todo: Sequence[Bucket], spread: Spread, tell: Tell | None) -> list[Written]:
         """Write the files of `todo`, put each in its place and note it down."""
         stopwatch = Stopwatch("writing", sum(bucket.size for bucket in todo), tell)
-        done: list[Written] = []
-        for task, written in spread(self._do, _tasks(todo)):
-            done += written
-            stopwatch.advance(sum(bucket.size for bucket in task))
-        return done
+        return [written for _, done in spread(partial(self._do, stopwatch), _tasks(todo)) for written in done]
 
     def spool(self, name: str) -> Path:
         """Where the rows are that were set aside for a file."""
         return self.state / "rejected" / f"{name}.spool"
 
-    def _do(self, task: Iterable[Bucket]) -> list[Written]:
+    def _do(self, stopwatch: Stopwatch, task: Iterable[Bucket]) -> list[Written]:
         room = Room(POSTS)
         with self.xml.open("rb", buffering=0) as source:
-            return [self._finish(self._write(source, bucket, room)) for bucket in task]
+            return [self._finish(self._write(source, bucket, room, stopwatch)) for bucket in task]
 
     def _finish(self, written: Written) -> Written:
         if written.bytes:
@@ -400,11 +405,11 @@ class _Files:
         self.journal.add(written)
         return written
 
-    def _write(self, source: FileIO, bucket: Bucket, room: Room) -> Written:
+    def _write(self, source: FileIO, bucket: Bucket, room: Room, stopwatch: Stopwatch) -> Written:
         name = bucket.name(self.prefix)
         file = self.state / name
-        parser = RowParser(POSTS, _dated(bucket.bucket, self.by), room)
-        rows = 0
+        parser = RowParser(POSTS, _dated(bucket), room)
+        rows, group_bytes = 0, max(GROUP_BYTES, bucket.size // MAX_GROUPS)
         with open_writer(file) as writer, Spool(self.spool(name)) as spool:
             group: list[pa.RecordBatch] = []
             held = 0
@@ -413,10 +418,12 @@ class _Files:
                 spool.add(parser.rejected)
                 parser.rejected.clear()
                 held += sum(end - start for start, end, _ in runs)
-                if held >= GROUP_BYTES:
+                if held >= group_bytes:
                     rows += write_group(writer, group)
+                    stopwatch.advance(held)
                     group, held = [], 0
             rows += write_group(writer, group)
+            stopwatch.advance(held)
         if not rows:
             file.unlink()
         return Written(name, rows, file.stat().st_size if rows else 0, spool.count, dict(parser.not_imported))
@@ -492,10 +499,11 @@ def _together(runs: Array) -> Iterator[list[tuple[int, int, int]]]:
         yield some
 
 
-def _dated(bucket: int, by: Unit) -> Check:
+def _dated(bucket: Bucket) -> Check:
     """Refuses rows whose CreationDate, once parsed, is not that of the file."""
-    day = bucket if by == "day" else bucket * 100 + 1
-    first = np.datetime64(date(day // 10_000, day // 100 % 100, day % 100), "D" if by == "day" else "M")
+    if not bucket.bucket:
+        return lambda _: ()
+    first = np.datetime64(bucket.period)  # of the unit that is written: a day, a month or a year
     start, end = (moment.astype("M8[us]") for moment in (first, first + 1))
 
     def check(batch: pa.RecordBatch) -> Iterator[tuple[Flags, str]]:

@@ -42,17 +42,19 @@ Tell = Callable[[Progress], None]
 
 
 class Stopwatch:
-    """Tells a caller's callback how far a step is."""
+    """Tells a caller's callback how far a step is, from any thread, one call at a time."""
 
     def __init__(self, step: str, total: int, tell: Tell | None) -> None:
         self._step, self._total, self._tell = step, total, tell
         self._done, self._started = 0, time.monotonic()
+        self._lock = threading.Lock()
 
     def advance(self, size: int) -> None:
         """`size` more bytes of the dump are done."""
-        self._done += size
-        if self._tell:
-            self._tell(Progress(self._step, self._done, self._total, time.monotonic() - self._started))
+        with self._lock:
+            self._done += size
+            if self._tell:
+                self._tell(Progress(self._step, self._done, self._total, time.monotonic() - self._started))
 
 
 class Rejected(NamedTuple):

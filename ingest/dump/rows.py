@@ -281,7 +281,7 @@ def _texts(text: Bytes, ends: Integers, present: Flags) -> pa.Array:
 
 
 def _numbers(kind: pa.DataType, values: Numbers, present: Flags) -> pa.Array:
-    fitting = values if kind == MOMENT else values.astype(kind.to_pandas_dtype())
+    fitting = values.astype(f"i{kind.bit_width // 8}", copy=False)
     return pa.Array.from_buffers(kind, len(present), [_validity(present), pa.py_buffer(fitting)])
 
 

@@ -1,4 +1,4 @@
-"""The first pass over a dump: where its rows lie and which day or month each belongs to. Nothing is parsed yet.
+"""The first pass over a dump: where its rows lie and which file each belongs to, by its date. Nothing is parsed yet.
 
 A well-formed row holds no `<` but its first byte, so a compiled search for that byte finds them all; only a piece that
 looks odd goes through a regular expression. A comment around rows is seen only when they were found already: then the
@@ -26,11 +26,14 @@ from ingest.dump.report import Rejected, Spool, Stopwatch, Tell
 from shared.compiled import EACH_BYTE, HIGH_BITS, LOW_BITS, compiled, inlined, load_word, trailing_zeros
 from shared.errors import BadInput, Conflict
 
-Unit = Literal["day", "month"]
+Unit = Literal["day", "month", "year", "all"]
+"""Whose posts a file holds: those of a day, a month or a year (UTC), or all of them."""
+DAYS_OF: dict[Unit, int] = {"day": 1, "month": 100, "year": 100_00, "all": 10000_00_00}
+"""What the number of a day, 20120612, is divided by for that of its file: 20120612, 201206, 2012 or 0."""
 Array = np.ndarray[Any, Any]
 
 RUN = np.dtype([("bucket", np.int32), ("start", np.int64), ("end", np.int64), ("rows", np.int32)])
-"""Neighbouring rows of one bucket: bytes `start` to `end` of the file. A bucket is 20120612 or 201206, or 0 for all.
+"""Neighbouring rows of one bucket: bytes `start` to `end` of the file. A bucket is the number of a file, see `DAYS_OF`.
 
 All runs of a dump are held in memory. There are about two a megabyte and two more for every post that is dated back; a
 dump in no order at all would cost 24 bytes a row.
@@ -309,17 +312,17 @@ def _runs(buckets: Array, starts: Array, ends: Array) -> Array:
 
 
 def _buckets(data: bytes, starts: Array, ends: Array, days: Array, unit: Unit) -> Array:
-    """The day or month of each row's CreationDate; -1 where that is missing or no date."""
+    """The bucket of each row's CreationDate; -1 where that is missing or no date."""
     for row in np.flatnonzero(days < 0).tolist():
         otherwise = _DATE.search(data, int(starts[row]), int(ends[row]))
         days[row] = int(otherwise[1].replace(b"-", b"")) if otherwise else -1
     known, places = np.unique(days, return_inverse=True)
     known[[not _is_day(day) for day in known.tolist()]] = -1
-    return np.where(known < 0, -1, known if unit == "day" else known // 100)[places]
+    return np.where(known < 0, -1, known // DAYS_OF[unit])[places]
 
 
 def _is_day(number: int) -> bool:
-    """Whether there is a day 20120612; below the year 1000 its number would look like that of a month."""
+    """Whether there is a day 20120612; below the year 1000 its number would look like that of another unit."""
     try:
         date(number // 10_000, number // 100 % 100, number % 100)
     except ValueError:

@@ -71,7 +71,7 @@ def day_of(file: Path) -> str:
     return file.name.removeprefix("posts-raspberrypi.meta-").removesuffix(".parquet")
 
 
-@pytest.mark.parametrize(("by", "digits", "files"), [("day", 10, 464), ("month", 7, 76)])
+@pytest.mark.parametrize(("by", "digits", "files"), [("day", 10, 464), ("month", 7, 76), ("year", 4, 9), ("all", 0, 1)])
 def test_every_value_of_every_post(dump: Path, tmp_path: Path, by: Any, digits: int, files: int) -> None:
     report = import_dump(dump, tmp_path, by=by)
     assert (report.rows_in, report.rows_out, report.rejected, report.truncated) == (1073, 1073, 0, False)
@@ -84,7 +84,7 @@ def test_every_value_of_every_post(dump: Path, tmp_path: Path, by: Any, digits: 
             rows = check_posts(file, name).rows
         found_here = pq.read_table(tmp_path / name).to_pylist()
         assert len(found_here) == rows
-        assert {post["CreationDate"].isoformat()[:digits] for post in found_here} == {day_of(Path(name))}
+        assert {post["CreationDate"].isoformat()[:digits] or "all" for post in found_here} == {day_of(Path(name))}
         found += found_here
     assert found == expected
     assert {path.name for path in tmp_path.iterdir()} == {*report.files, WORK_FOLDER}

@@ -20,7 +20,7 @@ from azure.storage.blob import ContainerClient
 from azure.storage.filedatalake import FileSystemClient
 from tenacity import wait_none
 
-import manage
+from cli import check
 from ingest import reference
 from ingest.reference import ReferenceRecord, copy_reference, read_snapshot
 from localcloud import azurite
@@ -753,12 +753,12 @@ def test_the_copy_through_a_real_lake(company: Company, local_cloud: LocalCloud,
 
 def test_a_check_reads_a_table_as_the_copy_does(company: Company) -> None:
     """With the columns left out, with the keys, and with rights on every column that is copied."""
-    assert manage._table(company.services(reference_keys="users.id"), "users") == "4 columns, key id"
-    assert manage._table(company.services(), "post_types") == "2 columns, no key"
+    assert check._table(company.services(reference_keys="users.id"), "users") == "4 columns, key id"
+    assert check._table(company.services(), "post_types") == "2 columns, no key"
     with pytest.raises(BadInput, match="excluded column hidden does not exist"):
-        manage._table(company.services(reference_exclude_columns="users.hidden"), "users")
+        check._table(company.services(reference_exclude_columns="users.hidden"), "users")
     with pytest.raises(BadInput, match=r"\(about\) is no key"):
-        manage._table(company.services(reference_keys="users.about"), "users")
+        check._table(company.services(reference_keys="users.about"), "users")
     role = f"reader_{company.database.schema}"
     company.database.run(f"""
         CREATE ROLE {role} LOGIN PASSWORD '{company.database.server.password}';
@@ -767,11 +767,11 @@ def test_a_check_reads_a_table_as_the_copy_does(company: Company) -> None:
     """)
     company.database.user = role
     with pytest.raises(AccessDenied, match="permission denied for table users"):
-        manage._table(company.services(), "users")
+        check._table(company.services(), "users")
     with pytest.raises(AccessDenied, match="row-level security"):
-        manage._table(company.services(), "post_types")
+        check._table(company.services(), "post_types")
     left_out = "users.secret,users.about,users.born"
-    assert manage._table(company.services(reference_exclude_columns=left_out), "users") == "2 columns, no key"
+    assert check._table(company.services(reference_exclude_columns=left_out), "users") == "2 columns, no key"
 
 
 COPY_ALONE = """
@@ -816,7 +816,7 @@ def test_memory_is_bounded_however_wide_the_rows_are(
     }
     dsn = f"postgresql://{server.user}:{server.password}@{server.host}:{server.port}/{server.database}"
     command = [sys.executable, "-c", COPY_ALONE, json.dumps(values), str(company.lake.root), dsn]
-    ended = subprocess.run(command, cwd=Path(manage.__file__).parent, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert company.record().tables["wide"].rows == rows
     assert int(ended.stdout) <= most_mebibytes

@@ -280,6 +280,26 @@ def test_a_file_that_spark_would_refuse_comes_out_as_from_the_arrow_engine(spark
     assert {name: spark.conf.get(name) for name in before} == before != spark_engine.SETTINGS
 
 
+def test_whole_numbers_in_any_type_and_names_in_any_case_come_out_as_from_the_arrow_engine(
+    spark: Any, tmp_path: Path
+) -> None:
+    table = posts({**PYTHON, "Id": 1}, {**JAVA, "Id": 2}, CSS | {"Id": 3}, {**ANSWER, "Id": 4, "ParentId": 2})
+    table = table.append_column("none", pa.nulls(4))
+    held = {
+        "Id": pa.array([1.0, 2.0, float("nan"), 4.0]),
+        "PostTypeId": pa.array(["1", "1.0", " 1", "2"]),
+        "ParentId": pa.array([None, None, None, "2.00"]).cast(pa.decimal128(9, 2)),
+    }
+    for name, values in held.items():
+        table = table.set_column(table.schema.names.index(name), name, values)
+    table = table.rename_columns([name.lower() for name in table.schema.names])
+    lakes = [classified(tmp_path / engine, table, engine) for engine in ("arrow", "spark")]
+    rows = assert_same_outputs(*lakes)
+    assert sorted(zip(rows["Id"].to_pylist(), rows["topic"].to_pylist(), strict=True), key=str) == [
+        (1, "python"), (2, "java"), (4, "java"), (None, "css")
+    ]  # fmt: skip
+
+
 class DiesAtTheFirstPart(FolderLake):
     """A lake whose user dies when Spark's first part has its place."""
 
@@ -297,6 +317,8 @@ def test_a_file_that_cannot_be_classified_is_refused_as_by_the_arrow_engine(spar
     many = many.set_column(many.schema.get_field_index("CreationDate"), "CreationDate", days)
     for content, said in (
         (damaged(table, "Body"), "cannot be read as a Parquet file"),
+        (parquet(table.set_column(0, "Id", [[1.5]])), "column Id must hold whole numbers, and 1.5 is not one"),
+        (parquet(table.set_column(1, "PostTypeId", [["one"]])), "column PostTypeId must hold whole numbers, and one"),
         (parquet(many), f"of more than {MAX_DAYS} days, from 1970-01-01 to 2024-10-04"),
     ):
         lake.put(paths.landing("s", "v"), content)

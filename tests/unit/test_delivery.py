@@ -86,11 +86,14 @@ def test_an_older_version_that_comes_late_is_superseded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"id,title\n1,no parquet at all, only text that is long enough\n", "not a Parquet file"),
+        (
+            b"id,title\n1,no parquet at all, only text that is long enough\n",
+            "is a CSV file, not Parquet: `python manage.py drop",
+        ),
         (parquet(posts(PYTHON).drop_columns(["Body"])), "column Body is missing"),
         (
             parquet(posts(PYTHON).set_column(0, "Id", [["one"]])),
-            "column Id is string and must be a whole number",
+            "in/2026-11-21.parquet: column Id must hold whole numbers, and one is not one",
         ),
         (parquet(posts(PYTHON).append_column("Mood", [["good"]])).replace(b"Mood", b"M\xff\xfed"), "is not UTF-8"),
         (b"", "not a Parquet file"),

@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 import typer
 
-from shared.settings import Settings
+from shared.settings import BINDING_SETTINGS, Settings
 
 PROJECT = Path(__file__).parents[2]
 OPERATIONS = (PROJECT / "docs" / "operations.md").read_text()
-BINDING_SETTINGS = {"REFERENCE_SCHEDULE", "RETRAIN_SCHEDULE", "POSTS_TRIGGER_SOURCE"}
-"""Settings that only the bindings read."""
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
@@ -30,10 +28,10 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 
 def test_every_command_is_documented() -> None:
-    import manage
+    from cli import main
     from localcloud.__main__ import app as localcloud_app
 
-    for program, app in (("manage.py", manage.app), ("-m localcloud", localcloud_app)):
+    for program, app in (("manage.py", main.app), ("-m localcloud", localcloud_app)):
         for name in typer.main.get_command(app).commands:  # type: ignore[attr-defined]
             assert f"`python {program} {name}" in OPERATIONS, f"{program} {name}"
 

@@ -11,7 +11,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +23,9 @@ from ingest.dump import DumpReport, Progress, import_dump, posts, scan, site_pre
 from ingest.dump import report as reports
 from ingest.dump.report import COUNT_BYTES, Spool, write_rejected
 from ingest.dump.rows import Room, RowParser, Rows, _Block
+from ingest.dump.scan import Unit
 from ingest.dump.state import only_one
+from ingest.footer import MAX_CHUNKS
 from shared.errors import BadInput, Conflict, NotFound
 from shared.paths import file_day
 
@@ -206,19 +208,83 @@ def test_a_post_dated_back_lies_with_its_day_in_the_order_of_the_dump(tmp_path: 
     assert [post["Id"] for post in read(out)] == [0, 2, 5, 1, 4, 3]
 
 
-@pytest.mark.parametrize("by", ["day", "month"])
+UNITS = get_args(Unit)
+
+
+@pytest.mark.parametrize("by", UNITS)
 def test_the_last_day_of_time(tmp_path: Path, by: Any) -> None:
     dump = write(tmp_path / "dump", [row(1, "9999-12-31"), row(2, "1000-01-01")])
     assert import_dump(dump, tmp_path, by=by).rows_out == 2
 
 
-def test_by_month(tmp_path: Path) -> None:
-    dump = write(
-        tmp_path / "dump", [row(1, "2012-06-01"), row(2, "2012-12-31"), row(3, "2012-06-30"), row(4, "2013-02-28")]
-    )
-    report = import_dump(dump, tmp_path, by="month")
-    assert report.files == ("posts-2012-06.parquet", "posts-2012-12.parquet", "posts-2013-02.parquet")
-    assert pq.read_table(tmp_path / "posts-2012-06.parquet")["Id"].to_pylist() == [1, 3]
+@pytest.mark.parametrize(
+    ("by", "ids"),
+    [
+        ("day", {"2012-06-01": [1], "2012-06-30": [3], "2012-12-31": [2], "2013-02-28": [4]}),
+        ("month", {"2012-06": [1, 3], "2012-12": [2], "2013-02": [4]}),
+        ("year", {"2012": [1, 2, 3], "2013": [4]}),
+        ("all", {"all": [1, 2, 3, 4]}),
+    ],
+)
+@pytest.mark.parametrize("site", ["", "raspberrypi.meta"])
+def test_a_file_holds_what_its_name_says(tmp_path: Path, by: Any, ids: dict[str, list[int]], site: str) -> None:
+    days = ["2012-06-01", "2012-12-31", "2012-06-30", "2013-02-28"]
+    dump = write(tmp_path / (site or "dump"), [row(number, day) for number, day in enumerate(days, 1)])
+    report = import_dump(dump, tmp_path, by=by)
+    names = [f"{'-'.join(filter(None, ('posts', site, period)))}.parquet" for period in ids]
+    assert report.files == tuple(names)
+    assert [pq.read_table(tmp_path / name)["Id"].to_pylist() for name in names] == list(ids.values())
+    now = datetime(2026, 11, 22, tzinfo=UTC)
+    assert {file_day(name, now) for name in names} <= {now.date(), *(date.fromisoformat(day) for day in days)}
+    assert by == "day" or {file_day(name, now) for name in names} == {now.date()}
+
+
+@pytest.mark.parametrize("by", UNITS)
+@pytest.mark.parametrize("other", UNITS)
+def test_an_import_goes_on_by_the_unit_it_began_with_alone(tmp_path: Path, ten_days: Path, by: Any, other: Any) -> None:
+    first = import_dump(ten_days, tmp_path / "out", by=by)
+    if other == by:
+        assert import_dump(ten_days, tmp_path / "out", by=other).resumed == len(first.files)
+        return
+    with pytest.raises(BadInput, match=f"by {by}: by {other} too, .* counted twice; go on with --by {by}, or"):
+        import_dump(ten_days, tmp_path / "out", by=other)
+    assert len(read(tmp_path / "out")) == 50
+
+
+def test_one_file_of_all_posts_is_written_in_row_groups_of_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However large the file: a thread never holds more than one row group."""
+    written: list[int] = []
+    write_group = posts.write_group
+
+    def counted(writer: pq.ParquetWriter, batches: Any) -> int:
+        written.append(sum(batch.num_rows for batch in batches))
+        return write_group(writer, batches)
+
+    monkeypatch.setattr(posts, "write_group", counted)
+    for name, size in (("TASK_BYTES", 1_000), ("PARSE_BYTES", 1), ("GROUP_BYTES", 2_000)):
+        monkeypatch.setattr(posts, name, size)
+    monkeypatch.setattr(scan, "BLOCK", 400)
+    dump = write(tmp_path / "dump", [row(number, f"20{10 + number % 9}-06-12") for number in range(500)])
+    report = import_dump(dump, tmp_path / "out", by="all", workers=2)
+    assert report.files == ("posts-all.parquet",)
+    assert [post["Id"] for post in read(tmp_path / "out")] == list(range(500))
+    assert max(written) * len(row(1)) < 2_000 + 400
+    assert sum(written) == 500
+
+
+def test_a_file_has_no_more_row_groups_than_landing_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posts, "PARSE_BYTES", 1)
+    monkeypatch.setattr(posts, "GROUP_BYTES", 1)
+    monkeypatch.setattr(scan, "BLOCK", 100)  # less than a row: each is a run of its own
+    rows = 2 * MAX_CHUNKS // len(posts.POSTS.schema)
+    dump = write(tmp_path / "dump", (row(number, Body="") for number in range(rows)))
+    (name,) = import_dump(dump, tmp_path / "out", by="all").files
+    with (tmp_path / "out" / name).open("rb") as file:
+        footer = check_posts(file, name)
+    assert footer.rows == rows
+    assert 1_000 < footer.row_groups <= posts.MAX_GROUPS + 1
 
 
 def test_unknown_attributes_are_counted_by_name(tmp_path: Path) -> None:
@@ -248,10 +314,21 @@ def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
     told: list[Progress] = []
     dump = write(tmp_path, [row(1), row(2, "2013-01-01")])
     import_dump(dump, tmp_path / "out", progress=told.append)
-    assert {progress.step for progress in told} == {"scanning posts", "writing"}
+    assert [progress.step for progress in told] == ["scanning posts", "writing", "writing"]
     last = told[-1]
     assert 0 < last.done == last.total <= (dump / "Posts.xml").stat().st_size
     assert last.rate > 0
+
+
+def test_progress_is_told_within_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posts, "PARSE_BYTES", 1)
+    monkeypatch.setattr(posts, "GROUP_BYTES", 1)
+    monkeypatch.setattr(scan, "BLOCK", 100)
+    told: list[Progress] = []
+    import_dump(write(tmp_path, map(row, range(20))), tmp_path / "out", by="all", progress=told.append)
+    done = [progress.done for progress in told if progress.step == "writing"]
+    assert done == sorted(done)
+    assert len(set(done)) == 20
 
 
 # ---- what is set aside --------------------------------------------------------------------------------------------

@@ -98,9 +98,9 @@ def test_a_report_on_posts_without_a_topic_has_numbers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ("--posts no-id --topics 4", 1, "no-id: no tagged question to learn from"),
-        ("--posts structures --topics 4", 1, "structures: structures cannot be read as a Parquet file: "),
-        ("--posts structures nowhere --topics 4", 1, "structures, nowhere: "),
+        ("--posts no-id --topics 4", 1, "no tagged question to learn from (training reads no-id)"),
+        ("--posts structures --topics 4", 1, "structures cannot be read as a Parquet file: "),
+        ("--posts structures nowhere --topics 4", 1, "structures cannot be read as a Parquet file: "),
         ("--posts few --topics 4", 1, "40 tagged questions in few are too few for 4 topics: 50 are needed"),
         ("--posts few --topics 0", 2, "error: --topics 0: at least 2"),
         ("--posts few --topics x", 2, "error: argument --topics: invalid int value: 'x'"),

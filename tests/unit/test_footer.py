@@ -186,12 +186,15 @@ def test_sizes_places_and_rows_must_be_possible(bytes_: bytes, said: str) -> Non
         (3, [], "timestamp"),
         (6, [(6, I32, integer(0))], "string"),
         (6, [], "binary"),
-        (6, [(6, I32, integer(4))], "binary of another kind"),
-        (2, [(6, I32, integer(5))], "int64 of another kind"),
+        (6, [(6, I32, integer(4))], "string"),
+        (6, [(6, I32, integer(19))], "string"),
+        (2, [(6, I32, integer(5))], "decimal"),
+        (2, [(6, I32, integer(8))], "int64 time"),
         (6, [(10, STRUCT, struct((1, STRUCT, struct())))], "string"),
         (2, [(10, STRUCT, struct((10, STRUCT, struct((1, 3, b"\x40"), (2, 1, b"")))))], "int64"),
         (2, [(10, STRUCT, struct((10, STRUCT, struct((1, 3, b"\x40"), (2, 2, b"")))))], "uint64"),
-        (2, [(10, STRUCT, struct((5, STRUCT, struct())))], "int64 of another kind"),
+        (2, [(10, STRUCT, struct((5, STRUCT, struct())))], "decimal"),
+        (2, [(10, STRUCT, struct((99, STRUCT, struct())))], "int64 of another kind"),
     ],
 )
 def test_a_type_is_told_by_older_and_newer_annotations(physical: int, annotations: list[Field], named: str) -> None:
@@ -232,8 +235,17 @@ def test_constant_columns_compress_as_far_as_they_like(compression: str, version
 
 @pytest.mark.parametrize("rows", [0, 1, 100_000])
 def test_columns_that_are_null_throughout_are_fine(rows: int) -> None:
-    table = pa.table({field.name: pa.nulls(rows, field.type) for field in posts({}).schema})
-    assert check_posts(io.BytesIO(parquet(table)), "a.parquet").rows == rows
+    columns = {field.name: pa.nulls(rows, field.type) for field in posts({}).schema}
+    numbers = {name: pa.array(range(rows), pa.int64()) for name in ("Id", "PostTypeId")}
+    assert check_posts(io.BytesIO(parquet(pa.table(columns | numbers))), "a.parquet").rows == rows
+
+
+@pytest.mark.parametrize("column", ["Id", "PostTypeId"])
+def test_without_any_id_or_type_no_post_can_be_counted(column: str) -> None:
+    table = posts({}, {})
+    table = table.set_column(table.schema.names.index(column), column, pa.nulls(2, pa.int64()))
+    with pytest.raises(BadInput, match=f"column {column} has no value in any row"):
+        check_posts(io.BytesIO(parquet(table)), "a.parquet")
 
 
 def test_cut_anywhere_a_footer_is_refused() -> None:

@@ -55,11 +55,11 @@ def test_a_column_may_come_in_several_types(name: str, values: Any, kind: pa.Dat
 @pytest.mark.parametrize(
     ("name", "values", "kind", "said"),
     [
-        ("Id", ["1", "2"], pa.string(), "column Id is string and must be a whole number"),
-        ("Id", [1.5, 2], pa.float64(), "column Id is double"),
+        ("Id", [datetime(2026, 1, 1), None], pa.timestamp("us"), "column Id is timestamp and must be a whole number"),
+        ("Id", [True, False], pa.bool_(), "column Id is boolean and must be a whole number"),
         ("Title", [1, 2], pa.int64(), "column Title is int64 and must be text"),
         ("CreationDate", [1, 2], pa.int64(), "column CreationDate is int64 and must be a timestamp"),
-        ("Body", [b"a", b"b"], pa.binary(), "column Body is binary and must be text"),
+        ("Body", [["a"], ["b"]], pa.list_(pa.string()), "column Body is group and must be text"),
     ],
 )
 def test_a_wrong_type_is_named_with_the_way_out(name: str, values: Any, kind: pa.DataType, said: str) -> None:
@@ -73,7 +73,13 @@ NAMED_BY_KIND = {
     "int64": [pa.int64()],
     "uint32": [pa.uint8(), pa.uint16(), pa.uint32()],
     "uint64": [pa.uint64()],
-    "string": [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.large_string())],
+    "string": [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.json_(),
+        pa.dictionary(pa.int8(), pa.large_string()),
+    ],
     "timestamp": [pa.timestamp(unit, zone) for unit in ("s", "ms", "us", "ns") for zone in (None, "Asia/Tokyo")],
     "date": [pa.date32(), pa.date64()],
     "null": [pa.null()],
@@ -81,29 +87,29 @@ NAMED_BY_KIND = {
     "boolean": [pa.bool_()],
     "float": [pa.float32()],
     "double": [pa.float64()],
-    "int32 of another kind": [pa.time32("ms")],
-    "int64 of another kind": [pa.time64("ns")],
+    "int32 time": [pa.time32("ms")],
+    "int64 time": [pa.time64("ns")],
     "fixed binary": [pa.binary(3)],
-    "fixed binary of another kind": [pa.decimal128(20, 2), pa.float16()],
-    "binary of another kind": [pa.json_()],
+    "fixed binary half-precision number": [pa.float16()],
+    "decimal": [pa.decimal128(20, 2), pa.decimal128(9, 2), pa.decimal256(60, 0)],
     "group": [pa.list_(pa.int64()), pa.struct([("a", pa.int8())]), pa.map_(pa.string(), pa.int8())],
 }
 
 
 def test_types_are_named_as_they_are_stored() -> None:
-    table = posts({}, {})
+    table = posts({}, {}).slice(0, 0)  # a column without any value would be named null
     expected = {}
     for named, kinds in NAMED_BY_KIND.items():
         for kind in kinds:
-            table = table.append_column(str(kind), pa.nulls(2, kind))
+            table = table.append_column(str(kind), pa.nulls(0, kind))
             expected[str(kind)] = named
     found = check_posts(io.BytesIO(parquet(table)), "a.parquet").columns
     assert dict(found[len(posts({}).schema) :]) == expected
 
 
 def test_every_fault_is_named_at_once() -> None:
-    table = with_column("Id", ["1", "2"], pa.string()).drop_columns(["Body", "Title"])
-    with pytest.raises(BadInput, match=r"Id is string.*Body is missing.*Title is missing"):
+    table = with_column("Id", [True, False], pa.bool_()).drop_columns(["Body", "Title"])
+    with pytest.raises(BadInput, match=r"Id is boolean.*Title is missing.*Body is missing"):
         check(table)
 
 
@@ -137,13 +143,6 @@ def damaged(change: str) -> bytes:
 def test_a_file_that_lies_about_itself_is_refused(change: str) -> None:
     with pytest.raises(BadInput, match=r"^a\.parquet (is not a Parquet file|declares)"):
         check_posts(io.BytesIO(damaged(change)), "a.parquet")
-
-
-def test_unknown_columns_are_kept_or_refused() -> None:
-    table = posts({}).append_column("Mood", [["good"]])
-    assert check_posts(io.BytesIO(parquet(table)), "a.parquet").rows == 1
-    with pytest.raises(BadInput, match="column Mood is unknown"):
-        check_posts(io.BytesIO(parquet(table)), "a.parquet", "refuse")
 
 
 def moments(values: Any, kind: pa.DataType) -> list[str]:

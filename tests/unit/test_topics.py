@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve.health import health
-from serve.topics import latest_day, parse_day, parse_format, parse_top, topics_of_day
+from serve.topics import check_names, latest_day, parse_day, parse_format, parse_question, parse_top, topics_of_day
 from shared.catalog import DayPointer, move_pointer
 from shared.errors import BadInput, NotFound, TransientError
 from shared.lake import FolderLake
@@ -90,6 +90,18 @@ def test_questions_are_checked() -> None:
             parse(text)
     with pytest.raises(BadInput, match="format=xml: write json or csv"):
         parse_format("xml", None)
+
+
+def test_a_parameter_that_nobody_knows_is_refused_with_the_names_there_are() -> None:
+    asked = parse_question({"day": "2026-11-20", "top": "3", "format": "csv", "code": "a-key"}, None)
+    assert asked == (date(2026, 11, 20), 3, "csv")
+    with pytest.raises(BadInput, match=r"^date: unknown parameter; the names are day, top, format$"):
+        parse_question({"date": "2026-11-20"}, None)
+    with pytest.raises(BadInput, match=r"^Day, x: unknown parameter"):
+        parse_question({"Day": "2026-11-20", "x": ""}, None)
+    check_names({"code": "a-key"}, ())
+    with pytest.raises(BadInput, match="day: unknown parameter; there are none here"):
+        check_names({"day": "2026-11-20"}, ())
 
 
 def test_health_tells_what_is_wrong_and_no_secret(

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-import manage
+import cli.options
 from classify.card import CARD, REPORT
 from classify.fit import fit
 from classify.job import POST_TOPICS
@@ -21,6 +21,7 @@ from classify.model import TopicModel
 from classify.modelfiles import ARRAYS, CALIBRATION, MANIFEST
 from classify.models import current_version, load_model, store_model, versions
 from classify.summary import Training
+from cli import check, main
 from shared import paths
 from shared.catalog import DayPointer, move_pointer
 from shared.lake import FolderLake
@@ -39,7 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     def command(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["manage.py", *arguments])
         with pytest.raises(SystemExit) as ended:
-            manage.main()
+            main.main()
         said = capsys.readouterr()
         return int(ended.value.code or 0), said.out, said.err
 
@@ -81,7 +82,7 @@ def test_train_reads_all_files_and_writes_model_card_and_report(
     assert (report["folds"], report["posts"], report["topics"]) == (1, 300, 4)
     assert "a.parquet, b.parquet by `manage.py train`" in (tmp_path / "new" / CARD).read_text()
     assert f"hit_at_1              {report['hit_at_1']:.4g}".split() in [line.split() for line in out.splitlines()]
-    assert "done" in err
+    assert "reading" in err
 
 
 @pytest.mark.usefixtures("files")
@@ -91,14 +92,14 @@ def test_evaluate_measures_what_fit_measures(run: Run) -> None:
     assert (code, report["posts"], report["topics"]) == (0, 150, 4)
     assert report["hit_at_1"] > 0.9
     code, out, err = run("evaluate", "--posts", "b.parquet", "--model", "model")
-    assert (code, "on the tagged questions of b.parquet" in out, "done" in err) == (0, True, True)
+    assert (code, "on the tagged questions of b.parquet" in out, "reading" in err) == (0, True, True)
 
 
 @pytest.mark.usefixtures("files")
 def test_score_asks_the_model_unless_tags_shall_decide(run: Run, tmp_path: Path) -> None:
     for options, decided in (((), {"model"}), (("--topic-source", "tags"), {"tags"})):
         code, out, err = run("score", "--posts", "a.parquet", "--model", "model", "--out", "rows.parquet", *options)
-        assert (code, "150 posts in rows.parquet" in out, "done" in err) == (0, True, True)
+        assert (code, "150 posts in rows.parquet" in out, "scoring" in err) == (0, True, True)
         rows = pq.read_table(tmp_path / "rows.parquet")
         assert rows.schema.remove_metadata() == POST_TOPICS
         assert set(rows["decided_by"].to_pylist()) == decided
@@ -114,7 +115,10 @@ def test_score_asks_the_model_unless_tags_shall_decide(run: Run, tmp_path: Path)
         ("score --posts model --model model --out r", "model is not there, or no file"),
         ("score --posts text --model model --out r", "text cannot be read as a Parquet file: "),
         ("score --posts no-id --model model --out r", "no-id has no column Id"),
-        ("score --posts text-id --model model --out r", "text-id cannot be read as a Parquet file: "),
+        (
+            "score --posts text-id --model model --out r",
+            "text-id: column Id must hold whole numbers, and one is not one",
+        ),
         ("score --posts list-tags --model model --out r", "list-tags cannot be read as a Parquet file: "),
         (
             "score --posts a.parquet --model model --out a.parquet",
@@ -129,16 +133,16 @@ def test_score_asks_the_model_unless_tags_shall_decide(run: Run, tmp_path: Path)
             "score --posts a.parquet --model model --out new/r",
             "new/r is a folder, or in one that is not there: name a file",
         ),
-        ("evaluate --posts nowhere --model model", "nowhere: nowhere is not there, or no file"),
-        ("evaluate --posts no-tags --model model", "no-tags: no-tags has no column Tags"),
+        ("evaluate --posts nowhere --model model", "nowhere is not there, or no file"),
+        ("evaluate --posts no-tags --model model", "no-tags has no column Tags"),
         ("evaluate --posts one --model model", "one has 1 tagged questions: 50 are needed to measure a model"),
         (
             "evaluate --posts cooking --model model",
             "cooking has 60 tagged questions: 50 are needed to measure a model, and",
         ),
         ("evaluate --posts a.parquet --model nowhere", "no topic model in nowhere: "),
-        ("train --posts a.parquet nowhere --out new", "a.parquet, nowhere: nowhere is not there, or no file"),
-        ("train --posts no-tags --out new", "no-tags: no-tags has no column Tags"),
+        ("train --posts a.parquet nowhere --out new", "nowhere is not there, or no file"),
+        ("train --posts no-tags --out new", "no-tags has no column Tags"),
         ("train --posts one --out new", "1 tagged questions in one are too few for 100 topics: 1000 are needed"),
         ("train --posts a.parquet --out new", "150 tagged questions in a.parquet are too few for 100 topics"),
         ("train --posts a.parquet --out b.parquet --topics 4", "--out b.parquet is a file: name a folder"),
@@ -185,7 +189,8 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderLake:
     with world.undisturbed():
         world.lake.delete(paths.CURRENT_MODEL)
     lake = FolderLake(tmp_path / "lake")
-    monkeypatch.setattr(manage, "Services", lambda _: world.services.replace(lake=lake, settings=settings()))
+    services = world.services.replace(lake=lake, settings=settings())
+    monkeypatch.setattr(cli.options, "Services", lambda *_, **__: services)
     return lake
 
 
@@ -209,7 +214,10 @@ def test_models_are_listed_promoted_and_rolled_back(run: Run, lake: FolderLake, 
     code, _, err = run("models", "rollback")
     assert (code, err) == (1, f"manage.py: {starter} is the first model: there is none before it\n")
     code, _, err = run("models", "promote", "nothing")
-    assert (code, err) == (1, "manage.py: there is no model nothing in models/topics/nothing\n")
+    assert (code, err) == (
+        1,
+        "manage.py: there is no model nothing in the lake: `manage.py models` lists those there are\n",
+    )
 
 
 def test_a_model_made_of_files_is_added_and_promoted(
@@ -290,9 +298,9 @@ class Silent:
 
 
 def test_status_tells_of_training_and_drift(run: Run, lake: FolderLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    services = manage.Services(Path())
+    services = cli.options.Services(Path())
     monkeypatch.setattr(services, "queue", lambda _: Silent())
-    monkeypatch.setattr(manage, "Services", lambda _: services)
+    monkeypatch.setattr(cli.options, "Services", lambda *_, **__: services)
     day = date(2026, 11, 21)
     figures = {"scored": 90, "mean_margin": 0.456, "vocabulary_overlap": 0.87, "other_share": 0.12}
     figures |= {"guessed": 5, "drift": 4.25, "drifted": True}
@@ -327,16 +335,17 @@ def test_status_tells_of_training_and_drift(run: Run, lake: FolderLake, monkeypa
     code, said, _ = run("status")
     assert (code, "not learned from: archive/posts/a.parquet [cut] cannot be read" in said) == (1, True)
     (line,) = (line.split() for line in out.splitlines() if line.strip().startswith("2026-11-21"))
-    assert line[1:9] == ["100", "60", "40", "0", "4.2!", "0.46", "87%", "12%"]
-    assert "of 90 posts that the model was asked about: margin 0.46" in run("topics")[1].replace("Of", "of")
+    assert line[1:6] == ["100", "60", "40", "0", "4.2!"]
+    assert "Of 90 posts that the model was asked about: margin 0.46" in run("topics", "--details")[1]
+    assert "margin" not in run("topics")[1]
     shown = json.loads(run("topics", "--json")[1])
     assert {name: shown[name] for name in figures} == figures
 
 
 def test_the_training_job_is_checked_too(lake: FolderLake) -> None:
-    services = manage.Services(Path())
+    services = cli.options.Services(Path())
     services.replace(settings=settings(databricks_training_job_id=8), posts_landed=Silent())
-    looks = [what for what, _ in manage._looks(services)]
+    looks = [what for what, _ in check._looks(services)]
     assert [what for what in looks if what.startswith("Databricks")] == ["Databricks job 1", "Databricks job 8"]
 
 

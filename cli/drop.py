@@ -1,0 +1,79 @@
+"""`manage.py drop`: one's own files into the container, followed to the end."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.follow import Uploaded, follow, upload
+from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
+from cli.screen import Screen, print_json
+from ingest.prepare import prepared
+from shared.ledger import FileRecord, State
+
+if TYPE_CHECKING:
+    from shared.services import Services
+
+SAID = {
+    State.LANDED: "landed in the lake, waits for its run",
+    State.LAUNCHED: "being classified",
+    State.CLASSIFIED: "classified, being published",
+}
+
+
+def drop(
+    files: Annotated[list[Path], typer.Argument(help="Posts files, Parquet or CSV.")],
+    today: Annotated[bool, typer.Option("--today", help="Give every post today's date; its time stays.")] = False,
+    wait: Annotated[bool, typer.Option(help="Follow the files until they are published.")] = True,
+    patience: Annotated[float, typer.Option(min=1, help="Seconds without any news after which it gives up.")] = 300,
+    file: SettingsFile = DEFAULT_FILE,
+    as_json: AsJson = False,
+) -> None:
+    """Upload Posts files to the container and say what becomes of each.
+
+    A CSV file, as the Stack Exchange Data Explorer writes it, is converted to Parquet first. The exit code is 1 when a
+    file was not published.
+    """
+    services, screen = open_services(file), Screen()
+    with ExitStack() as stack:
+        ready = [
+            stack.enter_context(prepared(path, services.now().date() if today else None)) for path in files
+        ]  # all are read before the first is uploaded: a file that is no Posts file stops the command, not the day
+        services.posts_landed.length()  # one short attempt tells whether anything answers
+        patient = open_services(file, patient=True)
+        uploaded = [upload(patient, name, data) for name, data in ready]
+    if not as_json:
+        for dropped in uploaded:
+            screen.line(f"{dropped.name}: uploaded to {services.settings.posts_container}")
+    if not wait:
+        if as_json:
+            print_json([dropped._asdict() for dropped in uploaded])
+        return
+    _follow(services, uploaded, screen, patience, as_json)
+
+
+def _follow(services: Services, uploaded: list[Uploaded], screen: Screen, patience: float, as_json: bool) -> None:
+    def seen(dropped: Uploaded, record: FileRecord) -> None:
+        if not as_json:
+            screen.line(f"{dropped.name}: {SAID.get(record.state) or outcome(record)}")
+
+    records = follow(services, uploaded, seen, patience)
+    if as_json:
+        print_json([record.model_dump(mode="json") for record in records])
+    elif any(record.days for record in records):
+        day = max(day for record in records for day in record.days)
+        screen.line(f"See the topics with: python manage.py topics --day {day}")
+    if not all(record.state is State.PUBLISHED for record in records):
+        raise typer.Exit(1)
+
+
+def outcome(record: FileRecord) -> str:
+    """What became of a file version that has ended, in a sentence."""
+    if record.state is not State.PUBLISHED:
+        return f"{record.state}: {record.reason}"
+    days = f"{record.days[0]}" if len(record.days) == 1 else f"{len(record.days):,} days"
+    seconds = (max(record.times.values()) - min(record.times.values())).total_seconds()
+    return f"published: {record.counted or 0:,} posts on {days}, after {seconds:.1f} s"

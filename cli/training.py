@@ -1,0 +1,111 @@
+"""`manage.py train`, `evaluate` and `score`: topic models on files, without a lake."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cli.options import AsJson
+from cli.screen import Column, Screen, print_json, progress
+from shared.errors import BadInput
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for the model.")],
+    posts: Annotated[list[Path], typer.Option(help="Posts files: --posts a b, or --posts a --posts b.")],
+    more: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
+    topics: Annotated[int, typer.Option(min=2, help="How many topics, beside `other`.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Train a topic model on the tagged questions of Posts files; writes its card and report too."""
+    from classify.card import CARD, REPORT, card, mean_report
+    from classify.fit import check_enough, files_named, fit, read_questions
+
+    files = [*posts, *(more or [])]
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out {out} is a file: name a folder")
+    with progress() as tell:
+        questions = read_questions(files, partial(tell, "reading"))
+        check_enough(len(questions), topics, f"in {files_named(files)}")
+        model, report = fit(questions, topics, progress=tell)
+    text = card(
+        model,
+        [report],
+        [file.name for file in files],
+        made_by="manage.py train",
+        measured=f"Measured on {report.posts:,} questions, each scored by a model that was trained without it; the"
+        " vocabulary and the calibration had seen them.",
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / REPORT).write_text(json.dumps(mean_report([report]), indent=1), encoding="utf-8")
+    (out / CARD).write_text(text, encoding="utf-8")
+    model.save(out)
+    if as_json:
+        print_json({"version": model.version, "folder": str(out), "report": report.to_json()})
+        return
+    Screen().line(f"{model.version} is in {out}")
+    _show_figures(report.to_json(), "on posts left out in turn")
+
+
+def evaluate(
+    posts: Annotated[Path, typer.Option(help="A Posts file with tagged questions.")],
+    model: Annotated[Path, typer.Option(help="Folder of the model.")],
+    as_json: AsJson = False,
+) -> None:
+    """Measure a topic model on the tagged questions of a file."""
+    from classify.fit import FEWEST, evaluate, own_topics, read_questions
+    from classify.model import TopicModel
+
+    loaded = TopicModel.load(model)
+    with progress() as tell:
+        questions = read_questions([posts], partial(tell, "reading"))
+        if len(questions) < FEWEST or not own_topics(questions.tags, loaded.topics[:-1]).any():
+            raise BadInput(
+                f"{posts} has {len(questions)} tagged questions: {FEWEST} are needed to measure a model, and among them"
+                " one with one of its topics"
+            )
+        tell("scoring", None)
+        report = evaluate(loaded, questions).to_json()
+    if as_json:
+        print_json(report)
+    else:
+        _show_figures(report, f"on the tagged questions of {posts.name}")
+
+
+def score(
+    posts: Annotated[Path, typer.Option(help="A Posts file.")],
+    model: Annotated[Path, typer.Option(help="Folder of the model.")],
+    out: Annotated[Path, typer.Option(help="Parquet file for one row a post.")],
+    topic_source: Annotated[
+        Literal["tags", "model"],
+        typer.Option(help="What decides a question that has tags; in the pipeline TOPIC_SOURCE."),
+    ] = "model",
+    as_json: AsJson = False,
+) -> None:
+    """The topics of a file's questions and answers, in the form in which the classification job writes them.
+
+    The model is asked, whatever tags a question has, because who calls this wants to know what it says.
+    """
+    from classify.job import score_file
+
+    with progress() as tell:
+        summary = score_file(posts, model, out, topic_source, partial(tell, "scoring"))
+    if as_json:
+        print_json(summary)
+        return
+    decided = ", ".join(f"{by} {count:,}" for by, count in summary.decided_by.items())
+    Screen().line(f"{summary.counted:,} posts in {out}; their topic was decided by: {decided or 'nothing'}")
+
+
+def _show_figures(report: dict[str, Any], heading: str) -> None:
+    flat = report | {
+        f"{kind}.{name}": value
+        for kind in ("days", "shifted_days", "answered_days")
+        for name, value in report[kind].items()
+    }
+    rows = [[name, f"{value:.4g}"] for name, value in flat.items() if isinstance(value, int | float)]
+    Screen().rows([Column(heading), Column("figure", right=True)], rows)
