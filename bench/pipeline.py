@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from classify.summary import SUMMARY, Summary
+from cli.follow import Uploaded, upload
 from localcloud.cloud import LocalCloud
-from localcloud.demo import PostsFile, parquet, upload
+from localcloud.demo import parquet
 from localcloud.processes import PROJECT_ROOT
 from localcloud.samples import sample_posts
 from shared.ledger import ENDED, FileRecord, State
@@ -96,11 +97,12 @@ def measure_files(rounds: int) -> list[dict[str, float]]:
 
 def _process(cloud: LocalCloud, services: Services, day: date, questions: int) -> dict[str, float]:
     table = sample_posts(day, questions)
-    file = PostsFile(f"posts-{day}.parquet", parquet(table))
+    content = parquet(table)
     started = datetime.now(UTC)
-    record = _wait(cloud, services, upload(services, file))
+    dropped = upload(services, f"posts-{day}.parquet", content)
+    record = _wait(cloud, services, dropped)
     if record.state is not State.PUBLISHED:
-        raise RuntimeError(f"{file.name} is {record.state}: {record.reason}")
+        raise RuntimeError(f"{dropped.name} is {record.state}: {record.reason}")
     summary = Summary.model_validate_json(services.lake.read(f"{record.output}/{SUMMARY}"))
     run = json.loads((cloud.state_dir / "databricks" / f"run-{record.runs[-1].run_id}.json").read_text())
     job = (run["ended"] - run["started"]) / 1000
@@ -120,10 +122,10 @@ def _process(cloud: LocalCloud, services: Services, day: date, questions: int) -
     }
 
 
-def _wait(cloud: LocalCloud, services: Services, version: tuple[str, str]) -> FileRecord:
+def _wait(cloud: LocalCloud, services: Services, dropped: Uploaded) -> FileRecord:
     while True:
         cloud.check()
-        record = services.ledger.find(*version)
+        record = services.ledger.find(dropped.source_id, dropped.version)
         if record is not None and record.state in ENDED:
             return record
         time.sleep(0.05)

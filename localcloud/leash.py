@@ -1,4 +1,4 @@
-"""Runs a command that cannot outlive who started it: `python leash.py SIGNAL SECONDS USER INPUT COMMAND [ARGUMENT ...]`.
+"""Runs a command that cannot outlive who started it: `python leash.py SIGNAL SECONDS USER INPUT COMMAND [ARGUMENT …]`.
 
 Standard input is one end of a socket pair, of which the caller keeps the other. Once that one is closed, by the caller
 or by the kernel because the caller was killed, the command gets SIGNAL and, SECONDS later, whatever is left of its

@@ -21,8 +21,8 @@ class Process:
 
     Both output streams go to `log`, which is begun anew. `stop_signal` asks politely; after `grace` seconds what is
     left of the command's process group is killed. `user` is a numeric user and group to run as (only for root).
-    `hold` is an open file descriptor, say of a lock, that stays open until the command has gone. `stdin` is an open file
-    descriptor to read from; without one the command's standard input is empty.
+    `hold` is an open file descriptor, say of a lock, that stays open until the command has gone. `stdin` is one that
+    the command reads from; without it the command's standard input is empty.
     """
 
     def __init__(

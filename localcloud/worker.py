@@ -6,8 +6,8 @@ carried out as `python -m NAME TEXT…` would, with both output streams in FILE,
 JSON too. The end of the orders ends the worker.
 
 A run finds what the first one found: arguments, environment, working folder, logging, warnings, signal handlers and
-import path are put back after each. Threads and processes cannot be: a run that leaves a thread, starts a process or
-registers something for the end of the interpreter gets that end. The worker then exits with the run's code, unanswered.
+import path are put back after each. Threads and processes cannot be: a run that leaves one behind, or something to be
+done at the end of the interpreter, gets that end. The worker then exits with the run's code, unanswered.
 """
 
 import atexit
@@ -19,6 +19,7 @@ import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import traceback
@@ -29,22 +30,24 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-STARTS_A_PROCESS = frozenset({"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.system"})
-_started: set[str] = set()
-"""By which of these ways a process was started since the worker was ready."""
+PROC = Path("/proc")
+"""Where Linux describes its processes; other systems have `ps` for certain."""
 
 
 def main(modules: list[str]) -> None:
     orders = _orders()
     for name in modules:
         getattr(import_module(name), "warm_up", lambda: None)()
-    sys.addaudithook(_note_start)
-    own_outputs = os.dup(1), os.dup(2)
+    gc.freeze()  # to look through what the imports left would take 80 ms after every run
+    own_outputs, own_processes = (os.dup(1), os.dup(2)), _processes()
     with orders, orders.makefile("r", encoding="utf-8") as lines:
         for line in lines:
             order = json.loads(line)
             _send_outputs_to(order["log"])
-            code = _run(order["module"], order["arguments"])
+            code, left = _run(order["module"], order["arguments"], own_processes)
+            if left:
+                os.write(own_outputs[1], f"{order['module']} left {', '.join(left)}: this is the end\n".encode())
+                sys.exit(code)
             for own, output in zip(own_outputs, (1, 2), strict=True):
                 os.dup2(own, output)
             orders.sendall(f"{code}\n".encode())
@@ -59,11 +62,6 @@ def _orders() -> socket.socket:
     return orders
 
 
-def _note_start(event: str, _: tuple[Any, ...]) -> None:
-    if event in STARTS_A_PROCESS:
-        _started.add(event)
-
-
 def _send_outputs_to(log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
     os.dup2(file, 1)
@@ -71,24 +69,53 @@ def _send_outputs_to(log: str) -> None:
     os.close(file)
 
 
-def _run(module: str, arguments: list[str]) -> int:
-    """Run a module and return its exit code. Ends the interpreter instead where something of the run stays behind."""
+def _run(module: str, arguments: list[str], processes: set[int]) -> tuple[int, list[str]]:
+    """Run a module; returns its exit code and what of it stays behind. Where something does, nothing is put back.
+
+    `processes` are those of this group that are none of the run's.
+    """
     threads, at_exit = set(threading.enumerate()), atexit._ncallbacks()
-    _started.clear()
     with ExitStack() as put_back:
         for kept in (_process_state, _interpreter_state, _logging_state, warnings.catch_warnings):
             put_back.enter_context(kept())
         sys.argv = [module, *arguments]
         sys.stdout, sys.stderr = _text_output(1, "strict"), _text_output(2, "backslashreplace")
         code = _exit_code(module)
-        if _started or atexit._ncallbacks() != at_exit or set(threading.enumerate()) - threads:
-            sys.exit(code)
+        left = [
+            *(f"the thread {thread.name}" for thread in set(threading.enumerate()) - threads),
+            *(f"the process {number}" for number in _processes() - processes),
+            *(["exit handlers"] if atexit._ncallbacks() != at_exit else []),
+        ]
+        if left:
+            put_back.pop_all()
+            return code, left
     gc.collect()
     if "pyarrow" in sys.modules:
         from shared.memory import give_back_memory
 
         give_back_memory()
-    return code
+    return code, []
+
+
+def _processes() -> set[int]:
+    """The living processes of this one's group: what runs here starts into it."""
+    if not (PROC / "self" / "stat").exists():
+        with subprocess.Popen(["ps", "-A", "-o", "pid=,pgid=,state="], stdout=subprocess.PIPE, text=True) as shown:
+            lines = [line.split() for line in shown.communicate()[0].splitlines()]
+        return {int(pid) for pid, group, state in lines if _is_one(group, state)} - {shown.pid}
+    found = set()
+    for process in PROC.glob("[0-9]*"):
+        try:
+            state, _, group, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended since
+            continue
+        if _is_one(group, state):
+            found.add(int(process.name))
+    return found
+
+
+def _is_one(group: str, state: str) -> bool:
+    return int(group) == os.getpgrp() and not state.startswith("Z")
 
 
 def _exit_code(module: str) -> int:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.localcloud_fixtures", "tests.postgres_fixtures"]
+pytest_plugins = ["tests.guard", "tests.localcloud_fixtures", "tests.postgres_fixtures"]
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -36,15 +36,6 @@ def test_every_command_is_documented() -> None:
             assert f"`python {program} {name}" in OPERATIONS, f"{program} {name}"
 
 
-def test_the_sample_settings_are_settings() -> None:
-    values = json.loads((PROJECT / "local.settings.sample.json").read_text())["Values"]
-    known = {name.upper() for name in Settings.model_fields} | BINDING_SETTINGS
-    for name in values.keys() - {"FUNCTIONS_WORKER_RUNTIME", "AzureWebJobsStorage"}:
-        assert name.split("__")[0] in known, name
-    required = {name.upper() for name, field in Settings.model_fields.items() if field.is_required()}
-    assert required <= {name.split("__")[0] for name in values}
-
-
 def test_the_deadline_of_a_copy_leaves_time_to_publish_it_in_a_function() -> None:
     hours, minutes, seconds = json.loads((PROJECT / "host.json").read_text())["functionTimeout"].split(":")
     limit = int(hours) * 3600 + int(minutes) * 60 + int(seconds)

@@ -34,11 +34,11 @@ ENVIRON = {"AzureWebJobs.slow.Disabled": "true"}
 async def fire_and_stop(host: FunctionsHost) -> tuple[bool, float]:
     """Fires the slow function without waiting for it; returns what `stop` said and how long it took (seconds)."""
     port = await host.start(0)
-    url, key = f"http://127.0.0.1:{port}", {"x-functions-key": host.keys.master}
+    url = f"http://127.0.0.1:{port}"
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{url}/api/hello") as answer:
             assert await answer.text() == "hello"
-        async with session.post(f"{url}/admin/functions/slow", json={}, headers=key) as answer:
+        async with session.post(f"{url}/admin/functions/slow", json={}) as answer:
             assert answer.status == 202
     await asyncio.sleep(0.1)
     started = time.monotonic()
@@ -54,7 +54,7 @@ def test_stopping_waits_for_running_functions_but_not_for_ever(
     with imported(APP, tmp_path, "service_app", ENVIRON) as functions:
 
         async def run() -> tuple[bool, float]:
-            return await fire_and_stop(FunctionsHost(functions, HostConfig(), tmp_path, ENVIRON))
+            return await fire_and_stop(FunctionsHost(functions, HostConfig(), None, ENVIRON))
 
         ended, seconds = asyncio.run(run())
     assert ended is clean
@@ -62,9 +62,9 @@ def test_stopping_waits_for_running_functions_but_not_for_ever(
 
 
 @pytest.mark.parametrize("count", ["0", "33", "many"])
-def test_thread_counts_outside_azures_bounds_are_refused(tmp_path: Path, count: str) -> None:
+def test_thread_counts_outside_azures_bounds_are_refused(count: str) -> None:
     with pytest.raises(HostError, match="PYTHON_THREADPOOL_THREAD_COUNT"):
-        FunctionsHost([], HostConfig(), tmp_path, {"PYTHON_THREADPOOL_THREAD_COUNT": count})
+        FunctionsHost([], HostConfig(), None, {"PYTHON_THREADPOOL_THREAD_COUNT": count})
 
 
 def test_storage_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_storage_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytes
         raise ServiceRequestError("connection refused")
 
     async def run() -> None:
-        host = FunctionsHost(functions, HostConfig(), tmp_path, {})
+        host = FunctionsHost(functions, HostConfig(), None, {})
         try:
             await host.start(0)
         finally:
