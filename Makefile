@@ -12,8 +12,8 @@ help: ## print this list
 demo: $(VENV)/.local ## set everything up and run the main job on the embedded local cloud
 	@$(BIN)/python -m localcloud demo
 
-up: $(VENV)/.local ## the local cloud until Ctrl-C
-	@$(BIN)/python -m localcloud up
+up: $(VENV)/.local ## the local cloud until Ctrl-C; ARGS=--no-host leaves the functions to `func start`
+	@$(BIN)/python -m localcloud up $(ARGS)
 
 test: $(VENV)/.dev ## run the tests, on all cores and the Python of .venv
 	@$(BIN)/python -m pytest -n auto --dist loadfile

@@ -28,8 +28,9 @@ from rich.table import Table
 from bench.common import Bound, conclude, options
 from classify.model.model import TopicModel
 from classify.registry.summary import SUMMARY, Summary
+from cli.follow import Uploaded, upload
 from localcloud.cloud import LocalCloud
-from localcloud.demo import PostsFile, parquet, upload
+from localcloud.demo import parquet
 from localcloud.processes import PROJECT_ROOT
 from localcloud.samples import sample_posts
 from shared.ledger import ENDED, FileRecord, State
@@ -114,7 +115,7 @@ def measure_files(rounds: int) -> tuple[list[dict[str, float]], float]:
             _process(cloud, services, first, 100)
             days = [first - timedelta(days=number) for number in range(1, rounds + 1)]
             files = [_process(cloud, services, day, QUESTIONS) for day in days]
-            refused = _wait(cloud, services, upload(services, PostsFile("refused.parquet", b"Id,Title\n" * 100)))
+            refused = _wait(cloud, services, upload(services, "refused.parquet", b"Ideas, Title\n" * 100))
             return files, (refused.times["quarantined"] - refused.times["seen"]).total_seconds()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -122,11 +123,12 @@ def measure_files(rounds: int) -> tuple[list[dict[str, float]], float]:
 
 def _process(cloud: LocalCloud, services: Services, day: date, questions: int) -> dict[str, float]:
     table = sample_posts(day, questions)
-    file = PostsFile(f"posts-{day}.parquet", parquet(table))
+    content = parquet(table)
     started = datetime.now(UTC)
-    record = _wait(cloud, services, upload(services, file))
+    dropped = upload(services, f"posts-{day}.parquet", content)
+    record = _wait(cloud, services, dropped)
     if record.state is not State.PUBLISHED:
-        raise RuntimeError(f"{file.name} is {record.state}: {record.reason}")
+        raise RuntimeError(f"{dropped.name} is {record.state}: {record.reason}")
     summary = Summary.model_validate_json(services.lake.read(f"{record.output}/{SUMMARY}"))
     run = json.loads((cloud.state_dir / "databricks" / f"run-{record.runs[-1].run_id}.json").read_text())
     job = (run["ended"] - run["started"]) / 1000
@@ -146,10 +148,10 @@ def _process(cloud: LocalCloud, services: Services, day: date, questions: int) -
     }
 
 
-def _wait(cloud: LocalCloud, services: Services, version: tuple[str, str]) -> FileRecord:
+def _wait(cloud: LocalCloud, services: Services, dropped: Uploaded) -> FileRecord:
     while True:
         cloud.check()
-        record = services.ledger.find(*version)
+        record = services.ledger.find(dropped.source_id, dropped.version)
         if record is not None and record.state in ENDED:
             return record
         time.sleep(0.05)

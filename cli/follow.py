@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from shared.services import Services
 
 POLL_SECONDS = 0.25
+WAIT_FOR_A_LOOK = 4
+"""Of the time that a look at all files takes, how much passes until the next: who follows many shall not slow them."""
 STEPS = (State.LANDED, State.LAUNCHED, State.CLASSIFIED, State.PUBLISHED)
 
 
@@ -58,6 +60,7 @@ def follow(
     records: dict[Uploaded, FileRecord] = {}
     last_change = time.monotonic()
     while waiting := [file for file in files if file not in records or records[file].state not in ENDED]:
+        began = time.monotonic()
         for file in waiting:
             record = services.ledger.find(file.source_id, file.version)
             if record is not None and record != records.get(file):
@@ -66,7 +69,7 @@ def follow(
         meanwhile()
         if time.monotonic() - last_change > patience:
             raise TransientError(_stuck(waiting, records, patience))
-        time.sleep(POLL_SECONDS)
+        time.sleep(max(POLL_SECONDS, WAIT_FOR_A_LOOK * (time.monotonic() - began)))
     return [records[file] for file in files]
 
 

@@ -3,6 +3,7 @@
 It also opens a table service that nothing uses, on a port of its own choice: its program knows no way without one.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from localcloud import tools
@@ -13,8 +14,17 @@ ACCOUNT = "devstoreaccount1"
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
-def start(folder: Path, blob_port: int, queue_port: int, log: Path, hold: int | None = None) -> Process:
+def start(
+    folder: Path,
+    blob_port: int,
+    queue_port: int,
+    log: Path,
+    hold: int | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Process:
     """Start it on the state in `folder` and return once both services answer; `LocalCloudError` if they do not.
+
+    `tell` gets a sentence when something must be installed before.
 
     `--skipApiVersionCheck`: the newest SDKs ask for newer versions of the API than any emulator knows.
     """
@@ -28,7 +38,7 @@ def start(folder: Path, blob_port: int, queue_port: int, log: Path, hold: int | 
         "--tablePort": "0",
     }
     switches = ["--skipApiVersionCheck", "--disableTelemetry", "--silent"]
-    command = [*tools.azurite_command(), *(word for option in options.items() for word in option), *switches]
+    command = [*tools.azurite_command(tell), *(word for option in options.items() for word in option), *switches]
     folder.mkdir(parents=True, exist_ok=True)
     process = Process("azurite", command, log, hold=hold)
     wait_until(lambda: is_listening(blob_port) and is_listening(queue_port), process, seconds=30)

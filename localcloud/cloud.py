@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from localcloud import azurite, postgres
+from localcloud.host.keys import KEYS_FILE
 from localcloud.processes import (
     LOCALHOST,
     LocalCloudError,
@@ -26,15 +27,21 @@ from localcloud.processes import (
     is_listening,
     wait_until,
 )
+from localcloud.settings import DEFAULTS, SettingsFile, own_settings, without_own
 
-PORT_NAMES = ("blob", "queue", "lake", "postgres", "databricks", "functions")
+DEFAULT_PORTS: Mapping[str, int] = {
+    "blob": 10000,
+    "queue": 10001,
+    "lake": 10010,
+    "postgres": 54330,
+    "databricks": 10020,
+    "functions": 7071,
+}
+"""The ports that people expect, those of Azurite and `func start` among them."""
+PORT_NAMES = tuple(DEFAULT_PORTS)
+SETTINGS_FILE = "local.settings.json"
 JOBS: Mapping[int, str] = {1: "classify.job", 2: "classify.train"}
-DATABRICKS_TOKEN = "local-databricks-token"
-POSTS_CONTAINER = "posts"
-QUEUES = ("posts-landed", "classification-runs")
-FILE_SYSTEM = "stacktopics"
 SECONDS_TO_WAIT_FOR_ANOTHER = 15
-SETTINGS_MARK = "python -m localcloud"
 
 
 class PartEnded(LocalCloudError):
@@ -48,10 +55,11 @@ class LocalCloud:
     """A context manager: inside it everything runs, after it nothing does, also when this process is killed.
 
     `state_dir` keeps the data, the chosen ports and the logs (`logs/<part>.log`) between runs; one cloud at a time can
-    use it. `ports` are by the names of `PORT_NAMES`; those not given are those of the last run, or free ones. Without
-    `host` everything but the functions host is started. `settings` replace or add to what is written to
-    `settings_file` (default: `local.settings.json` in `state_dir`). `jobs` are Databricks job ids to Python modules,
-    `time_limit` is seconds a run. `tell` gets a sentence where something unexpected was decided.
+    use it. `ports` are by the names of `PORT_NAMES`; in place of one that is not given comes the `preferred` one, that
+    of the last run, or any, whichever is free. Without `host` everything but the functions host is started; with `auth`
+    the host asks for keys, as Azure does. `settings` are written to `settings_file` (default: `local.settings.json` in
+    `state_dir`), which keeps what else it holds. `jobs` are Databricks job ids to Python modules, `time_limit` is
+    seconds a run. `tell` gets a sentence where something unexpected was decided.
 
     Entering raises `LocalCloudError`, with everything stopped again, if a part does not start.
     """
@@ -64,6 +72,8 @@ class LocalCloud:
         settings: Mapping[str, str] | None = None,
         *,
         settings_file: Path | None = None,
+        preferred: Mapping[str, int] | None = None,
+        auth: bool = False,
         jobs: Mapping[int, str] = JOBS,
         runs_at_once: int = 2,
         time_limit: float = 1800,
@@ -71,12 +81,18 @@ class LocalCloud:
     ) -> None:
         self.state_dir = state_dir.resolve()
         self.logs = self.state_dir / "logs"
-        self.settings_file = (settings_file or self.state_dir / "local.settings.json").resolve()
+        self.settings_file = (settings_file or self._own_file).resolve()
         self.ports: dict[str, int] = {}
         self.settings: dict[str, str] = {}
+        """What counts while this cloud runs: the cloud's own, else what the environment says, else the file."""
+        self.left_aside: list[str] = []
+        """Variables of the environment that say otherwise than the cloud's own settings."""
         self._given_ports = dict(ports or {})
+        self._preferred_ports = dict(preferred or {})
         self._given_settings = dict(settings or {})
+        self._environment: dict[str, str] = {}
         self._with_host = host
+        self._auth = auth
         self._jobs = dict(jobs)
         self._runs_at_once = runs_at_once
         self._time_limit = time_limit
@@ -95,6 +111,10 @@ class LocalCloud:
     ) -> None:
         self._stack.close()
         self._processes.clear()
+
+    @property
+    def _own_file(self) -> Path:
+        return self.state_dir / SETTINGS_FILE
 
     @property
     def functions_url(self) -> str:
@@ -118,6 +138,14 @@ class LocalCloud:
         }
         return shown | ({"functions": self.functions_url} if self._with_host else {})
 
+    def curl(self) -> str:
+        """A command line that asks for the topics of the latest day, with a key where the host wants one."""
+        key = ""
+        if self._auth:
+            keys = json.loads((self.state_dir / KEYS_FILE).read_text())
+            key = f"-H 'x-functions-key: {keys['default']}' "
+        return f"curl {key}'{self.functions_url}/api/topics?day=latest'"
+
     def check(self) -> None:
         """Raise `PartEnded` if a part is no longer running."""
         for process in self._processes:
@@ -136,9 +164,14 @@ class LocalCloud:
         stack.callback(os.close, lock)
         shutil.rmtree(self.logs, ignore_errors=True)
         self.logs.mkdir()
-        self.ports = choose_ports(self.state_dir / "ports.json", self._given_ports, self._tell)
-        self.settings = {**self._own_settings(), **self._given_settings}
-        write_settings(self.settings_file, self.settings, self.ports["functions"], self._tell)
+        self.ports = choose_ports(
+            self.state_dir / "ports.json",
+            self._given_ports,
+            self._tell,
+            self._preferred_ports,
+            opened=PORT_NAMES if self._with_host else PORT_NAMES[:-1],
+        )
+        self._settle(self._written_settings())
         with ThreadPoolExecutor(3) as pool:
             parts = (self._start_storage, self._start_postgres, self._start_services)
             starts = [pool.submit(start, stack, lock) for start in parts]
@@ -148,10 +181,40 @@ class LocalCloud:
         if self._with_host:
             self._start_host(stack, lock)
 
+    def _written_settings(self) -> SettingsFile:
+        """The settings file with this cloud in it; one of the state folder where the given file leads elsewhere."""
+        file = SettingsFile.read(self.settings_file)
+        if file.elsewhere and self.settings_file != self._own_file:
+            self.settings_file = self._own_file
+            self._tell(
+                f"{file.path} stays as it is, because {file.elsewhere}. "
+                f"This cloud's settings are in {self._own_file}: python manage.py status --settings {self._own_file}"
+            )
+            file = SettingsFile.read(self.settings_file)
+        if file.elsewhere:
+            raise LocalCloudError(f"{file.path}: {file.elsewhere}. Delete that file, or correct it")
+        lake = {**DEFAULTS, **file.values, **self._given_settings}["LAKE_FILE_SYSTEM"]
+        written = file.with_cloud(self._own_settings(lake), self._given_settings, self.ports["functions"])
+        written.write()
+        return written
+
+    def _settle(self, file: SettingsFile) -> None:
+        """Decide what counts: the environment goes before the file, and the cloud's own settings before both."""
+        values = {name: os.environ.get(name) or value for name, value in file.values.items()}
+        own = self._own_settings(values["LAKE_FILE_SYSTEM"])
+        self.settings = {**values, **own}
+        given = {name: value for name, value in os.environ.items() if value or name not in values}
+        self._environment, self.left_aside = without_own(given, own)
+        if self.left_aside:
+            names = ", ".join(self.left_aside)
+            self._tell(f"left aside, because this cloud has its own: {names} (set in the environment)")
+
+    def _own_settings(self, file_system: str) -> dict[str, str]:
+        return own_settings(self.ports, file_system, self._jobs)
+
     def _start_storage(self, stack: ExitStack, lock: int) -> None:
-        folder = self.state_dir / "azurite"
-        process = azurite.start(folder, self.ports["blob"], self.ports["queue"], self.logs / "azurite.log", lock)
-        self._keep(stack, process)
+        folder, log = self.state_dir / "azurite", self.logs / "azurite.log"
+        self._keep(stack, azurite.start(folder, self.ports["blob"], self.ports["queue"], log, lock, self._tell))
 
     def _start_postgres(self, stack: ExitStack, lock: int) -> None:
         server = postgres.start(self.state_dir, self.ports["postgres"], self.logs / "postgres.log", self._tell, lock)
@@ -190,12 +253,10 @@ class LocalCloud:
         self._loop.run(create_places(blob_origin, queue_origin, containers, queues))
 
     def _start_host(self, stack: ExitStack, lock: int) -> None:
-        """The functions host, with no setting in its environment that would hide one of the file."""
         port = self.ports["functions"]
-        files = ["--settings", str(self.settings_file), "--state", str(self.state_dir)]
-        command = [sys.executable, "-m", "localcloud.host", *files, "--port", str(port)]
-        environment = {name: value for name, value in os.environ.items() if name not in self.settings}
-        environment["PYTHONUNBUFFERED"] = "1"
+        options = ["--settings", str(self.settings_file), "--state", str(self.state_dir), "--port", str(port)]
+        command = [sys.executable, "-m", "localcloud.host", *options, *(["--auth"] if self._auth else [])]
+        environment = {**self._environment, "PYTHONUNBUFFERED": "1"}
         process = Process("functions", command, self.logs / "functions.log", env=environment, hold=lock)
         self._keep(stack, process)
         wait_until(lambda: is_listening(port) and _answers(f"{self.functions_url}/admin/host/ping"), process, 60)
@@ -203,40 +264,6 @@ class LocalCloud:
     def _keep(self, stack: ExitStack, process: Process) -> None:
         stack.callback(process.stop)
         self._processes.append(process)
-
-    def _own_settings(self) -> dict[str, str]:
-        ports = self.ports
-        storage = azurite.connection_string(Blob=ports["blob"], Queue=ports["queue"])
-        return {
-            "FUNCTIONS_WORKER_RUNTIME": "python",
-            "AzureWebJobsStorage": storage,
-            "POSTS_STORAGE": storage,
-            "POSTS_CONTAINER": POSTS_CONTAINER,
-            "POSTS_TRIGGER_SOURCE": "LogsAndContainerScan",
-            "QUEUES_STORAGE": storage,
-            "POSTS_LANDED_QUEUE": QUEUES[0],
-            "CLASSIFICATION_RUNS_QUEUE": QUEUES[1],
-            "LAKE_STORAGE": azurite.connection_string(Blob=ports["blob"], Dfs=ports["lake"]),
-            "LAKE_FILE_SYSTEM": FILE_SYSTEM,
-            "LAKE_ROOT_FOR_JOBS": f"{azurite.endpoint(ports['lake'])}/{FILE_SYSTEM}",
-            "REFERENCE_SCHEDULE": "0 0 2 * * 1",
-            "REFERENCE_SCHEMA": "raw_st",
-            "REFERENCE_TABLES": "users,post_types",
-            "POSTGRES_HOST": LOCALHOST,
-            "POSTGRES_PORT": str(ports["postgres"]),
-            "POSTGRES_DATABASE": postgres.DATABASE,
-            "POSTGRES_USER": postgres.USER,
-            "POSTGRES_PASSWORD": postgres.PASSWORD,
-            "POSTGRES_SSLMODE": "disable",
-            "DATABRICKS_HOST": self.databricks_url,
-            "DATABRICKS_TOKEN": DATABRICKS_TOKEN,
-            "DATABRICKS_JOB_ID": str(next(iter(self._jobs))),
-            "DATABRICKS_TRAINING_JOB_ID": str(list(self._jobs)[-1]),
-            "RETRAIN_SCHEDULE": "0 0 4 * * 0",
-            "WATCH_FIRST_DELAY_SECONDS": "1",
-            "WATCH_MAX_DELAY_SECONDS": "2",
-            "AzureFunctionsJobHost__extensions__queues__visibilityTimeout": "00:00:01",
-        }
 
 
 def reset(state_dir: Path) -> None:
@@ -251,35 +278,34 @@ def reset(state_dir: Path) -> None:
         os.close(lock)
 
 
-def choose_ports(file: Path, given: Mapping[str, int], tell: Callable[[str], None]) -> dict[str, int]:
-    """A port for each of `PORT_NAMES`, written to `file`: the given one, else that of `file` if free, else a free one.
+def choose_ports(
+    file: Path,
+    given: Mapping[str, int],
+    tell: Callable[[str], None],
+    preferred: Mapping[str, int] | None = None,
+    opened: Sequence[str] = PORT_NAMES,
+) -> dict[str, int]:
+    """A port for each of `PORT_NAMES`, written to `file`: the given one, or the first free one of the preferred one,
+    that of `file`, and any. Whether it is free matters for the names in `opened`.
 
-    Raises `LocalCloudError` for a name that is none, and for a given port that something listens on.
+    Raises `LocalCloudError` for an unknown name, and for a given port that something listens on.
     """
     unknown = given.keys() - set(PORT_NAMES)
-    taken = [f"{name} {port}" for name, port in given.items() if not is_free(port)]
-    if unknown or taken:
-        raise LocalCloudError(f"no such port name: {', '.join(unknown)}" if unknown else f"in use: {', '.join(taken)}")
+    if unknown:
+        raise LocalCloudError(f"no such port name: {', '.join(sorted(unknown))}; there are {', '.join(PORT_NAMES)}")
+    taken = [f"{name} {port}" for name, port in given.items() if name in opened and not is_free(port)]
+    if taken:
+        raise LocalCloudError(f"in use: {', '.join(taken)}. Give another port, or end what listens there")
     remembered: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
-    chosen = {}
+    chosen: dict[str, int] = {}
     for name, fresh in zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True):
-        wanted = given.get(name, remembered.get(name, fresh))
-        if not is_free(wanted):
-            tell(f"port {wanted} of {name} is in use now: it moves to {fresh}")
-            wanted = fresh
-        chosen[name] = wanted
+        wanted = [ports[name] for ports in (given, preferred or {}, remembered) if name in ports]
+        usable = (port for port in wanted if name not in opened or is_free(port))
+        chosen[name] = next((port for port in usable if port not in chosen.values()), fresh)
+        if wanted and chosen[name] != wanted[0]:
+            tell(f"port {wanted[0]} of {name} is in use; this time it is {chosen[name]}")
     file.write_text(json.dumps(chosen, indent=1) + "\n")
     return chosen
-
-
-def write_settings(file: Path, values: Mapping[str, str], port: int, tell: Callable[[str], None]) -> None:
-    """Write a settings file that `func start` reads too. One that somebody else wrote is kept beside it as `.bak`."""
-    if file.exists() and json.loads(file.read_text()).get("GeneratedBy") != SETTINGS_MARK:
-        kept = file.with_name(f"{file.name}.bak")
-        file.rename(kept)
-        tell(f"the {file.name} that was there is now {kept.name}")
-    content = {"IsEncrypted": False, "GeneratedBy": SETTINGS_MARK, "Values": values, "Host": {"LocalHttpPort": port}}
-    file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def invoke(state_dir: Path, function: str, given: str = "") -> dict[str, object]:
@@ -288,14 +314,17 @@ def invoke(state_dir: Path, function: str, given: str = "") -> dict[str, object]
     `given` is the trigger's input: a blob's path, a queue message, nothing for a timer. Raises `LocalCloudError` if no
     host runs or it refuses.
     """
-    ports, keys = state_dir / "ports.json", state_dir / "host-keys.json"
-    if not ports.exists() or not keys.exists():
+    ports, keys = state_dir / "ports.json", state_dir / KEYS_FILE
+    if not ports.exists():
         raise LocalCloudError(f"no functions host has run on {state_dir}")
     port = json.loads(ports.read_text())["functions"]
+    headers = {"Content-Type": "application/json"}
+    if keys.exists():  # an open host does not look at it
+        headers["x-functions-key"] = json.loads(keys.read_text())["master"]
     request = urllib.request.Request(
         f"http://{LOCALHOST}:{port}/admin/functions/{function}?wait=true",
         json.dumps({"input": given}).encode(),
-        {"Content-Type": "application/json", "x-functions-key": json.loads(keys.read_text())["master"]},
+        headers,
     )
     try:
         with urllib.request.urlopen(request, timeout=600) as answer:

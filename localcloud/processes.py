@@ -21,7 +21,8 @@ class Process:
 
     Both output streams go to `log`, which is begun anew. `stop_signal` asks politely; after `grace` seconds what is
     left of the command's process group is killed. `user` is a numeric user and group to run as (only for root).
-    `hold` is an open file descriptor, say of a lock, that stays open until the command has gone.
+    `hold` is an open file descriptor, say of a lock, that stays open until the command has gone. `stdin` is one that
+    the command reads from; without it the command's standard input is empty.
     """
 
     def __init__(
@@ -36,12 +37,13 @@ class Process:
         grace: float = 5.0,
         user: int | None = None,
         hold: int | None = None,
+        stdin: int | None = None,
     ) -> None:
         self.name = name
         self.log = log
         self._longest_stop = grace + 5
         leash = [sys.executable, "-I", "-S", str(Path(__file__).with_name("leash.py"))]
-        limits = [stop_signal, str(grace), "-" if user is None else str(user)]
+        limits = [stop_signal, str(grace), *("-" if given is None else str(given) for given in (user, stdin))]
         log.parent.mkdir(parents=True, exist_ok=True)
         self._leash, held_by_watch = socket.socketpair()
         with log.open("wb") as output, held_by_watch:
@@ -52,7 +54,7 @@ class Process:
                 stderr=subprocess.STDOUT,
                 cwd=cwd,
                 env=None if env is None else dict(env),
-                pass_fds=() if hold is None else (hold,),
+                pass_fds=[given for given in (hold, stdin) if given is not None],
             )
 
     @property

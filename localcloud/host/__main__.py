@@ -13,6 +13,7 @@ from pathlib import Path
 from localcloud.host.app import HostedFunction, load_functions
 from localcloud.host.config import HostConfig, LocalSettings
 from localcloud.host.errors import HostError
+from localcloud.host.keys import KEYS_FILE
 from localcloud.host.runner import LogFormatter
 from localcloud.host.service import FunctionsHost, serve
 
@@ -45,7 +46,8 @@ async def _run(
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    host = FunctionsHost(functions, config, arguments.state, os.environ, settings.cors_origins)
+    state = arguments.state if arguments.auth else None
+    host = FunctionsHost(functions, config, state, os.environ, settings.cors_origins)
     for function in functions:
         log.info("Function %s: %s%s", function.name, function.kind, " (disabled)" if function.disabled else "")
     for route in host.server.routes:
@@ -59,7 +61,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--settings", type=Path, default=Path("local.settings.json"))
     parser.add_argument("--app", type=Path, default=Path("function_app.py"), help="host.json lies beside it")
     parser.add_argument("--port", type=int, help="0 takes a free one; default: Host.LocalHttpPort, or 7071")
-    parser.add_argument("--state", type=Path, default=Path(".localcloud/host"), help="folder of host-keys.json")
+    parser.add_argument("--auth", action="store_true", help="ask for keys, as Azure does; `func start` does not")
+    parser.add_argument("--state", type=Path, default=Path(".localcloud/host"), help=f"folder of {KEYS_FILE}")
     return parser.parse_args()
 
 

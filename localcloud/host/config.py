@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +10,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from localcloud import jsonc
 from localcloud.host.errors import HostError
+from localcloud.processes import LocalCloudError
+from localcloud.settings import SettingsFile
 
 HOST_STORAGE = "AzureWebJobsStorage"
 OVERRIDE = "AzureFunctionsJobHost"
@@ -32,16 +34,17 @@ class LocalSettings:
     @classmethod
     def read(cls, path: Path) -> LocalSettings:
         """Reads the file. Raises HostError when it is missing, encrypted, or holds values that are not text."""
-        document = _read_json(path)
-        if document.get("IsEncrypted"):
+        if not path.exists():
+            raise HostError(f"{path} does not exist")
+        try:
+            file = SettingsFile.read(path)
+        except LocalCloudError as error:
+            raise HostError(str(error)) from error
+        if file.document.get("IsEncrypted"):
             raise HostError(f"{path} is encrypted: run `func settings decrypt`")
-        values = document.get("Values", {})
-        for name, value in values.items():
-            if not isinstance(value, str):
-                raise HostError(f"{path}: Values.{name} must be a string, as app settings in Azure are")
-        host = document.get("Host", {})
+        host = file.document.get("Host", {})
         origins = tuple(origin.strip() for origin in host.get("CORS", "").split(",") if origin.strip())
-        return cls(values=values, port=int(host.get("LocalHttpPort", DEFAULT_PORT)), cors_origins=origins)
+        return cls(values=file.values, port=int(host.get("LocalHttpPort", DEFAULT_PORT)), cors_origins=origins)
 
     def export(self) -> list[str]:
         """Puts the values into the environment; what is set there already wins, as with Core Tools.
@@ -190,7 +193,7 @@ def _time_span(section: Mapping[str, Any], name: str, default: timedelta) -> tim
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = jsonc.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise HostError(f"{path} does not exist") from None
     except ValueError as error:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+KEYS_FILE = "host-keys.json"
 BLOBS_EXTENSION = "blobs_extension"
 
 

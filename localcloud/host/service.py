@@ -23,7 +23,7 @@ from localcloud.host.blobs import (
 )
 from localcloud.host.config import HOST_STORAGE, HostConfig, QueueOptions, host_id
 from localcloud.host.errors import HostError
-from localcloud.host.keys import HostKeys
+from localcloud.host.keys import KEYS_FILE, HostKeys
 from localcloud.host.queues import QueueInvoker, QueueListener
 from localcloud.host.runner import Outcome, Runner
 from localcloud.host.server import HttpServer
@@ -39,7 +39,8 @@ Listener = TimerListener | QueueListener | ContainerScanner
 class FunctionsHost:
     """The host of one app.
 
-    `state` is the folder of the access keys (`host-keys.json`); `environ` holds the app's settings.
+    `environ` holds the app's settings. `state` is the folder of the access keys; None opens everything to everyone on
+    this machine, as `func start` does.
     Raises HostError for functions whose triggers or connections make no sense.
     """
 
@@ -47,7 +48,7 @@ class FunctionsHost:
         self,
         functions: Sequence[HostedFunction],
         config: HostConfig,
-        state: Path,
+        state: Path | None,
         environ: Mapping[str, str],
         cors_origins: Sequence[str] = (),
     ) -> None:
@@ -60,7 +61,7 @@ class FunctionsHost:
         self._active: list[Listener] = []
         self._fire: dict[str, Callable[[str], Awaitable[Outcome]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self.keys = HostKeys.load(state / "host-keys.json", [function.name for function in functions])
+        self.keys = HostKeys.load(state / KEYS_FILE, [function.name for function in functions]) if state else None
         self.server = HttpServer(
             functions,
             self._runner,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.follow import Uploaded, upload
 from localcloud.cloud import LocalCloud
-from localcloud.demo import PostsFile, upload
 from shared.ledger import ENDED, FileRecord
 from shared.services import Services
 from tests.waiting import eventually
@@ -16,10 +16,10 @@ from tests.waiting import eventually
 
 @pytest.fixture(scope="module")
 def cloud() -> Iterator[LocalCloud]:
-    """A running cloud of its own, stopped when its module is done: idle it takes a fifth of a core."""
+    """A running cloud of its own that asks for keys, stopped when its module is done: idle it takes 0.2 of a core."""
     folder = Path(tempfile.mkdtemp(prefix="stacktopics-"))
     folder.chmod(0o755)
-    with LocalCloud(folder) as running:
+    with LocalCloud(folder, auth=True) as running:
         yield running
     shutil.rmtree(folder)
 
@@ -39,14 +39,14 @@ def process(cloud: LocalCloud, services: Services) -> Process:
     """Drop a file into the container and wait until its record has ended."""
 
     def run(name: str, data: bytes) -> FileRecord:
-        return wait_until_ended(services, upload(services, PostsFile(name, data)))
+        return wait_until_ended(services, upload(services, name, data))
 
     return run
 
 
-def wait_until_ended(services: Services, version: tuple[str, str]) -> FileRecord:
+def wait_until_ended(services: Services, dropped: Uploaded) -> FileRecord:
     def look() -> FileRecord | None:
-        record = services.ledger.find(*version)
+        record = services.ledger.find(dropped.source_id, dropped.version)
         return record if record is not None and record.state in ENDED else None
 
-    return eventually(look, lambda: f"the end of {services.ledger.find(*version)}")
+    return eventually(look, lambda: f"the end of {services.ledger.find(dropped.source_id, dropped.version)}")

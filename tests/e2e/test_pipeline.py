@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from azure.storage.queue import QueueClient
 
+from cli.follow import upload
 from localcloud.cloud import LocalCloud, invoke
-from localcloud.demo import PostsFile, upload
 from localcloud.processes import LocalCloudError
 from serve.topics import topics_of_day
 from shared.catalog import day_pointer, published_days
@@ -65,7 +65,7 @@ def test_an_answer_inherits_from_an_earlier_file(process: Process, services: Ser
 
 def test_three_deliveries_of_one_event_count_once(cloud: LocalCloud, services: Services) -> None:
     day = date(2024, 5, 1)
-    version = upload(services, PostsFile("may.parquet", on(day, PYTHON, JAVA)))
+    version = upload(services, "may.parquet", on(day, PYTHON, JAVA))
 
     def deliver(_: int) -> str | None:
         """Why it failed, None where it did not."""

@@ -66,9 +66,9 @@ class Reply:
 
 
 class HostProcess:
-    """`python -m localcloud.host` over the app of these tests, with its state in `folder`."""
+    """`python -m localcloud.host` over the app of these tests, with its state in `folder`; `auth` asks for keys."""
 
-    def __init__(self, folder: Path, cloud: Cloud, **settings: str) -> None:
+    def __init__(self, folder: Path, cloud: Cloud, *, auth: bool = False, **settings: str) -> None:
         self.folder = folder
         self._observations = folder / "observations.jsonl"
         values = {
@@ -83,7 +83,7 @@ class HostProcess:
         (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         options = ["--settings", str(settings_file), "--app", str(APP), "--state", str(folder), "--port", str(port)]
-        command = [sys.executable, "-m", "localcloud.host", *options]
+        command = [sys.executable, "-m", "localcloud.host", *options, *(["--auth"] if auth else [])]
         self.process = Process("functions host", command, folder / "host.log", cwd=PROJECT_ROOT, grace=15)
         wait_until(lambda: is_listening(port), self.process, seconds=PATIENCE)
 

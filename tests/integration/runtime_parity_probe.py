@@ -158,12 +158,15 @@ def _typed_data(datum: Any) -> Proto:
     return Proto(http=Proto(**request, **fields | {"body": _typed_data(fields["body"])}))
 
 
-async def runtime_side(functions: list[HostedFunction], app_file: Path) -> dict[str, Any]:
-    from azure_functions_runtime import handle_event
+async def ask(call: Callable[[Any], Any], kind: str, **fields: Any) -> Any:
+    """What Microsoft's runtime answers to a request of its host."""
+    properties = {"host": "127.0.0.1", "protos": Protos()}
+    return await call(Proto(request=Proto(**{kind: Proto(**fields)}), properties=properties))
 
-    async def ask(call: Callable[[Any], Any], kind: str, **fields: Any) -> Any:
-        properties = {"host": "127.0.0.1", "protos": Protos()}
-        return await call(Proto(request=Proto(**{kind: Proto(**fields)}), properties=properties))
+
+async def runtime_index(app_file: Path) -> list[Any]:
+    """The functions that Microsoft's runtime finds in the app."""
+    from azure_functions_runtime import handle_event
 
     started = await ask(
         handle_event.worker_init_request,
@@ -173,11 +176,43 @@ async def runtime_side(functions: list[HostedFunction], app_file: Path) -> dict[
     )
     assert started.result.status == "success", started.result.exception.stack_trace
     indexed = await ask(handle_event.functions_metadata_request, "functions_metadata_request")
+    assert indexed.result.status == "success", indexed.result.exception.stack_trace
+    return list(indexed.function_metadata_results)
+
+
+async def runtime_invoke(function_id: str, parameter: str, value: TriggerValue) -> Any:
+    """How an invocation by Microsoft's runtime ended."""
+    from azure_functions_runtime import handle_event
+
+    ended = await ask(
+        handle_event.invocation_request,
+        "invocation_request",
+        invocation_id="id",
+        function_id=function_id,
+        input_data=[Proto(data=_typed_data(value.data), name=parameter)],
+        trigger_metadata={name: _typed_data(datum) for name, datum in value.metadata.items()},
+        trace_context=Proto(trace_parent="", trace_state="", attributes={}),
+        retry_context=Proto(retry_count=0, max_retry_count=0, exception=None),
+    )
+    assert ended.result.status == "success", ended.result.exception.stack_trace
+    return ended
+
+
+def http_answer(ended: Any) -> dict[str, Any]:
+    """What an HTTP function answered."""
+    sent = ended.return_value.http
+    return {"status": sent.status_code, "headers": sent.headers, "body": sent.body.bytes.decode()}
+
+
+async def runtime_side(functions: list[HostedFunction], app_file: Path) -> dict[str, Any]:
+    from azure_functions_runtime import handle_event
+
+    indexed = await runtime_index(app_file)
     registry = handle_event._functions._functions
     by_name = {function.name: function for function in functions}
 
     sides = {}
-    for metadata in indexed.function_metadata_results:
+    for metadata in indexed:
         info = registry[metadata.function_id]
         (parameter,) = info.input_types
         given: list[dict[str, Any]] = []
@@ -192,20 +227,9 @@ async def runtime_side(functions: list[HostedFunction], app_file: Path) -> dict[
         registry[metadata.function_id] = info._replace(func=capture, is_async=False, requires_context=True)
         answer = None
         for value in events(by_name[metadata.name]):
-            ended = await ask(
-                handle_event.invocation_request,
-                "invocation_request",
-                invocation_id="id",
-                function_id=metadata.function_id,
-                input_data=[Proto(data=_typed_data(value.data), name=parameter)],
-                trigger_metadata={name: _typed_data(datum) for name, datum in value.metadata.items()},
-                trace_context=Proto(trace_parent="", trace_state="", attributes={}),
-                retry_context=Proto(retry_count=0, max_retry_count=0, exception=None),
-            )
-            assert ended.result.status == "success", ended.result.exception.stack_trace
+            ended = await runtime_invoke(metadata.function_id, parameter, value)
             if info.is_http_func:
-                sent = ended.return_value.http
-                answer = {"status": sent.status_code, "headers": sent.headers, "body": sent.body.bytes.decode()}
+                answer = http_answer(ended)
         sides[metadata.name] = {
             "bindings": [json.loads(binding) for binding in metadata.raw_bindings],
             "wants_context": info.requires_context,

@@ -29,6 +29,7 @@ class StandIn:
 
     def __init__(self, folder: Path, settings: JobsSettings) -> None:
         self._loop = LoopThread()
+        self._is_stopped = False
         (self.port,) = free_ports(1)
         service = JobsService(settings, folder / "databricks", folder / "logs")
         self._loop.serve(service.application(), self.port)
@@ -63,7 +64,10 @@ class StandIn:
             return
 
     def stop(self) -> None:
-        self._loop.stop()
+        """End it; a second time nothing is left to do."""
+        if not self._is_stopped:
+            self._is_stopped = True
+            self._loop.stop()
 
 
 @pytest.fixture
@@ -97,20 +101,6 @@ def test_a_run_that_succeeds(stand_in: StandIn) -> None:
     output = stand_in.jobs.get_run_output(run.tasks[0].run_id)
     assert output.logs == "said: naïve 'quotes' --and $dollars\nlake: lake"
     assert output.error is None
-
-
-def test_runs_of_a_spare_interpreter_are_like_any(make: Callable[..., StandIn], tmp_path: Path) -> None:
-    stand_in = make(preload=("email",))
-    for exit_code, result in (("0", "SUCCESS"), ("3", "FAILED"), ("0", "SUCCESS")):
-        run = stand_in.wait(stand_in.start(say="naïve", exit_code=exit_code))
-        assert run.state.result_state.value == result
-        output = stand_in.jobs.get_run_output(run.tasks[0].run_id)
-        assert output.logs.splitlines()[:2] == ["said: naïve", "lake: lake"]
-    running = stand_in.start(sleep_seconds="600")
-    stand_in.wait_for(running, lambda run: run.state.life_cycle_state.value == "RUNNING")
-    stand_in.jobs.cancel_run(running)
-    assert stand_in.wait(running).state.result_state.value == "CANCELED"
-    assert len(list((tmp_path / "logs").glob("spare-*.log"))) == 1  # of the one that waits for the next run
 
 
 def test_a_run_that_fails_tells_why(stand_in: StandIn) -> None:
@@ -212,6 +202,103 @@ def test_a_wrong_token_and_none(stand_in: StandIn) -> None:
         urllib.request.urlopen(f"{stand_in.url}/api/2.2/jobs/list", timeout=PATIENCE)
     with refused.value as answer:
         assert (answer.code, json.load(answer)["error_code"]) == (401, "UNAUTHENTICATED")
+
+
+class TestWorkers:
+    """Runs that share an interpreter."""
+
+    @staticmethod
+    def output(stand_in: StandIn, expected: str = "SUCCESS", **parameters: str) -> list[str]:
+        """The lines that a run writes, which ends as expected; without the two that every run writes."""
+        run = stand_in.wait(stand_in.start(**parameters))
+        output = stand_in.jobs.get_run_output(run.tasks[0].run_id)
+        assert run.state.result_state.value == expected, output.logs
+        lines: list[str] = output.logs.splitlines()
+        assert lines[:2] == ["said: ", "lake: lake"]
+        return lines[2:]
+
+    def test_one_interpreter_takes_run_after_run(self, stand_in: StandIn) -> None:
+        pids = {self.output(stand_in, describe="pid")[0] for _ in range(3)}
+        assert len(pids) == 1
+        failing = self.output(stand_in, "FAILED", describe="pid", exit_code="3")
+        assert failing == [*pids, "ValueError: as told"]
+        assert self.output(stand_in, describe="pid") == [*pids]
+
+    def test_a_run_finds_nothing_of_the_one_before(self, stand_in: StandIn) -> None:
+        (before,) = self.output(stand_in, describe="world")
+        (pid,) = self.output(stand_in, describe="pid", leave="another world")
+        assert self.output(stand_in, describe="world") == [before]
+        assert self.output(stand_in, describe="pid") == [pid]
+        found = json.loads(before)
+        assert (found["name"], found["module"], found["handlers"]) == ("__main__", False, 0)
+
+    @pytest.mark.parametrize(
+        ("left", "last_words"), [("thread", "the thread's last words"), ("exit handler", "the handler's last words")]
+    )
+    def test_what_a_run_leaves_behind_ends_with_its_interpreter(
+        self, stand_in: StandIn, left: str, last_words: str
+    ) -> None:
+        pid, *rest = self.output(stand_in, describe="pid", leave=left)
+        assert rest == [last_words]
+        wait_for_the_end(int(pid))
+        assert self.output(stand_in, "FAILED", leave=left, exit_code="3") == ["ValueError: as told", last_words]
+        assert self.output(stand_in, describe="pid") != [pid]
+
+    def test_a_process_that_a_run_leaves_behind_ends(self, stand_in: StandIn, tmp_path: Path) -> None:
+        pid_file = tmp_path / "child"
+        self.output(stand_in, child_pid_file=str(pid_file))
+        assert not is_alive(int(pid_file.read_text()))
+
+    @pytest.mark.parametrize(("death", "code"), [("exit", 5), ("kill", -9)])
+    def test_a_run_that_crashes_takes_its_interpreter_and_no_other_run_with_it(
+        self, stand_in: StandIn, death: str, code: int
+    ) -> None:
+        (pid,) = self.output(stand_in, "FAILED", describe="pid", die=death)
+        failed = stand_in.wait(stand_in.start(die=death))
+        assert failed.state.state_message == f"The job ended with code {code}."
+        assert self.output(stand_in, describe="pid") != [pid]
+
+    def test_a_cancelled_run_takes_its_interpreter_with_it(self, stand_in: StandIn) -> None:
+        running = stand_in.start(describe="pid", sleep_seconds="600")
+        stand_in.wait_for(running, lambda run: run.state.life_cycle_state == RunLifeCycleState.RUNNING)
+        following = stand_in.start(describe="pid")
+        stand_in.jobs.cancel_run(running)
+        task = stand_in.wait(running).tasks[0].run_id
+        stopped = stand_in.jobs.get_run_output(task).logs.splitlines()
+        done = stand_in.wait(following)
+        assert done.state.result_state == RunResultState.SUCCESS
+        assert stand_in.jobs.get_run_output(done.tasks[0].run_id).logs.splitlines()[-1] not in stopped
+
+    def test_an_interpreter_is_replaced_after_so_many_runs(
+        self, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("localcloud.workers.RUNS_EACH", 2)
+        first, second, third = (self.output(stand_in, describe="pid") for _ in range(3))
+        assert first == second != third
+        wait_for_the_end(int(first[0]))
+
+    def test_two_runs_at_once_have_one_each(self, make: Callable[..., StandIn]) -> None:
+        stand_in = make(runs_at_once=2)
+        both = [stand_in.start(describe="pid", sleep_seconds="0.5") for _ in range(2)]
+        ended = [stand_in.wait(run_id).tasks[0].run_id for run_id in both]
+        assert len({stand_in.jobs.get_run_output(task).logs.splitlines()[-1] for task in ended}) == 2
+
+    def test_imports_that_fail_are_told_by_the_run(self, make: Callable[..., StandIn]) -> None:
+        stand_in = make(preload=("no_such_module",))
+        run = stand_in.wait(stand_in.start())
+        assert run.state.result_state == RunResultState.FAILED
+        output = stand_in.jobs.get_run_output(run.tasks[0].run_id)
+        assert output.error == "ModuleNotFoundError: No module named 'no_such_module'"
+
+    def test_the_end_of_the_stand_in_ends_them_all(self, make: Callable[..., StandIn], tmp_path: Path) -> None:
+        stand_in = make(runs_at_once=2)
+        (idle,) = self.output(stand_in, describe="pid")
+        running = stand_in.start(describe="pid", sleep_seconds="600")
+        log = tmp_path / "logs" / f"job-{running}.log"
+        stand_in.wait_for(running, lambda _: log.exists() and len(log.read_text().splitlines()) == 3)
+        stand_in.stop()
+        wait_for_the_end(int(idle))
+        assert len(list((tmp_path / "logs").glob("worker-*.log"))) == 1
 
 
 class TestFaults:

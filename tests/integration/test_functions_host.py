@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -36,11 +37,21 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 @pytest.fixture(scope="module")
 def host(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
-    """A host that all tests share which need no restart."""
+    """A host that asks for keys, shared by all tests that need no restart."""
     cloud.create_queue("work")
     for container in ("inbox", "streams", "events"):
         cloud.blobs.create_container(container)
-    running = HostProcess(tmp_path_factory.mktemp("host"), cloud, INBOX="inbox", WORK_QUEUE="work")
+    running = HostProcess(tmp_path_factory.mktemp("host"), cloud, auth=True, INBOX="inbox", WORK_QUEUE="work")
+    yield running
+    running.process.stop()
+
+
+@pytest.fixture(scope="module")
+def open_host(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    """A host that asks for no keys."""
+    cloud.blobs.create_container("open")
+    settings = {"INBOX": "open", "WORK_QUEUE": "none-here", "AzureFunctionsWebHost__hostid": "open"}
+    running = HostProcess(tmp_path_factory.mktemp("open-host"), cloud, **settings)
     yield running
     running.process.stop()
 
@@ -198,7 +209,8 @@ class TestHttp:
 
     def test_access_levels(self, host: HostProcess) -> None:
         keys = host.keys
-        assert host.request("GET", "/api/guarded").status == 401
+        refused = host.request("GET", "/api/guarded")
+        assert (refused.status, refused.body) == (401, "")
         assert host.request("GET", "/api/guarded?code=wrong").status == 401
         assert host.request("GET", f"/api/guarded?code={keys['functions']['guarded']}").body == "open"
         assert host.request("GET", "/api/guarded", x_functions_key=keys["default"]).body == "open"
@@ -258,6 +270,38 @@ class TestAdmin:
         assert self.invoke(host, "echo", "").status == 400
         assert "does not exist" in self.invoke(host, "on_blob", "inbox/absent.txt").body
         assert "its path is" in self.invoke(host, "on_blob", "inbox/absent.csv").body
+
+
+class TestOpenHost:
+    """Without --auth, as with `func start`: nobody is asked for a key."""
+
+    def test_functions_of_every_level(self, open_host: HostProcess) -> None:
+        assert open_host.request("GET", "/api/guarded").body == "open"
+        assert open_host.request("GET", "/api/owner").body == "the owner"
+        assert open_host.request("GET", "/api/guarded", x_functions_key="any").status == 200
+
+    def test_the_admin_api(self, open_host: HostProcess) -> None:
+        assert json.loads(open_host.request("GET", "/admin/host/status").body)["state"] == "Running"
+        assert len(json.loads(open_host.request("GET", "/admin/functions").body)) == 11
+        outcome = json.loads(open_host.request("POST", "/admin/functions/tick?wait=true", {}).body)
+        assert (outcome["function"], outcome["succeeded"]) == ("tick", True)
+
+    def test_the_webhook_of_blob_events(self, cloud: Cloud, open_host: HostProcess) -> None:
+        events = cloud.blobs.get_container_client("events")
+        if not events.exists():
+            events.create_container()
+        cloud.upload("events", "in/open.txt", "x")
+        webhook = "/runtime/webhooks/blobs?functionName=Host.Functions.on_event"
+        reply = open_host.request(
+            "POST", webhook, [TestEventGrid.created("in/open.txt")], aeg_event_type="Notification"
+        )
+        assert reply.status == 202
+        open_host.wait_for("on_event", blob="in/open.txt")
+
+    def test_it_makes_no_keys_and_listens_on_this_machine_only(self, open_host: HostProcess) -> None:
+        assert not (open_host.folder / "host-keys.json").exists()
+        with socket.socket() as probe:  # as a neighbour would, at another address of this machine
+            assert probe.connect_ex(("127.0.0.2", int(open_host.url.rpartition(":")[2]))) != 0
 
 
 class TestTimers:

@@ -1,5 +1,7 @@
 """The local cloud as a whole: what it starts, what it leaves behind, and what it does when something dies."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal
@@ -7,7 +9,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
 import psycopg2
 import pytest
@@ -17,7 +21,7 @@ from azure.storage.queue import QueueServiceClient
 from databricks.sdk import WorkspaceClient
 
 from localcloud import postgres, tools
-from localcloud.cloud import LocalCloud, PartEnded, choose_ports, reset
+from localcloud.cloud import PORT_NAMES, LocalCloud, PartEnded, choose_ports, reset
 from localcloud.processes import PROJECT_ROOT, LocalCloudError, Process, free_ports
 from tests.localcloud_fixtures import CREDENTIAL, is_alive, wait_for_the_end
 from tests.waiting import PATIENCE, eventually
@@ -62,13 +66,59 @@ def wait_for_file(file: Path, process: subprocess.Popen[bytes]) -> None:
     eventually(look, file.name)
 
 
-def errors_at_the_end(process: subprocess.Popen[str]) -> str:
-    """What a process, run with `-X faulthandler`, wrote to stderr until its end; fails with its stacks if it hangs."""
+def end_of(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a process, run with `-X faulthandler`, wrote until its end; fails with its stacks if it hangs."""
+    if process.stdout is None or process.stdout.closed:
+        return "", ""
     try:
-        return process.communicate(timeout=PATIENCE)[1]
+        return process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)
         return pytest.fail(f"it did not end:\n{process.communicate()[1]}")
+
+
+class Up(Protocol):
+    """Starts `python -m localcloud up` on the state folder and settings file of the test, without host unless asked."""
+
+    def __call__(self, *options: str, host: bool = False, **environment: str) -> subprocess.Popen[str]: ...
+
+
+@pytest.fixture
+def settings_file(state_dir: Path) -> Path:
+    """Where the project's settings file would be."""
+    (state_dir / "project").mkdir()
+    return state_dir / "project" / "local.settings.json"
+
+
+@pytest.fixture
+def up(state_dir: Path, settings_file: Path) -> Iterator[Up]:
+    ports = dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True))
+    given = [word for name, port in ports.items() for word in (f"--{name}-port", str(port))]
+    command = [sys.executable, "-X", "faulthandler", "-m", "localcloud", "up", *given]
+    command += ["--state", str(state_dir), "--settings-file", str(settings_file)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with ExitStack() as stack:
+
+        def start(*options: str, host: bool = False, **environment: str) -> subprocess.Popen[str]:
+            words = [*command, *options, *([] if host else ["--no-host"])]
+            variables = {**os.environ, **environment}
+            process = subprocess.Popen(words, cwd=PROJECT_ROOT, text=True, env=variables, **pipes)
+            stack.callback(end_of, process)
+            stack.callback(process.terminate)
+            return process
+
+        yield start
+
+
+def lines_until_ready(process: subprocess.Popen[str]) -> list[str]:
+    """What `up` says before it is ready."""
+    assert process.stdout is not None
+    lines = []
+    for line in iter(process.stdout.readline, ""):
+        if line == "Ready\n":
+            return lines
+        lines.append(line.rstrip("\n"))
+    return pytest.fail(f"it ended before it was ready: {lines} {end_of(process)[1]}")
 
 
 class TestSettings:
@@ -154,51 +204,106 @@ class TestLife:
             assert ask_postgres(cloud.settings, "SELECT 1") == 1
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_up_ends_cleanly_on_a_signal(self, up: subprocess.Popen[str], state_dir: Path, number: int) -> None:
-        assert up.stdout is not None
-        first_words = [line.split()[0] for line in iter(up.stdout.readline, "\n")]
-        assert first_words == ["blobs", "queues", "lake", "postgres", "databricks", "settings", "logs"]
-        up.send_signal(number)
-        errors_at_the_end(up)
-        assert up.returncode == 0
+    def test_up_ends_cleanly_on_a_signal_with_one_line(self, up: Up, state_dir: Path, number: int) -> None:
+        process = up()
+        before = lines_until_ready(process)
+        assert [line.split()[0] for line in before if line.startswith(" ")] == [
+            *("blobs", "queues", "lake", "postgres", "databricks", "settings", "logs")
+        ]
+        process.send_signal(number)
+        output, errors = end_of(process)
+        assert (process.returncode, errors) == (0, "")
+        assert output.splitlines()[-1] == "The local cloud has stopped."
+        assert "\x1b" not in output + "".join(before)
         assert processes_naming(str(state_dir)) == []
 
-    def test_up_ends_with_the_reason_when_a_part_dies(self, up: subprocess.Popen[str], state_dir: Path) -> None:
-        assert up.stdout is not None
-        assert list(iter(up.stdout.readline, "\n"))
+    def test_up_ends_with_the_reason_when_a_part_dies(self, up: Up, state_dir: Path) -> None:
+        process = up()
+        lines_until_ready(process)
         (server,) = [pid for pid in processes_naming(str(state_dir / "azurite")) if is_node(pid)]
         os.kill(server, signal.SIGKILL)
-        errors = errors_at_the_end(up)
-        assert up.returncode == 1
+        _, errors = end_of(process)
+        assert process.returncode == 1
         assert "azurite ended with code -9" in errors
         assert processes_naming(str(state_dir)) == []
 
-    @pytest.fixture
-    def up(self, state_dir: Path) -> Iterator[subprocess.Popen[str]]:
-        """`python -m localcloud up --no-host`, starting; the project's settings file is put back afterwards."""
-        settings = PROJECT_ROOT / "local.settings.json"
-        before = settings.read_bytes() if settings.exists() else None
-        command = [
-            sys.executable,
-            "-X",
-            "faulthandler",
-            "-m",
-            "localcloud",
-            "up",
-            "--no-host",
-            "--state",
-            str(state_dir),
-        ]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        try:
-            with subprocess.Popen(command, cwd=PROJECT_ROOT, text=True, **pipes) as process:
-                yield process
-                process.kill()
-        finally:
-            settings.unlink(missing_ok=True)
-            settings.with_name("local.settings.json.bak").unlink(missing_ok=True)
-            if before is not None:
-                settings.write_bytes(before)
+
+class TestUpAndItsSettings:
+    """`up` on a settings file that people change. Each starts a cloud without functions host."""
+
+    def run(self, up: Up, *options: str, **environment: str) -> list[str]:
+        """What one run says until it is ready; it is ended then."""
+        process = up(*options, **environment)
+        lines = lines_until_ready(process)
+        process.send_signal(signal.SIGTERM)
+        end_of(process)
+        assert process.returncode == 0
+        return lines
+
+    def test_what_somebody_changed_in_the_file_stays(self, up: Up, settings_file: Path) -> None:
+        self.run(up)
+        document = json.loads(settings_file.read_text())
+        mine = {"REFERENCE_TABLES": "users,badges", "REFERENCE_SCHEDULE": "0 0 6 * * *", "MORE": "x"}
+        changed = {**document["Values"], **mine, "POSTGRES_PORT": "1"}
+        settings_file.write_text(json.dumps({**document, "Values": changed, "Host": {"CORS": "*"}}))
+        self.run(up)
+        after = json.loads(settings_file.read_text())
+        assert after["Values"] == {**document["Values"], **mine}
+        assert after["Host"] == {**document["Host"], "CORS": "*"}
+
+    def test_set_writes_into_the_file_for_good(self, up: Up, settings_file: Path) -> None:
+        self.run(up, "--set", "REFERENCE_TABLES=users,badges", "--set", "POSTS_CONTAINER=incoming")
+        self.run(up)
+        values = json.loads(settings_file.read_text())["Values"]
+        assert (values["REFERENCE_TABLES"], values["POSTS_CONTAINER"]) == ("users,badges", "incoming")
+
+    def test_a_file_that_leads_elsewhere_is_not_touched(self, up: Up, settings_file: Path, state_dir: Path) -> None:
+        azure = '{"Values": {"KEY_VAULT_URL": "https://acme.vault.azure.net"}}'
+        backup = settings_file.with_name(f"{settings_file.name}.bak")
+        settings_file.write_text(azure)
+        backup.write_text("kept")
+        lines = self.run(up, "--set", "REFERENCE_TABLES=users,badges")
+        assert (settings_file.read_text(), backup.read_text()) == (azure, "kept")
+        own = state_dir / "local.settings.json"
+        assert json.loads(own.read_text())["Values"]["REFERENCE_TABLES"] == "users,badges"
+        (said,) = [line for line in lines if "stays as it is" in line]
+        assert said.startswith(f"{settings_file} stays as it is, because its KEY_VAULT_URL leads elsewhere")
+        assert said.endswith(f"python manage.py status --settings {own}")
+        assert any(line.endswith(f"settings  {own}") for line in lines)
+
+    def test_the_environment_goes_before_the_file_but_not_before_what_runs(self, up: Up, settings_file: Path) -> None:
+        process = up(POSTS_CONTAINER="elsewhere", POSTGRES_HOST="db.example", DATABRICKS_AUTH="managed-identity")
+        (said,) = [line for line in lines_until_ready(process) if line.startswith("left aside")]
+        assert "this cloud has its own: DATABRICKS_AUTH, POSTGRES_HOST (set in the environment)" in said
+        values = json.loads(settings_file.read_text())["Values"]
+        assert (values["POSTS_CONTAINER"], values["POSTGRES_HOST"]) == ("posts", "127.0.0.1")
+        with BlobServiceClient.from_connection_string(values["POSTS_STORAGE"]) as blobs:
+            assert blobs.get_container_client("elsewhere").exists()
+
+    def test_live_logs_are_shown_when_asked_for(self, up: Up) -> None:
+        process = up("--log")
+        lines_until_ready(process)
+        assert process.stdout is not None
+        shown = iter(process.stdout.readline, "")
+        assert any("azurite | Azurite Blob service is successfully listening" in line for line in shown)
+
+
+@pytest.mark.parametrize("way", ["--set", "the file", "the environment"])
+def test_another_table_and_another_schedule_reach_the_copy(
+    up: Up, settings_file: Path, state_dir: Path, way: str
+) -> None:
+    """On the whole local cloud: the timer fires by the schedule that was set and copies the table that was added."""
+    wanted = {"REFERENCE_TABLES": "tags", "REFERENCE_SCHEDULE": "*/2 * * * * *"}
+    if way == "the file":
+        settings_file.write_text(json.dumps({"Values": wanted}))
+    options = [word for name, value in wanted.items() if way == "--set" for word in ("--set", f"{name}={value}")]
+    process = up(*options, host=True, **(wanted if way == "the environment" else {}))
+    lines_until_ready(process)
+    values = json.loads(settings_file.read_text())["Values"]
+    ask_postgres(values, "CREATE SCHEMA raw_st; CREATE TABLE raw_st.tags AS SELECT 1 AS id, 'python' AS name")
+    with BlobServiceClient.from_connection_string(values["LAKE_STORAGE"]) as lake:
+        copied = lake.get_blob_client("stacktopics", "reference/tags/tags.parquet")
+        eventually(copied.exists, lambda: (state_dir / "logs" / "functions.log").read_text())
 
 
 class TestPostgres:

@@ -1,48 +1,246 @@
-"""The demo waits as long as something happens."""
+"""The demo: what it hands on, what it says, and that it waits as long as something happens."""
 
 import io
+import os
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
-from localcloud import demo
+from cli import follow
+from cli.follow import Uploaded
+from cli.screen import Screen
+from localcloud import __main__ as command
+from localcloud import demo, samples
+from localcloud.cloud import DEFAULT_PORTS
 from localcloud.processes import LocalCloudError
-from shared.ledger import State
+from shared.ledger import FileRecord, Source, State
 
 STEPS = [State.LANDED, State.LAUNCHED, State.CLASSIFIED, State.PUBLISHED]
-VERSIONS = [(f"source-{number}", "version") for number in range(2)]
+MOMENT = datetime(2026, 11, 22, tzinfo=UTC)
+CLOUD: Any = SimpleNamespace(check=lambda: None, logs=Path("logs"))
+Find = Callable[[str, str], Any]
 
 
-def wait(every: float, stops_after: int, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Wait for two files, one of which gets on by a step each `every` seconds, up to `stops_after` steps in all. The
-    clock goes on while somebody sleeps, and only then."""
-    now = 0.0
+def record(name: str, state: State = State.PUBLISHED, reason: str | None = None) -> FileRecord:
+    return FileRecord(
+        source_id=name,
+        version="version",
+        source=Source(container="posts", name=name, etag="e", last_modified=MOMENT, size=1),
+        state=state,
+        file_day=date(2026, 11, 22),
+        reason=reason,
+        counted=7,
+        times={"seen": MOMENT, state.value: MOMENT + timedelta(seconds=2)},
+    )
 
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        now += seconds
 
-    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
-
-    def find(source: str, _: str) -> Any:
-        steps = min(int(now / every), stops_after)
-        its_steps = (steps + (source == VERSIONS[0][0])) // 2
-        return SimpleNamespace(state=STEPS[its_steps - 1], source=SimpleNamespace(name=source)) if its_steps else None
-
+def services_that_find(find: Find) -> Any:
     settings = SimpleNamespace(posts_landed_queue="a", classification_runs_queue="b")
     queue = SimpleNamespace(length=lambda: 0)
-    services: Any = SimpleNamespace(settings=settings, queue=lambda _: queue, ledger=SimpleNamespace(find=find))
-    cloud: Any = SimpleNamespace(check=lambda: None, logs=Path("logs"))
-    return demo._wait(cloud, services, VERSIONS, Console(file=io.StringIO()))
+    return SimpleNamespace(settings=settings, queue=lambda _: queue, ledger=SimpleNamespace(find=find))
 
 
-def test_files_that_get_on_are_waited_for_beyond_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [record.state for record in wait(demo.PATIENCE_SECONDS - 1, 8, monkeypatch)] == [State.PUBLISHED] * 2
+def screen_on(terminal: bool) -> tuple[Screen, io.StringIO]:
+    output = io.StringIO()
+    return Screen(Console(file=output, force_terminal=terminal, width=100, highlight=False)), output
 
 
-def test_files_that_stand_still_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(LocalCloudError, match=f"nothing happened in {demo.PATIENCE_SECONDS} s"):
-        wait(demo.PATIENCE_SECONDS - 1, 5, monkeypatch)
+def named(count: int) -> list[Uploaded]:
+    return [Uploaded(f"posts-{number}.parquet", f"posts-{number}.parquet", "version") for number in range(count)]
+
+
+class TestWaiting:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        """The time by which files are followed: it passes in sleep, and where a test says so."""
+        clock = SimpleNamespace(now=0.0, slept=0.0)
+
+        def sleep(seconds: float) -> None:
+            clock.now += seconds
+            clock.slept += seconds
+
+        monkeypatch.setattr(follow, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+        return clock
+
+    def wait(self, clock: SimpleNamespace, every: float, stops_after: int) -> list[FileRecord]:
+        """Wait for two files, one of which gets on by a step each `every` seconds, up to `stops_after` steps in all."""
+        files = named(2)
+
+        def find(source: str, _: str) -> FileRecord | None:
+            steps = min(int(clock.now / every), stops_after)
+            its_steps = (steps + (source == files[0].source_id)) // 2
+            return record(source, STEPS[its_steps - 1]) if its_steps else None
+
+        return demo.wait(CLOUD, services_that_find(find), files, screen_on(False)[0])
+
+    def test_files_that_get_on_are_waited_for_beyond_the_patience(self, clock: SimpleNamespace) -> None:
+        every = demo.PATIENCE_SECONDS - 1
+        assert [record.state for record in self.wait(clock, every, 8)] == [State.PUBLISHED] * 2
+        assert clock.now > 7 * every
+
+    def test_files_that_stand_still_are_not(self, clock: SimpleNamespace) -> None:
+        with pytest.raises(LocalCloudError, match=r"nothing happened for 300 s to posts-.*the logs are in logs"):
+            self.wait(clock, demo.PATIENCE_SECONDS - 1, 5)
+
+    def test_who_follows_many_files_leaves_most_of_the_time_to_them(self, clock: SimpleNamespace) -> None:
+        looks: list[str] = []
+
+        def find(source: str, _: str) -> FileRecord:
+            looks.append(source)
+            clock.now += 0.01
+            return record(source, STEPS[min(len(looks) // 150, 3)])
+
+        demo.wait(CLOUD, services_that_find(find), named(100), screen_on(False)[0])
+        assert clock.slept > 0.7 * clock.now
+
+
+class TestProgress:
+    def followed(self, count: int, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
+        """What is shown while so many files are followed, each published when it is looked at first."""
+        monkeypatch.setattr(demo, "PLAIN_LINE_SECONDS", 0)
+        screen, output = screen_on(terminal)
+        files = named(count)
+        demo.wait(CLOUD, services_that_find(lambda source, _: record(source)), files, screen)
+        return output.getvalue()
+
+    def test_many_files_are_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shown = self.followed(76, True, monkeypatch)
+        assert "76 of 76 published" in shown
+        assert ".parquet" not in shown
+        assert shown.count("\n") == 1
+
+    def test_one_file_is_named_with_its_state(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert "posts-0.parquet: published" in self.followed(1, True, monkeypatch)
+
+    def test_without_a_terminal_lines_come_from_time_to_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        lines = self.followed(3, False, monkeypatch).splitlines()
+        assert lines == [f"{number} of 3 published" for number in (1, 2, 3)]
+        monkeypatch.undo()
+        screen, output = screen_on(False)
+        demo.wait(CLOUD, services_that_find(lambda source, _: record(source)), named(3), screen)
+        assert output.getvalue() == ""
+
+    def test_what_ended_otherwise_is_counted(self) -> None:
+        states = [State.PUBLISHED, State.LANDED, State.QUARANTINED, State.PUBLISHED, State.FAILED, State.QUARANTINED]
+        assert demo.how_far(7, states) == "2 of 7 published, 2 quarantined, 1 failed"
+
+
+class TestEnd:
+    def end(self, records: list[FileRecord], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        monkeypatch.setattr(demo, "wait", lambda *_: records)
+        screen, output = screen_on(False)
+        demo._follow(CLOUD, services_that_find(lambda *_: None), [], time.monotonic(), screen)
+        return output.getvalue().splitlines()
+
+    def test_of_many_files_the_last_few_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        lines = self.end([record(f"posts-{number}.parquet") for number in range(76)], monkeypatch)
+        assert lines[0] == "76 of 76 published"
+        names = [line.split(":")[0].strip() for line in lines[1:]]
+        assert names == [f"posts-{number}.parquet" for number in (73, 74, 75)]
+
+    def test_files_that_are_not_published_make_the_demo_fail_and_a_few_are_named(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        bad = [record(f"bad-{number}.parquet", State.QUARANTINED, "no Parquet file") for number in range(5)]
+        with pytest.raises(LocalCloudError) as failed:
+            self.end([record("good.parquet"), *bad], monkeypatch)
+        assert str(failed.value).startswith("bad-0.parquet is quarantined: no Parquet file; bad-1.parquet is")
+        assert "bad-3" not in str(failed.value)
+        assert "and 2 more" in str(failed.value)
+
+
+def test_the_sample_posts_are_said_to_be_made_up() -> None:
+    screen, output = screen_on(False)
+    name, data = demo.sample_day(screen)
+    assert "posts of this demo are made up" in output.getvalue()
+    assert name == f"posts-{datetime.now(UTC).date()}.parquet"
+    assert data.startswith(b"PAR1")
+
+
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def calls(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+        """What the command hands to the demo, which is not run."""
+        calls: dict[str, Any] = {"aside": []}
+
+        @contextmanager
+        def cloud(state: Path, **given: Any) -> Any:
+            calls["cloud"] = given
+            yield SimpleNamespace(left_aside=calls["aside"])
+
+        def run(name: str) -> Callable[..., None]:
+            def note(_: Any, *given: Any) -> None:
+                calls[name] = given
+                calls["environment"] = dict(os.environ)
+
+            return note
+
+        monkeypatch.setattr(command, "LocalCloud", cloud)
+        monkeypatch.setattr(demo, "sample_day", lambda _: ("posts.parquet", b""))
+        monkeypatch.setattr(samples, "sample_users", lambda: None)
+        monkeypatch.setattr(demo, "demo", run("demo"))
+        monkeypatch.setattr(demo, "demo_dump", run("demo_dump"))
+        return calls
+
+    def demo(self, *options: str, code: int = 0) -> list[str]:
+        done = CliRunner().invoke(command.app, ["demo", *options])
+        assert done.exit_code == code, done.output
+        return done.output.splitlines()
+
+    @pytest.mark.parametrize("by", ["day", "month", "year", "all"])
+    def test_a_dump_goes_by_what_is_asked_for(self, calls: dict[str, Any], by: str) -> None:
+        self.demo("--dump", "folder", "--by", by)
+        assert calls["demo_dump"][:2] == (Path("folder"), by)
+
+    def test_a_dump_goes_by_month_unless_asked(self, calls: dict[str, Any]) -> None:
+        self.demo("--dump", "folder")
+        assert calls["demo_dump"][1] == "month"
+        self.demo("--dump", "folder", "--by", "week", code=2)
+
+    def test_by_reaches_the_import(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.undo()
+        asked: list[str] = []
+
+        def import_dump(*_: Any, by: str, **__: Any) -> Any:
+            asked.append(by)
+            raise LocalCloudError("enough")
+
+        services = SimpleNamespace(postgres=lambda: SimpleNamespace(close=lambda: None))
+        monkeypatch.setattr(demo, "Services", lambda _: services)
+        monkeypatch.setattr(demo, "import_users", lambda *_, **__: None)
+        monkeypatch.setattr(demo, "dump_line", lambda _: "")
+        monkeypatch.setattr(demo, "import_dump", import_dump)
+        cloud: Any = SimpleNamespace(settings_file=tmp_path)
+        with pytest.raises(LocalCloudError, match="enough"):
+            demo.demo_dump(cloud, tmp_path, "year", screen_on(False)[0])
+        assert asked == ["year"]
+
+    def test_the_last_lines_say_what_to_try_next(self) -> None:
+        first, second = (line.split("  ") for line in self.demo()[-2:])
+        assert first[1] == "make up"
+        assert second[1].endswith("manage.py drop FILE")
+
+    def test_the_default_ports_are_preferred(self, calls: dict[str, Any]) -> None:
+        self.demo()
+        assert calls["cloud"]["preferred"] == DEFAULT_PORTS
+
+    def test_what_the_environment_says_of_other_places_is_left_aside_by_the_demo_too(
+        self, calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("os.environ", {**os.environ, "POSTS_STORAGE": "elsewhere"})
+        calls["aside"] = ["POSTS_STORAGE"]
+        self.demo()
+        assert "POSTS_STORAGE" not in calls["environment"]
+
+    def test_a_file_that_is_missing_is_told_before_anything_starts(self, calls: dict[str, Any]) -> None:
+        (line,) = self.demo("--posts", "no-such.parquet", code=1)
+        assert line == "localcloud: no-such.parquet is missing, or is no file"
+        assert "cloud" not in calls

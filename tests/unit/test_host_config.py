@@ -42,11 +42,21 @@ def test_settings_go_into_the_environment_and_what_is_set_wins(tmp_path: Path, m
         ({"Values": {"PORT": 1}}, "Values.PORT"),
         ("{", "not JSON"),
         ("[]", "JSON object"),
+        ({"Values": [], "Host": {}}, "Values must be a JSON object"),
     ],
 )
 def test_unusable_settings_are_refused(tmp_path: Path, document: Any, said: str) -> None:
     with pytest.raises(HostError, match=said):
         LocalSettings.read(written(tmp_path, document))
+
+
+def test_comments_are_read_as_func_reads_them(tmp_path: Path) -> None:
+    settings = written(
+        tmp_path, '{ /* mine */ "Values": {"A": "1", }, // and the port\n "Host": {"LocalHttpPort": 7100} }'
+    )
+    assert LocalSettings.read(settings) == LocalSettings({"A": "1"}, 7100)
+    config = written(tmp_path, '{"version": "2.0", // of host.json\n "functionTimeout": "00:10:00"}')
+    assert HostConfig.read(config).function_timeout == timedelta(minutes=10)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -40,11 +40,11 @@ async def fire_and_stop(host: FunctionsHost, app: ModuleType, *, ends: bool) -> 
     """Fires the slow function, and lets it end while `stop` waits or not before; returns what `stop` said, and whether
     the function had ended by then."""
     port = await host.start(0)
-    url, key = f"http://127.0.0.1:{port}", {"x-functions-key": host.keys.master}
+    url = f"http://127.0.0.1:{port}"
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{url}/api/hello") as answer:
             assert await answer.text() == "hello"
-        async with session.post(f"{url}/admin/functions/slow", json={}, headers=key) as answer:
+        async with session.post(f"{url}/admin/functions/slow", json={}) as answer:
             assert answer.status == 202
     while not app.begun.is_set():
         await asyncio.sleep(0.01)
@@ -67,16 +67,16 @@ def test_stopping_waits_for_running_functions_but_not_for_ever(
     with imported(APP, tmp_path, "service_app", ENVIRON) as functions:
 
         async def run() -> tuple[bool, bool]:
-            host = FunctionsHost(functions, HostConfig(), tmp_path, ENVIRON)
+            host = FunctionsHost(functions, HostConfig(), None, ENVIRON)
             return await fire_and_stop(host, sys.modules["service_app"], ends=ends)
 
         assert asyncio.run(run()) == (ends, ends)
 
 
 @pytest.mark.parametrize("count", ["0", "33", "many"])
-def test_thread_counts_outside_azures_bounds_are_refused(tmp_path: Path, count: str) -> None:
+def test_thread_counts_outside_azures_bounds_are_refused(count: str) -> None:
     with pytest.raises(HostError, match="PYTHON_THREADPOOL_THREAD_COUNT"):
-        FunctionsHost([], HostConfig(), tmp_path, {"PYTHON_THREADPOOL_THREAD_COUNT": count})
+        FunctionsHost([], HostConfig(), None, {"PYTHON_THREADPOOL_THREAD_COUNT": count})
 
 
 def test_storage_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_storage_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytes
         raise ServiceRequestError("connection refused")
 
     async def run() -> None:
-        host = FunctionsHost(functions, HostConfig(), tmp_path, {})
+        host = FunctionsHost(functions, HostConfig(), None, {})
         try:
             await host.start(0)
         finally:

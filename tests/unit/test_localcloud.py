@@ -2,7 +2,14 @@
 
 import json
 import re
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from azure.core.pipeline import PipelineContext, PipelineRequest
@@ -12,10 +19,10 @@ from requests.structures import CaseInsensitiveDict
 from localcloud import tools
 from localcloud.azurite import ACCOUNT, ACCOUNT_KEY, connection_string
 from localcloud.blobs import DIRECTORY_MARK, Blob, StorageError
-from localcloud.cloud import PORT_NAMES, choose_ports, invoke, write_settings
+from localcloud.cloud import PORT_NAMES, choose_ports, invoke
 from localcloud.follow import LogFollower
 from localcloud.gateway import check_conditions, paths_below
-from localcloud.processes import LocalCloudError, last_lines
+from localcloud.processes import PROJECT_ROOT, LocalCloudError, free_ports, last_lines
 from localcloud.sharedkey import authorization
 
 MODIFIED = "Sun, 22 Nov 2026 12:00:00 GMT"
@@ -90,35 +97,58 @@ def test_the_signature_is_that_of_the_sdk(method: str, path: str, headers: dict[
     assert authorization(ACCOUNT, ACCOUNT_KEY, method, f"/{ACCOUNT}{path}", request.headers) == due
 
 
-class TestSettingsFile:
-    def test_it_has_the_form_that_func_reads(self, tmp_path: Path) -> None:
-        file = tmp_path / "local.settings.json"
-        write_settings(file, {"A": "1"}, 7071, pytest.fail)
-        content = json.loads(file.read_text())
-        assert (content["IsEncrypted"], content["Values"], content["Host"]) == (
-            False,
-            {"A": "1"},
-            {"LocalHttpPort": 7071},
-        )
-
-    def test_ones_own_is_kept_and_a_generated_one_is_not(self, tmp_path: Path) -> None:
-        file, said = tmp_path / "local.settings.json", []
-        file.write_text('{"Values": {"MINE": "1"}}')
-        write_settings(file, {}, 7071, said.append)
-        write_settings(file, {}, 7071, pytest.fail)
-        assert json.loads((tmp_path / "local.settings.json.bak").read_text())["Values"] == {"MINE": "1"}
-        assert "local.settings.json.bak" in said[0]
-
-
 class TestPorts:
+    PREFERRED: ClassVar = dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True))
+
+    @pytest.fixture
+    def taken(self) -> Iterator[int]:
+        """A port that something listens on."""
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+            yield server.getsockname()[1]
+
     def test_they_are_all_different_and_the_same_the_next_time(self, tmp_path: Path) -> None:
         first = choose_ports(tmp_path / "ports.json", {}, pytest.fail)
         assert (set(first), len(set(first.values()))) == (set(PORT_NAMES), len(PORT_NAMES))
         assert choose_ports(tmp_path / "ports.json", {}, pytest.fail) == first
 
-    def test_a_name_that_is_none(self, tmp_path: Path) -> None:
-        with pytest.raises(LocalCloudError, match="no such port name: tables"):
+    def test_an_unknown_name_is_refused_with_those_there_are(self, tmp_path: Path) -> None:
+        with pytest.raises(LocalCloudError, match="no such port name: tables; there are blob, queue"):
             choose_ports(tmp_path / "ports.json", {"tables": 1}, pytest.fail)
+
+    def test_the_preferred_ones_go_before_those_of_the_last_run(self, tmp_path: Path) -> None:
+        file = tmp_path / "ports.json"
+        assert choose_ports(file, {}, pytest.fail) != self.PREFERRED
+        assert choose_ports(file, {}, pytest.fail, self.PREFERRED) == self.PREFERRED
+        assert json.loads(file.read_text()) == self.PREFERRED
+
+    def test_a_preferred_one_that_is_taken_is_told_and_the_last_runs_comes_back(
+        self, tmp_path: Path, taken: int
+    ) -> None:
+        file, said = tmp_path / "ports.json", []
+        before = choose_ports(file, {}, pytest.fail)
+        chosen = choose_ports(file, {}, said.append, {**self.PREFERRED, "lake": taken})
+        assert chosen == {**self.PREFERRED, "lake": before["lake"]}
+        assert said == [f"port {taken} of lake is in use; this time it is {before['lake']}"]
+
+    def test_given_ones_win(self, tmp_path: Path, taken: int) -> None:
+        (other,) = free_ports(1)
+        chosen = choose_ports(tmp_path / "ports.json", {"blob": other}, pytest.fail, self.PREFERRED)
+        assert chosen == {**self.PREFERRED, "blob": other}
+        with pytest.raises(LocalCloudError, match=f"in use: blob {taken}. Give another port"):
+            choose_ports(tmp_path / "ports.json", {"blob": taken}, pytest.fail, self.PREFERRED)
+
+    def test_the_port_that_func_start_opens_may_be_open(self, tmp_path: Path, taken: int) -> None:
+        preferred = {**self.PREFERRED, "functions": taken}
+        chosen = choose_ports(tmp_path / "ports.json", {}, pytest.fail, preferred, opened=PORT_NAMES[:-1])
+        assert chosen == preferred
+
+    def test_no_two_parts_get_one_port(self, tmp_path: Path) -> None:
+        (port,) = free_ports(1)
+        said: list[str] = []
+        chosen = choose_ports(tmp_path / "ports.json", {}, said.append, {"blob": port, "queue": port})
+        assert (chosen["blob"], len(set(chosen.values()))) == (port, len(PORT_NAMES))
 
 
 class TestAzuritePackage:
@@ -146,7 +176,8 @@ class TestLogs:
     def test_lines_are_shown_once_when_they_are_whole(self, tmp_path: Path) -> None:
         shown: list[str] = []
         log = tmp_path / "azurite.log"
-        with LogFollower(tmp_path, shown.append) as follower, log.open("w") as writer:
+        follower = LogFollower(tmp_path, shown.append)
+        with log.open("w") as writer:
             for text, lines in [("one\ntw", 1), ("o\nthree\n", 3), ("", 3)]:
                 writer.write(text)
                 writer.flush()
@@ -160,6 +191,16 @@ class TestLogs:
             ["    azurite", "three"],
             ["      job-7", "late"],
         ]
+
+    def test_following_many_logs_keeps_none_open(self, tmp_path: Path) -> None:
+        shown: list[str] = []
+        for number in range(50):
+            (tmp_path / f"job-{number}.log").write_text("a line\n")
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        follower = LogFollower(tmp_path, shown.append)
+        follower.show_new_lines()
+        assert len(shown) == 50
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
 
     def test_the_last_lines_of_a_log(self, tmp_path: Path) -> None:
         (tmp_path / "log").write_text("".join(f"line {number}\n" for number in range(100_000)))
@@ -175,3 +216,20 @@ def test_invoking_without_a_host_says_so(tmp_path: Path) -> None:
 def test_a_connection_string_names_each_endpoint() -> None:
     text = connection_string(Blob=1, Dfs=2)
     assert f"BlobEndpoint=http://127.0.0.1:1/{ACCOUNT};DfsEndpoint=http://127.0.0.1:2/{ACCOUNT};" in text
+
+
+def test_the_processes_of_a_group_are_the_same_by_proc_and_by_ps() -> None:
+    if not Path("/proc/self/stat").exists() or not shutil.which("ps"):
+        pytest.skip("only Linux has /proc, and not every Linux ps")
+    program = """
+        import os, subprocess
+        from pathlib import Path
+        from localcloud import worker
+        child = subprocess.Popen(["sleep", "60"])
+        by_proc = worker._processes()
+        worker.PROC = Path("/no-such-folder")
+        assert by_proc == worker._processes() == {os.getpid(), child.pid}, by_proc
+        child.kill()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    subprocess.run(command, cwd=PROJECT_ROOT, start_new_session=True, timeout=60, check=True)
