@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -164,12 +165,19 @@ class LocalCloud:
         stack.callback(os.close, lock)
         shutil.rmtree(self.logs, ignore_errors=True)
         self.logs.mkdir()
+        preferred = self._preferred_ports
+        if preferred and (claim := claim_ports(preferred)) is not None:
+            stack.callback(os.close, claim)
+        elif preferred:
+            self._tell("another local cloud has the default ports; this one takes free ones")
+            preferred = {}
         self.ports = choose_ports(
             self.state_dir / "ports.json",
             self._given_ports,
             self._tell,
-            self._preferred_ports,
+            preferred,
             opened=PORT_NAMES if self._with_host else PORT_NAMES[:-1],
+            avoided=() if preferred else tuple(self._preferred_ports.values()),
         )
         self._settle(self._written_settings())
         with ThreadPoolExecutor(3) as pool:
@@ -284,9 +292,10 @@ def choose_ports(
     tell: Callable[[str], None],
     preferred: Mapping[str, int] | None = None,
     opened: Sequence[str] = PORT_NAMES,
+    avoided: Sequence[int] = (),
 ) -> dict[str, int]:
     """A port for each of `PORT_NAMES`, written to `file`: the given one, or the first free one of the preferred one,
-    that of `file`, and any. Whether it is free matters for the names in `opened`.
+    that of `file` (unless it is to be avoided), and any. Whether it is free matters for the names in `opened`.
 
     Raises `LocalCloudError` for an unknown name, and for a given port that something listens on.
     """
@@ -296,7 +305,8 @@ def choose_ports(
     taken = [f"{name} {port}" for name, port in given.items() if name in opened and not is_free(port)]
     if taken:
         raise LocalCloudError(f"in use: {', '.join(taken)}. Give another port, or end what listens there")
-    remembered: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+    earlier: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+    remembered = {name: port for name, port in earlier.items() if port not in avoided}
     chosen: dict[str, int] = {}
     for name, fresh in zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True):
         wanted = [ports[name] for ports in (given, preferred or {}, remembered) if name in ports]
@@ -306,6 +316,22 @@ def choose_ports(
             tell(f"port {wanted[0]} of {name} is in use; this time it is {chosen[name]}")
     file.write_text(json.dumps(chosen, indent=1) + "\n")
     return chosen
+
+
+def claim_ports(ports: Mapping[str, int]) -> int | None:
+    """A file descriptor that holds these ports for one cloud of this user until it is closed; None when another has it.
+
+    Two clouds that start at once would both find a port free before either listens on it.
+    """
+    name = "-".join(map(str, sorted(ports.values())))
+    file = Path(tempfile.gettempdir()) / f"stacktopics-{os.getuid()}-{name}.lock"
+    claim = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(claim)
+        return None
+    return claim
 
 
 def invoke(state_dir: Path, function: str, given: str = "") -> dict[str, object]:
