@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo up test lint format bench clean
+.PHONY: help demo up test test-all lint format bench clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -15,8 +15,11 @@ demo: $(VENV)/.local ## set everything up and run the main job on the embedded l
 up: $(VENV)/.local ## the local cloud until Ctrl-C; ARGS=--no-host leaves the functions to `func start`
 	@$(BIN)/python -m localcloud up $(ARGS)
 
-test: $(VENV)/.dev ## run all tests, on all cores
+test: $(VENV)/.dev ## run the tests, on all cores and the Python of .venv
 	@$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-all: $(VENV)/.dev ## run the tests that `make test` leaves out: the other Pythons, and downloads
+	@$(BIN)/python -m pytest -n auto --dist loadgroup -m thorough
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, one-way imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -24,11 +27,11 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, one-way imports
 format: $(VENV)/.dev ## format the code and fix what can be fixed
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-bench: $(VENV)/.bench ## every benchmark, as tables
+bench: $(VENV)/.bench ## every benchmark, as tables; says first which and how long they take
 	@$(BIN)/python -m bench
 
 clean: ## remove what set-up and runs made
-	rm -rf $(VENV) .tools .localcloud
+	rm -rf $(VENV) .tools .localcloud .import-dump
 
 $(VENV)/bin/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \

@@ -44,7 +44,7 @@ def land_posts(source: BlobClient) -> None:
 @app.queue_trigger(arg_name="message", queue_name="%POSTS_LANDED_QUEUE%", connection="QUEUES_STORAGE")
 def launch_classification(message: func.QueueMessage) -> None:
     """Start the Databricks run for a landed file."""
-    from classify.launch import launch
+    from pipeline.launch import launch
     from shared.documents import decode
     from shared.messages import PostsLanded
 
@@ -54,7 +54,7 @@ def launch_classification(message: func.QueueMessage) -> None:
 @app.queue_trigger(arg_name="message", queue_name="%CLASSIFICATION_RUNS_QUEUE%", connection="QUEUES_STORAGE")
 def watch_classification(message: func.QueueMessage) -> None:
     """Look at a run: publish it, try again, or look later."""
-    from classify.launch import watch
+    from pipeline.watch import watch
     from shared.documents import decode
     from shared.messages import ClassificationStarted
 
@@ -64,7 +64,7 @@ def watch_classification(message: func.QueueMessage) -> None:
 @app.timer_trigger(arg_name="timer", schedule="%RETRAIN_SCHEDULE%", run_on_startup=False, use_monitor=True)
 def retrain(timer: func.TimerRequest) -> None:
     """Start the training run that may replace the topic model."""
-    from classify.launch import retrain
+    from pipeline.retrain import retrain
 
     retrain(services())
 

@@ -3,12 +3,11 @@
 The real posts are repeated under new Ids, 10,000 posts times each factor, in one Parquet file. Each run is the job as
 Databricks starts it, in a process of its own over a lake that is a folder; memory is the sum of what each of its
 processes has had resident at most, by the last of ten looks a second. Spark runs with two local cores and 4 GiB of
-Java heap.
+Java heap. The bound: the arrow engine's memory grew by 4 and 8 % from 10,000 posts to ten and a hundred times as many.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -27,18 +26,21 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from classify import job
+from bench.common import Bound, conclude, options
+from classify.run.parameters import JobParameters
 from shared import paths
+from tests.real_posts import FOLDER, what_is_missing
 
 ROOT = Path(__file__).parents[1]
-POSTS = ROOT.parent / "shared" / "data" / "posts.parquet"
+POSTS = "posts.parquet"
+MOST_GROWTH = 1.15
 BASE = 10_000
 STRIDE = 1 << 30  # between the Ids of one copy and those of the next; above any Id of the real posts
 
 
 def grow(count: int, target: Path) -> None:
     """Write so many posts."""
-    real = pq.read_table(POSTS).slice(0, BASE)
+    real = pq.read_table(FOLDER / POSTS).slice(0, BASE)
     ids, parents = (real.schema.get_field_index(name) for name in ("Id", "ParentId"))
     writer = None
     for copy in range(-(-count // len(real))):
@@ -79,7 +81,7 @@ def measure(engine: str, posts: int, folder: Path) -> dict[str, Any]:
         if process.returncode:
             said.seek(0)
             raise SystemExit(said.read().decode()[-3000:])
-    parameters = job.JobParameters.model_validate(values | {"lake_root": str(folder), "topic_source": "model"})
+    parameters = JobParameters.model_validate(values | {"lake_root": str(folder), "topic_source": "model"})
     summary = json.loads((folder / parameters.output / "summary.json").read_text())
     return {
         "engine": engine,
@@ -121,24 +123,30 @@ def _processes(session: int) -> dict[int, tuple[int, float]]:
     return found
 
 
-def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench scale", description=__doc__)
+def main(arguments: Sequence[str]) -> int:
+    parser = options("scale", __doc__)
     parser.add_argument("--factors", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--engines", nargs="+", choices=["arrow", "spark"], default=["arrow", "spark"])
-    parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
-    if not POSTS.is_file():
-        print(f"skipped: the real posts are not at {POSTS}")
-        return
+    if missing := what_is_missing(POSTS):
+        print(f"skipped: {missing}")
+        return 0
     engines = [name for name in given.engines if name == "arrow" or importlib.util.find_spec("pyspark")]
     rows: list[dict[str, Any]] = []
     for factor in given.factors:
         with tempfile.TemporaryDirectory() as folder:
             rows += [measure(engine, factor * BASE, Path(folder)) for engine in engines]
+    first, *others = [row for row in rows if row["engine"] == "arrow"] or [{}]
+    bounds = [
+        Bound(f"arrow: memory for {row['posts']:,} posts", row["peak MiB"] / first["peak MiB"], MOST_GROWTH, "times")
+        for row in others
+    ]
     if given.json:
-        print(json.dumps({"runs": rows, "skipped": sorted({*given.engines} - {*engines})}, indent=1))
+        said = {"runs": rows, "skipped": sorted({*given.engines} - {*engines})}
+        print(json.dumps(said | {"bounds": [bound.to_json() for bound in bounds]}, indent=1))
     else:
         _print(rows)
+    return conclude(bounds, given)
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -9,27 +9,28 @@ the current model only if it finds more of the held-out posts' topics than the c
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
 from itertools import count
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
-from classify import clean, fit, rowgroups
-from classify.card import card, mean_report
-from classify.clean import EPOCH
-from classify.fit import check_enough
-from classify.models import current_model, load_model, promote, store_model
-from classify.summary import Training
+from classify.learn import fit
+from classify.learn.fit import check_enough
+from classify.posts import clean, rowgroups
+from classify.posts.clean import EPOCH
+from classify.registry.card import card, mean_report
+from classify.registry.models import current_model, load_model, promote, store_model
+from classify.registry.summary import Training
 from shared import paths
+from shared.arguments import JobArguments
 from shared.catalog import source_pointer
 from shared.errors import BadInput, Conflict, ModelError, StackTopicsError
 from shared.logs import quiet_vendors
@@ -39,8 +40,8 @@ from shared.services import Services
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from classify.fit import Posts
-    from classify.model import TopicModel
+    from classify.learn.fit import Posts
+    from classify.model.model import TopicModel
     from shared.lake import Lake
 
 log = logging.getLogger("stacktopics.classify.train")
@@ -50,7 +51,7 @@ HELD_OUT = 5
 HASHES = 1 << 40
 
 
-class TrainParameters(BaseModel):
+class TrainParameters(JobArguments):
     """What one training run is to do, as `run_now` passes it."""
 
     lake_root: str
@@ -61,20 +62,6 @@ class TrainParameters(BaseModel):
     """If there are more, those with the smallest hashes of their Ids."""
     topics: int = Field(default=100, ge=2)
     margin: float = Field(default=0.002, allow_inf_nan=False)
-
-    @classmethod
-    def from_arguments(cls, arguments: Sequence[str]) -> Self:
-        """From `--lake-root …`, as the job's task hands them over. Raises BadInput that names every wrong one."""
-        parser = argparse.ArgumentParser(prog="classify.train", description="Train a candidate topic model.")
-        for name, field in cls.model_fields.items():
-            parser.add_argument(f"--{name.replace('_', '-')}", required=field.is_required())
-        given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-        try:
-            return cls.model_validate(given)
-        except ValidationError as error:
-            faults = ((str(fault["loc"][0]).replace("_", "-"), fault) for fault in error.errors())
-            said = (f"--{name} {fault['input']}: {fault['msg']}" for name, fault in faults)
-            raise BadInput("; ".join(said)) from error
 
 
 def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, float], None] | None = None) -> Training:

@@ -14,7 +14,7 @@ import typer
 from pydantic import SecretStr
 
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, hint, open_services
-from cli.screen import Cell, Column, Screen, print_json
+from cli.screen import Screen, print_json
 from shared.errors import StackTopicsError
 from shared.settings import BINDING_SETTINGS, HOST_SETTINGS, Connection, Settings, names_tried, read_local_settings
 from shared.storage import storage_errors
@@ -34,8 +34,8 @@ def check(file: SettingsFile = DEFAULT_FILE, as_json: AsJson = False) -> None:
     """
     screen, results, hints = Screen(), [], []
     for what, look in _looks(open_services(file)):
-        if screen.width is not None and not as_json:
-            screen.console.print(f"trying {what} …", end="\r", style="dim")
+        if not as_json:
+            screen.passing(f"trying {what} …")
         try:
             works, said = True, look()
         except StackTopicsError as error:
@@ -63,15 +63,13 @@ def settings(file: SettingsFile = DEFAULT_FILE, as_json: AsJson = False) -> None
         print_json({"settings": listed, "unknown": unknown})
     else:
         screen = Screen()
-        columns = [Column("setting"), Column("value"), Column("from")]
-        screen.rows(columns, [[name, _shown(value), place] for name, value, place in rows])
+        longest = max(len(name) for name, _, _ in rows)
+        for name, value, place in rows:
+            shown = "missing" if value is None else f"{value}  ({place})" if value else f"({place})"
+            screen.line(f"{name:<{longest}}  {shown}", "red" if value is None else "")
         for line in unknown:
             screen.line(line, "yellow")
     Settings.load(file)
-
-
-def _shown(value: str | None) -> Cell:
-    return Cell("missing", "red") if value is None else Cell(value)
 
 
 def _setting(name: str, field: FieldInfo, below: dict[str, str], file: Path) -> tuple[str, str | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,13 +11,15 @@ import typer
 
 from cli.follow import Uploaded, follow, upload
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
-from cli.screen import Screen, print_json
+from cli.screen import Screen, number_of, print_json
 from ingest.prepare import prepared
-from shared.ledger import FileRecord, State
+from shared.ledger import ENDED, FileRecord, State
 
 if TYPE_CHECKING:
     from shared.services import Services
 
+TOLD_STEP_BY_STEP = 5
+"""Of more files only those are named that were not published."""
 SAID = {
     State.LANDED: "landed in the lake, waits for its run",
     State.LAUNCHED: "being classified",
@@ -46,8 +49,9 @@ def drop(
         patient = open_services(file, patient=True)
         uploaded = [upload(patient, name, data) for name, data in ready]
     if not as_json:
-        for dropped in uploaded:
-            screen.line(f"{dropped.name}: uploaded to {services.settings.posts_container}")
+        names = [dropped.name for dropped in uploaded]
+        shown = ", ".join(names) if len(names) <= TOLD_STEP_BY_STEP else number_of(len(names), "file")
+        screen.line(f"{shown}: uploaded to the container {services.settings.posts_container}")
     if not wait:
         if as_json:
             print_json([dropped._asdict() for dropped in uploaded])
@@ -56,11 +60,21 @@ def drop(
 
 
 def _follow(services: Services, uploaded: list[Uploaded], screen: Screen, patience: float, as_json: bool) -> None:
+    states: dict[Uploaded, State] = {}
+
     def seen(dropped: Uploaded, record: FileRecord) -> None:
-        if not as_json:
+        if as_json or states.get(dropped) is record.state:
+            return
+        states[dropped] = record.state
+        if len(uploaded) <= TOLD_STEP_BY_STEP:
             screen.line(f"{dropped.name}: {SAID.get(record.state) or outcome(record)}")
+        elif record.state in ENDED and record.state is not State.PUBLISHED:
+            screen.line(f"{dropped.name}: {outcome(record)}")
+        screen.passing(f"{published(states)} of {len(uploaded)} published")
 
     records = follow(services, uploaded, seen, patience)
+    if not as_json:
+        screen.line(f"{published(states)} of {number_of(len(uploaded), 'file')} published")
     if as_json:
         print_json([record.model_dump(mode="json") for record in records])
     elif any(record.days for record in records):
@@ -70,10 +84,15 @@ def _follow(services: Services, uploaded: list[Uploaded], screen: Screen, patien
         raise typer.Exit(1)
 
 
+def published(states: Mapping[Uploaded, State]) -> int:
+    """How many files have been published."""
+    return sum(state is State.PUBLISHED for state in states.values())
+
+
 def outcome(record: FileRecord) -> str:
     """What became of a file version that has ended, in a sentence."""
     if record.state is not State.PUBLISHED:
         return f"{record.state}: {record.reason}"
     days = f"{record.days[0]}" if len(record.days) == 1 else f"{len(record.days):,} days"
     seconds = (max(record.times.values()) - min(record.times.values())).total_seconds()
-    return f"published: {record.counted or 0:,} posts on {days}, after {seconds:.1f} s"
+    return f"published: {number_of(record.counted or 0, 'post')} on {days}, after {seconds:.1f} s"

@@ -54,6 +54,8 @@ def import_dump_command(
     from ingest.dump.source import WORK_FOLDER
 
     services, screen = open_services(file, patient=True), Screen(Console(stderr=True, highlight=False, markup=False))
+    if posts and out is None:
+        open_services(file).posts_landed.length()  # one short attempt tells whether anything answers
     work = work or out or Path()
     if posts:
         site_prefix(dump_origin(source, POSTS_XML), prefix)  # refuses before the users are replaced
@@ -94,7 +96,8 @@ def import_dump_command(
 def dump_line(report: DumpReport) -> str:
     """What became of a file of a data dump, in a sentence."""
     line = f"{report.source}: {report.rows_in:,} rows in, {report.rows_out:,} out, {report.rejected:,} set aside"
-    line += f", {len(report.files):,} files, {report.rate / 1e6:.0f} MB/s"
+    line += f", {len(report.files):,} files" if report.files else ""
+    line += f", {report.rate / 1e6:.0f} MB/s" if report.rate >= 0.5e6 else ""
     if report.resumed_rows:
         files = f"{report.resumed:,} files with " if report.resumed else ""
         line += f"; {files}{report.resumed_rows:,} rows were done by an earlier import and are not done again"

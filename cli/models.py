@@ -11,7 +11,7 @@ from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
 from cli.screen import Cell, Column, Screen, print_json
 
 if TYPE_CHECKING:
-    from classify.models import Damaged, Stored
+    from classify.registry.models import Damaged, Stored
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -24,7 +24,7 @@ def models(context: typer.Context, file: SettingsFile = DEFAULT_FILE, as_json: A
     context.obj = open_services(file)
     if context.invoked_subcommand:
         return
-    from classify.models import Damaged, current_version, versions
+    from classify.registry.models import Damaged, current_version, versions
 
     lake = context.obj.lake
     current = current_version(lake)
@@ -41,7 +41,7 @@ def models(context: typer.Context, file: SettingsFile = DEFAULT_FILE, as_json: A
 @app.command("add")
 def add(context: typer.Context, folder: Path, as_json: AsJson = False) -> None:
     """Put the model in FOLDER, as `train` writes it, into the lake; `models promote` makes it the current one."""
-    from classify.models import add_model
+    from classify.registry.models import add_model
 
     version = add_model(context.obj.lake, folder)
     _say(
@@ -54,7 +54,7 @@ def add(context: typer.Context, folder: Path, as_json: AsJson = False) -> None:
 @app.command("promote")
 def promote(context: typer.Context, version: Annotated[str, VERSION], as_json: AsJson = False) -> None:
     """Let new classifications use VERSION."""
-    from classify.models import promote, whole_version
+    from classify.registry.models import promote, whole_version
 
     lake = context.obj.lake
     current = promote(lake, whole_version(lake, version), "promoted by hand").version
@@ -64,7 +64,7 @@ def promote(context: typer.Context, version: Annotated[str, VERSION], as_json: A
 @app.command("rollback")
 def rollback(context: typer.Context, as_json: AsJson = False) -> None:
     """Go back to the version before the current one."""
-    from classify.models import rollback
+    from classify.registry.models import rollback
 
     current = rollback(context.obj.lake).version
     _say({"current": current}, f"{current} is current", as_json)

@@ -21,6 +21,8 @@ from rich.text import Text
 
 GAP = "  "
 INDENT = "    "
+LEAST_NAME = 16
+"""Characters that are left to the names of a table's rows, or it is not drawn as a table."""
 
 
 class Cell(NamedTuple):
@@ -42,11 +44,17 @@ def visible(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def number_of(count: int, what: str) -> str:
+    """`1 post`, `1,024 posts`."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 class Screen:
     """Prints to one stream, standard output unless another is given."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._passing = False
 
     @property
     def width(self) -> int | None:
@@ -55,7 +63,13 @@ class Screen:
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line of text; the terminal wraps what is longer than itself."""
-        self.console.print(Text(visible(text), style), soft_wrap=True)
+        self._print(Text(visible(text), style))
+
+    def passing(self, text: str) -> None:
+        """A line for a terminal alone, which the next one takes the place of."""
+        if self.width is not None:
+            self._print(Text(visible(text), "dim"), end="")
+            self._passing = True
 
     def heading(self, text: str) -> None:
         """A line that begins a part, after an empty one."""
@@ -75,60 +89,79 @@ class Screen:
             self.line(indent + line, style)
 
     def rows(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]]) -> None:
-        """A table. Where a line does not fit, the first two values have a line of their own, and the rest one below."""
+        """A table; columns without any value are left out.
+
+        The first column that has a heading names the rows. A name that leaves no room for the rest of its row has a
+        line of its own above it. On a terminal too narrow for the other columns, each row is a name and
+        `heading value` pairs below it.
+        """
         cells = [[_cell(value) for value in row] for row in rows]
         used = [number for number in range(len(columns)) if any(row[number].text for row in cells)]
         columns, cells = [columns[number] for number in used], [[row[number] for number in used] for row in cells]
+        if not columns:
+            return
+        lead = next(number for number, column in enumerate(columns) if column.name)
         widths = [
-            max(len(column.name), *(len(visible(row[number].text)) for row in cells))
-            for number, column in enumerate(columns)
+            max(len(column.name), *(len(row[number].text) for row in cells)) for number, column in enumerate(columns)
         ]
-        if self.width is None or sum(widths) + len(GAP) * (len(widths) - 1) <= self.width:
-            self._aligned(columns, cells, widths)
-        else:
-            self._stacked(columns, cells)
+        others = sum(widths) - widths[lead] + len(GAP) * (len(widths) - 1)
+        room = sys.maxsize if self.width is None else self.width - others
+        if room < min(widths[lead], LEAST_NAME):
+            self._stacked(lead, columns, cells)
+            return
+        fitting = [len(row[lead].text) for row in cells if len(row[lead].text) <= room]
+        widths[lead] = max(len(columns[lead].name), *fitting, 0)
+        self._aligned(lead, columns, cells, widths)
 
-    def _aligned(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], widths: Sequence[int]) -> None:
-        heads = [Cell(column.name, "dim") for column in columns]
-        for row in (heads, *rows):
-            line = Text()
-            for number, cell in enumerate(row):
-                text = visible(cell.text)
-                text = text.rjust(widths[number]) if columns[number].right else text.ljust(widths[number])
-                line.append(GAP if number else "")
-                line.append(text.rstrip() if number == len(row) - 1 else text, cell.style)
-            line.rstrip()
-            self.console.print(line, soft_wrap=True)
+    def _aligned(
+        self, lead: int, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], widths: Sequence[int]
+    ) -> None:
+        for row in ([Cell(column.name, "dim") for column in columns], *rows):
+            shown = list(row)
+            if len(row[lead].text) > widths[lead]:
+                self._print(self._joined(columns[: lead + 1], row[: lead + 1], widths))
+                shown[: lead + 1] = [Cell("")] * (lead + 1)
+            self._print(self._joined(columns, shown, widths))
 
-    def _stacked(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
-        """A line for the first value (with a mark of one character before it), then `heading value` pairs."""
-        lead = 2 if columns and columns[0].name == "" else 1
+    def _joined(self, columns: Sequence[Column], cells: Sequence[Cell], widths: Sequence[int]) -> Text:
+        line = Text()
+        for number, cell in enumerate(cells):
+            text = cell.text.rjust(widths[number]) if columns[number].right else cell.text.ljust(widths[number])
+            line.append(GAP if number else "")
+            line.append(text, cell.style)
+        line.rstrip()
+        return line
+
+    def _stacked(self, lead: int, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
         for row in rows:
             line = Text()
-            for number, cell in enumerate(row[:lead]):
-                line.append(GAP[:1] if number else "")
-                line.append(visible(cell.text) or " ", cell.style)
-            self.console.print(line, soft_wrap=True)
-            pairs = [
-                (f"{column.name} {visible(cell.text)}".strip(), cell.style)
-                for column, cell in zip(columns[lead:], row[lead:], strict=True)
-                if cell.text
-            ]
-            self._pairs(pairs)
+            for cell in row[: lead + 1]:
+                line.append(f"{cell.text or ' '} ", cell.style)
+            line.rstrip()
+            self._print(line)
+            rest = zip(columns[lead + 1 :], row[lead + 1 :], strict=True)
+            self._pairs([(f"{column.name} {cell.text}".strip(), cell.style) for column, cell in rest if cell.text])
 
     def _pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
         line, width = Text(INDENT), self.width or sys.maxsize
         for text, style in pairs:
             if len(line) > len(INDENT) and len(line) + len(GAP) + len(text) > width:
-                self.console.print(line, soft_wrap=True)
+                self._print(line)
                 line = Text(INDENT)
             line.append(GAP if len(line) > len(INDENT) else "")
             line.append(text, style)
-        self.console.print(line, soft_wrap=True)
+        self._print(line)
+
+    def _print(self, text: Text, end: str = "\n") -> None:
+        if self._passing:
+            self._passing = False
+            self.console.file.write("\r\x1b[2K")
+        self.console.print(text.plain if self.console.no_color else text, soft_wrap=True, end=end)
 
 
 def _cell(value: Cell | str) -> Cell:
-    return value if isinstance(value, Cell) else Cell(value)
+    text, style = value if isinstance(value, Cell) else (value, "")
+    return Cell(visible(text), style)
 
 
 def print_json(value: Any) -> None:

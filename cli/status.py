@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel
 
-from classify.summary import Training
+from classify.registry.summary import Training
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
-from cli.screen import Cell, Column, Screen, print_json
+from cli.screen import Cell, Column, Screen, number_of, print_json
 from ingest.reference import last_record
 from shared import paths
 from shared.catalog import DayPointer, day_pointer, published_days, source_pointer
@@ -188,7 +188,8 @@ def _show(found: Status) -> None:
     if not found.needs_a_person:
         screen.heading("Nothing needs a person.")
         return
-    screen.heading(f"{len(found.needs_a_person)} need a person")
+    things = len(found.needs_a_person)
+    screen.heading(f"{number_of(things, 'thing')} {'needs' if things == 1 else 'need'} a person")
     for sentence in found.needs_a_person:
         screen.line(sentence, "red")
     screen.line("What to do for each: docs/operations.md; `manage.py status FILE` has a file's whole story.", "dim")
@@ -288,7 +289,7 @@ def _one_file(services: Services, records: list[FileRecord], as_json: bool) -> N
         return
     screen = Screen()
     name = records[-1].source.name
-    screen.heading(f"{name} (id {records[-1].source_id}): {_number(len(records), 'version')}")
+    screen.heading(f"{name} (id {records[-1].source_id}): {number_of(len(records), 'version')}")
     for record in records:
         _tell(services, screen, record)
 
@@ -300,7 +301,7 @@ def _tell(services: Services, screen: Screen, record: FileRecord) -> None:
     screen.line()
     screen.line(f"version {record.version}: {record.state}{mark}", STYLES.get(record.state, "yellow"))
     facts = {
-        "size": f"{record.source.size:,} bytes, {_number(record.rows, 'row')}" if record.rows is not None else None,
+        "size": f"{record.source.size:,} bytes, {number_of(record.rows, 'row')}" if record.rows is not None else None,
         "counted": _counted(record),
         "now": shown.doing,
         "reason": record.reason,
@@ -329,7 +330,7 @@ def _counted(record: FileRecord) -> str | None:
         return None
     days = sorted(record.days)
     when = f" on {days[0]}" if len(days) == 1 else f" on {len(days):,} days, {days[0]} to {days[-1]}" if days else ""
-    return f"{_number(record.counted, 'post')}{when}"
+    return f"{number_of(record.counted, 'post')}{when}"
 
 
 def moment(when: datetime) -> str:
@@ -346,7 +347,3 @@ def _length(time: timedelta) -> str:
         if seconds < 120 * size or unit == "days":
             return f"{seconds / size:.0f} {unit}"
     raise AssertionError
-
-
-def _number(count: int | None, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"

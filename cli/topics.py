@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
-from cli.screen import Column, Screen, print_json
-from serve.topics import Topic, TopicsOfDay, parse_day, topics_of_day
+from cli.screen import Column, Screen, number_of, print_json
+from serve.topics import TopicsOfDay, parse_day, topics_of_day
+from shared.topics import TopicRow
 
 BAR = 24
 OTHER = "other"
@@ -26,7 +27,7 @@ def topics(
     """The topics of a day, most frequent first; with --list, every topic that a post can have."""
     lake = open_services(file).lake
     if show_list:
-        from classify.models import known_topics
+        from classify.registry.models import known_topics
 
         _list(*known_topics(lake), as_json)
         return
@@ -41,7 +42,7 @@ def topics(
 
 def show_topics(screen: Screen, found: TopicsOfDay, details: bool = False) -> None:
     """The topics of a day as a table with bars, and what its columns mean."""
-    screen.heading(f"Topics of {found.day}: {found.posts:,} posts")
+    screen.heading(f"Topics of {found.day}: {number_of(found.posts, 'post')}")
     numbers = ("#", "posts", "share")
     columns = [Column("#", right=True), Column("topic")]
     columns += [Column(name, right=True) for name in numbers[1:]]
@@ -83,11 +84,11 @@ def show_topics(screen: Screen, found: TopicsOfDay, details: bool = False) -> No
         )
 
 
-def _is_exact(topic: Topic) -> bool:
+def _is_exact(topic: TopicRow) -> bool:
     return topic.high - topic.low < 1e-9
 
 
-def _interval(topic: Topic) -> str:
+def _interval(topic: TopicRow) -> str:
     return "exact" if _is_exact(topic) else f"{topic.low:.1%} to {topic.high:.1%}"
 
 

@@ -19,11 +19,15 @@ def train(
     posts: Annotated[list[Path], typer.Option(help="Posts files: --posts a b, or --posts a --posts b.")],
     more: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
     topics: Annotated[int, typer.Option(min=2, help="How many topics, beside `other`.")] = 100,
+    folds: Annotated[
+        int | None,
+        typer.Option("--cross-validate", min=2, help="Measure by so many models, on posts new to them."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a topic model on the tagged questions of Posts files; writes its card and report too."""
-    from classify.card import CARD, REPORT, card, mean_report
-    from classify.fit import check_enough, files_named, fit, read_questions
+    from classify.learn.fit import check_enough, cross_validate, files_named, fit, read_questions
+    from classify.registry.card import CARD, REPORT, card, mean_report
 
     files = [*posts, *(more or [])]
     if out.exists() and not out.is_dir():
@@ -32,23 +36,24 @@ def train(
         questions = read_questions(files, partial(tell, "reading"))
         check_enough(len(questions), topics, f"in {files_named(files)}")
         model, report = fit(questions, topics, progress=tell)
-    text = card(
-        model,
-        [report],
-        [file.name for file in files],
-        made_by="manage.py train",
-        measured=f"Measured on {report.posts:,} questions, each scored by a model that was trained without it; the"
-        " vocabulary and the calibration had seen them.",
+        reports = cross_validate(questions, topics, folds) if folds else [report]
+    measured = (
+        f"Measured by {folds}-fold cross-validation (folds by a hash of Id; mean, and range over the folds)."
+        if folds
+        else f"Measured on {report.posts:,} questions, each scored by a model that was trained without it; the"
+        " vocabulary and the calibration had seen them."
     )
+    text = card(model, reports, [file.name for file in files], made_by="manage.py train", measured=measured)
+    figures = mean_report(reports)
     out.mkdir(parents=True, exist_ok=True)
-    (out / REPORT).write_text(json.dumps(mean_report([report]), indent=1), encoding="utf-8")
+    (out / REPORT).write_text(json.dumps(figures, indent=1), encoding="utf-8")
     (out / CARD).write_text(text, encoding="utf-8")
     model.save(out)
     if as_json:
-        print_json({"version": model.version, "folder": str(out), "report": report.to_json()})
+        print_json({"version": model.version, "folder": str(out), "report": figures})
         return
     Screen().line(f"{model.version} is in {out}")
-    _show_figures(report.to_json(), "on posts left out in turn")
+    _show_figures(figures, "on posts left out in turn")
 
 
 def evaluate(
@@ -57,8 +62,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a topic model on the tagged questions of a file."""
-    from classify.fit import FEWEST, evaluate, own_topics, read_questions
-    from classify.model import TopicModel
+    from classify.learn.fit import FEWEST, evaluate, own_topics, read_questions
+    from classify.model.model import TopicModel
 
     loaded = TopicModel.load(model)
     with progress() as tell:
@@ -90,7 +95,7 @@ def score(
 
     The model is asked, whatever tags a question has, because who calls this wants to know what it says.
     """
-    from classify.job import score_file
+    from classify.run.engine import score_file
 
     with progress() as tell:
         summary = score_file(posts, model, out, topic_source, partial(tell, "scoring"))

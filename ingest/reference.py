@@ -25,13 +25,13 @@ import psycopg2
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from ingest.pgcopy import DECLARED, Irregular, TableCopy, TablePlan, begin_snapshot, limit_statements, plan_table
 from ingest.pghash import batch_checksum, server_checksum
 from shared import paths
-from shared.documents import decode
+from shared.documents import Record, decode
 from shared.errors import BadInput, NotFound, SettingsError, StackTopicsError, TransientError
 from shared.lake import Lake
 from shared.parquet import readable
@@ -57,31 +57,27 @@ BACK_OFF = wait_exponential_jitter(initial=1, max=60)
 State = Literal["publishing", "published", "refused", "failed"]
 
 
-class TableRecord(BaseModel):
+class TableRecord(Record):
     """What came of one table. `retyped` says "column: old -> new"; `key` holds the columns that tell its rows apart."""
-
-    model_config = ConfigDict(extra="forbid")
 
     rows: int
     bytes: int
     columns: dict[str, str]
-    key: list[str] = []
+    key: list[str] = Field(default_factory=list)
     checksum: str | None = None
-    added: list[str] = []
-    dropped: list[str] = []
-    retyped: list[str] = []
-    nulled: dict[str, int] = {}
+    added: list[str] = Field(default_factory=list)
+    dropped: list[str] = Field(default_factory=list)
+    retyped: list[str] = Field(default_factory=list)
+    nulled: dict[str, int] = Field(default_factory=dict)
     seconds: float
 
 
-class ReferenceRecord(BaseModel):
+class ReferenceRecord(Record):
     """What came of a weekly copy; `runs/reference/<yyyy>-W<ww>.json`.
 
     `state` and `reason` are those of the last run; `tables` is what was last published in this week, `published_at`.
     `incoming` says where each table lies while it is `publishing`, and afterwards is empty.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     week: str
     state: State
@@ -90,7 +86,7 @@ class ReferenceRecord(BaseModel):
     tables: dict[str, TableRecord]
     reason: str | None = None
     published_at: datetime | None = None
-    incoming: dict[str, str] = {}
+    incoming: dict[str, str] = Field(default_factory=dict)
 
     @property
     def changes(self) -> list[str]:

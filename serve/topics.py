@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from pydantic import BaseModel
-
 from shared.catalog import day_pointer, published_days
 from shared.errors import BadInput, NotFound
+from shared.topics import DayFigures, TopicRow, from_csv, to_csv
 
 if TYPE_CHECKING:
     from shared.lake import Lake
@@ -22,48 +19,16 @@ LONGEST = 100
 """Characters of a value that an error repeats, and digits that are read."""
 
 
-class Topic(BaseModel):
-    """One line of a day: shares are fractions of the day's posts, the true one between `low` and `high`."""
-
-    rank: int
-    topic: str
-    posts: int
-    questions: int
-    answers: int
-    share: float
-    estimated_share: float
-    low: float
-    high: float
-
-
-class TopicsOfDay(BaseModel):
-    """The topics of a day, most frequent first, and how many posts the day has in all."""
+class TopicsOfDay(DayFigures):
+    """The topics of a day, most frequent first, and the day's figures."""
 
     day: date
-    posts: int
-    questions: int
-    answers: int
-    guessed: int = 0
-    """Posts of which the model said the topic, or that of their question; `drift` and `drifted` are of those."""
-    drift: float = 0.0
-    """How far they are from what the model was trained on: about 1 where they are like it."""
-    drifted: bool
-    """The posts of the day are unlike those the model knows: the intervals may be too narrow."""
-    scored: int = 0
-    """Posts that the model was asked about, whoever decided; what follows is of those, and shows what it knows less."""
-    mean_margin: float = 0.0
-    vocabulary_overlap: float = 0.0
-    other_share: float = 0.0
     published_at: datetime
-    topics: list[Topic]
+    topics: list[TopicRow]
 
     def to_csv(self) -> str:
         """A header line and one line a topic."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, ["day", *Topic.model_fields], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({"day": self.day, **topic.model_dump()} for topic in self.topics)
-        return text.getvalue()
+        return to_csv(self.day, self.topics)
 
 
 def parse_day(text: str | None) -> date | None:
@@ -123,8 +88,7 @@ def topics_of_day(lake: Lake, day: date | None = None, top: int = 10) -> TopicsO
     pointer, _ = day_pointer(lake, chosen)
     if pointer is None:
         raise NotFound(f"no topics are published for {chosen}")
-    lines = csv.DictReader(io.StringIO(lake.read(pointer.csv).decode()))
-    topics = [Topic.model_validate(line) for line, _ in zip(lines, range(top), strict=False)]
+    topics = list(from_csv(lake.read(pointer.csv).decode(), top))
     return TopicsOfDay.model_validate({**pointer.model_dump(), "topics": topics})
 
 
@@ -134,4 +98,4 @@ def latest_day(lake: Lake) -> date:
         pointer, _ = day_pointer(lake, day)
         if pointer is not None and pointer.posts:
             return day
-    raise NotFound("no topics are published yet")
+    raise NotFound("no day with posts is published yet")

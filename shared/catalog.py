@@ -11,6 +11,7 @@ from shared import paths
 from shared.documents import decode
 from shared.errors import NotFound
 from shared.lake import Lake
+from shared.topics import DayFigures
 
 
 class SourcePointer(BaseModel):
@@ -30,33 +31,19 @@ class SourcePointer(BaseModel):
         return self.last_modified, self.first_seen
 
 
-class DayPointer(BaseModel):
-    """Which topics of a day are current, and what they were counted from."""
+class DayPointer(DayFigures):
+    """Which topics of a day are current, what they were counted from, and the day's figures."""
 
     day: date
     publish_id: str
     parquet: str
     csv: str
-    posts: int
-    questions: int
-    answers: int
-    guessed: int = 0
-    """Posts of which the model said the topic, or that of their question."""
-    drift: float = 0.0
-    """How far they are from what the model was trained on: about 1 where they are like it."""
-    drifted: bool = False
-    """So far that the intervals may be too narrow."""
-    scored: int = 0
-    """Posts that the model was asked about, whoever decided; what follows is of those."""
-    mean_margin: float = 0.0
-    vocabulary_overlap: float = 0.0
-    other_share: float = 0.0
     sources: dict[str, str]
     """What was counted: the folder of post_topics, by source id. Synapse reads the posts of the day there."""
     published_at: datetime
 
 
-Pointer = TypeVar("Pointer", SourcePointer, DayPointer)
+Pointer = TypeVar("Pointer", bound=BaseModel)
 
 
 def read_pointer(lake: Lake, kind: type[Pointer], path: str) -> tuple[Pointer | None, str | None]:

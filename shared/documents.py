@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.errors import BadInput
 
 Document = TypeVar("Document", bound=BaseModel)
+
+
+class Record(BaseModel):
+    """A document that is changed in place. Fields that this version does not know, of a newer app that was rolled back,
+    are read and written back as they are."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 def decode(kind: type[Document], data: bytes, what: str) -> Document:

@@ -14,11 +14,12 @@ from datetime import date, datetime
 from enum import StrEnum
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from shared import paths
-from shared.documents import decode
-from shared.errors import Conflict, NotFound, TransientError
+from shared.conditional import until_first
+from shared.documents import Record, decode
+from shared.errors import Conflict, NotFound
 from shared.lake import Lake
 
 MAX_REASON = 4_000
@@ -38,7 +39,7 @@ class State(StrEnum):
 ENDED = frozenset({State.PUBLISHED, State.QUARANTINED, State.FAILED, State.SUPERSEDED})
 
 
-class Source(BaseModel):
+class Source(Record):
     """Where a file version came from."""
 
     container: str
@@ -53,7 +54,7 @@ class Source(BaseModel):
         return json.dumps(note, indent=1).encode()
 
 
-class Run(BaseModel):
+class Run(Record):
     """One attempt at classifying a file version."""
 
     attempt: int
@@ -65,10 +66,8 @@ class Run(BaseModel):
     error: str | None = None
 
 
-class FileRecord(BaseModel):
+class FileRecord(Record):
     """What happened to one version of one Posts file."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source_id: str
     version: str
@@ -81,9 +80,9 @@ class FileRecord(BaseModel):
     attempt: int = 1
     model: str | None = Field(default=None, description="the model of every attempt, fixed at the first launch")
     output: str | None = Field(default=None, description="the folder of post_topics that every attempt writes")
-    runs: list[Run] = []
+    runs: list[Run] = Field(default_factory=list)
     counted: int | None = Field(default=None, description="questions and answers that were counted")
-    days: list[date] = []
+    days: list[date] = Field(default_factory=list)
     reason: str | None = Field(default=None, description="why it ended without counting")
     times: dict[str, datetime] = Field(default={}, description="when each state was last entered (UTC)")
 
@@ -104,8 +103,6 @@ class FileRecord(BaseModel):
 
 class Ledger:
     """The records of all file versions."""
-
-    CHANGE_TRIES = 20
 
     def __init__(self, lake: Lake) -> None:
         self._lake = lake
@@ -136,18 +133,17 @@ class Ledger:
         Retried when somebody else was first; returns the record as it then is.
         """
         path = paths.file_record(record.source_id, record.version)
-        for _ in range(self.CHANGE_TRIES):
+
+        def change() -> FileRecord:
             data, etag = self._lake.read_with_etag(path)
             current = decode(FileRecord, data, path)
             successor = decide(current)
             if successor is None:
                 return current
-            try:
-                self._lake.put(path, _encoded(successor), if_match=etag)
-            except Conflict:
-                continue
+            self._lake.put(path, _encoded(successor), if_match=etag)
             return successor
-        raise TransientError(f"the record of {record.key} is being changed by too many others")
+
+        return until_first(change, f"the record of {record.key}")
 
     def records(self) -> Iterator[FileRecord]:
         """Every record; by source, then version."""

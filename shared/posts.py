@@ -1,6 +1,6 @@
 """The Posts file: which columns are read, and in which types they may come. Everything else in a file is carried along.
 
-The check of a file's footer (`ingest/contracts.py`), what reads it (`classify/clean.py`) and the table in
+The check of a file's footer (`ingest/contracts.py`), what reads it (`classify/posts/clean.py`) and the table in
 docs/posts-file.md are made from this.
 """
 

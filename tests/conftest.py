@@ -1,17 +1,39 @@
-"""Fixtures every folder of tests may use."""
+"""Fixtures every folder of tests may use, and what the end of a session says of tests that were skipped."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.guard", "tests.localcloud_fixtures", "tests.postgres_fixtures"]
+from tests.dumps import write_dump
+from tests.real_posts import FOLDER, RealPosts, what_is_missing
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+pytest_plugins = ["tests.guard", "tests.localcloud_fixtures", "tests.postgres_fixtures"]
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real posts beside the project."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"real posts are needed for this test: {SHARED_DATA} is not there")
-    return SHARED_DATA
+def real_posts() -> RealPosts:
+    def file(name: str) -> Path:
+        if missing := what_is_missing(name):
+            pytest.skip(missing)
+        return FOLDER / name
+
+    return file
+
+
+@pytest.fixture(scope="session")
+def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made data dump in a folder that is named by its site; nobody changes it."""
+    return write_dump(tmp_path_factory.mktemp("dumps") / "raspberrypi.meta")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # behind all that others say
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """One line that counts what was skipped: a session without real posts has not shown what they would."""
+    yield
+    skipped = terminalreporter.stats.get("skipped", [])
+    without = sum("real posts are missing" in str(report.longrepr) for report in skipped)
+    if skipped:
+        terminalreporter.write_line(
+            f"{len(skipped)} tests were skipped, {without} of them without real posts (docs/real-posts.md)", yellow=True
+        )

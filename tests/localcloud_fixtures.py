@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from azure.storage.filedatalake import DataLakeServiceClient, FileSystemClient
 
 from localcloud import azurite
 from localcloud.cloud import LocalCloud, reset
+from tests.waiting import eventually
 
 CREDENTIAL = {"account_name": azurite.ACCOUNT, "account_key": azurite.ACCOUNT_KEY}
 
@@ -60,9 +60,6 @@ def is_alive(pid: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def ends_soon(pid: int, seconds: float = 10) -> bool:
-    """Whether a process ends within a time; returns as soon as it has."""
-    deadline = time.monotonic() + seconds
-    while is_alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not is_alive(pid)
+def wait_for_the_end(pid: int) -> None:
+    """Return once a process has ended."""
+    eventually(lambda: not is_alive(pid), f"the end of process {pid}")

@@ -17,11 +17,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from classify import job
-from classify.launch import launch, watch
-from classify.model import TopicModel
-from classify.models import STARTER, CurrentModel
+from classify.model.model import TopicModel
+from classify.registry.models import STARTER, CurrentModel
+from classify.run.engine import run
+from classify.run.parameters import JobParameters
 from ingest.posts import land_posts
+from pipeline.launch import launch
+from pipeline.watch import watch
 from shared import paths
 from shared.databricks import RunState
 from shared.errors import Conflict, NotFound, TerminalError, TransientError
@@ -177,7 +179,7 @@ class WorldRuns:
                 return self.outcomes.pop(0)
             with self.world.undisturbed():
                 try:
-                    job.run(self.world.lake, job.JobParameters.model_validate(self.parameters[run_id]))
+                    run(self.world.lake, JobParameters.model_validate(self.parameters[run_id]))
                 except TerminalError as error:
                     return RunState("failed", str(error))
             return RunState("succeeded")

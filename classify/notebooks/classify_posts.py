@@ -14,7 +14,8 @@ here = Path.cwd() if databricks else Path(__file__).resolve().parent  # on Datab
 if str(here.parents[1]) not in sys.path:
     sys.path.insert(0, str(here.parents[1]))
 
-from classify.job import JobParameters, run  # noqa: E402 - found by the line above
+from classify.run.engine import run  # noqa: E402 - found by the line above
+from classify.run.parameters import JobParameters  # noqa: E402
 from shared.services import Services  # noqa: E402
 
 # COMMAND ----------

@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from cli.follow import Uploaded, upload
 from localcloud.cloud import LocalCloud
 from shared.ledger import ENDED, FileRecord
 from shared.services import Services
+from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,9 @@ def process(cloud: LocalCloud, services: Services) -> Process:
     return run
 
 
-def wait_until_ended(services: Services, dropped: Uploaded, seconds: float = 240) -> FileRecord:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
+def wait_until_ended(services: Services, dropped: Uploaded) -> FileRecord:
+    def look() -> FileRecord | None:
         record = services.ledger.find(dropped.source_id, dropped.version)
-        if record is not None and record.state in ENDED:
-            return record
-        time.sleep(0.1)
-    raise AssertionError(f"{dropped} has not ended after {seconds} s: {record}")
+        return record if record is not None and record.state in ENDED else None
+
+    return eventually(look, lambda: f"the end of {services.ledger.find(dropped.source_id, dropped.version)}")

@@ -27,6 +27,8 @@ from shared.ledger import State
 from shared.messages import PostsLanded
 from shared.services import Services
 from tests.e2e.conftest import Process, wait_until_ended
+from tests.real_posts import RealPosts
+from tests.waiting import PATIENCE, eventually
 from tests.world import parquet, posts
 
 PROJECT = Path(__file__).parents[2]
@@ -91,9 +93,9 @@ def test_three_deliveries_of_one_event_count_once(cloud: LocalCloud, services: S
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("no-parquet.parquet", b"Id,Title\n" * 100, "not a Parquet file"),
+        ("no-parquet.parquet", b"Ideas, Title\n" * 100, "not a Parquet file"),
         ("no-body.parquet", parquet(posts(PYTHON).drop_columns(["Body"])), "column Body is missing"),
-        ("text-id.parquet", parquet(posts(PYTHON).set_column(0, "Id", [["one"]])), "Id is string"),
+        ("bool-id.parquet", parquet(posts(PYTHON).set_column(0, "Id", [[True]])), "Id is boolean"),
     ],
 )
 def test_a_file_that_breaks_its_contract_is_quarantined_at_once(
@@ -102,7 +104,6 @@ def test_a_file_that_breaks_its_contract_is_quarantined_at_once(
     record = process(name, data)
     assert record.state is State.QUARANTINED
     assert said in (record.reason or "")
-    assert (record.times["quarantined"] - record.times["seen"]).total_seconds() < 1
     assert services.lake.read(str(record.quarantine)) == data
     shown = manage(cloud, "status")
     assert shown.returncode == 1
@@ -135,10 +136,7 @@ def test_a_message_of_unknown_shape_ends_in_the_poison_queue(services: Services)
     with raw:
         raw.send_message(base64.b64encode(b'{"format": 7}').decode())
     poison = services.queue(f"{settings.posts_landed_queue}-poison")
-    limit = time.monotonic() + 30
-    while poison.length() == 0 and time.monotonic() < limit:
-        time.sleep(0.2)
-    assert poison.length() == 1
+    assert eventually(poison.length, "the poison message") == 1
 
 
 def test_topics_over_http(cloud: LocalCloud, process: Process, services: Services) -> None:
@@ -168,9 +166,9 @@ def test_topics_over_http(cloud: LocalCloud, process: Process, services: Service
 
 @pytest.mark.timeout(600)
 def test_a_file_of_years_is_published_by_day_and_a_second_time_changes_nothing(
-    process: Process, services: Services, shared_data: Path
+    process: Process, services: Services, real_posts: RealPosts
 ) -> None:
-    file = shared_data / "posts-devops.parquet"
+    file = real_posts("posts-devops.parquet")
     table = pq.read_table(file, columns=["PostTypeId", "CreationDate"])
     table = table.filter(pc.is_in(table["PostTypeId"], value_set=pc.cast([1, 2], table["PostTypeId"].type)))
     expected = Counter(moment.date() for moment in table["CreationDate"].to_pylist())
@@ -196,7 +194,7 @@ def test_the_operator_sees_it(cloud: LocalCloud, process: Process) -> None:
 
 
 def get(url: str, headers: dict[str, str]) -> str:
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=PATIENCE) as answer:
         return str(answer.read().decode())
 
 
@@ -207,7 +205,7 @@ def manage(cloud: LocalCloud, *arguments: str) -> subprocess.CompletedProcess[st
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
         env={**os.environ, "COLUMNS": "250"},
     )

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import BlobServiceClient
 from azure.storage.queue import QueueClient, TextBase64EncodePolicy
 
 from localcloud.processes import PROJECT_ROOT, Process, free_ports, is_listening, wait_until
+from tests.waiting import PATIENCE, eventually
 
 APP = Path(__file__).parent / "host_app" / "function_app.py"
-_T = TypeVar("_T")
-
-
-def eventually(look: Callable[[], _T], what: str, seconds: float = 15) -> _T:
-    """What `look` returns once that is truthy."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.05)
-    return found
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,7 @@ class HostProcess:
         options = ["--settings", str(settings_file), "--app", str(APP), "--state", str(folder), "--port", str(port)]
         command = [sys.executable, "-m", "localcloud.host", *options, *(["--auth"] if auth else [])]
         self.process = Process("functions host", command, folder / "host.log", cwd=PROJECT_ROOT, grace=15)
-        wait_until(lambda: is_listening(port), self.process, seconds=30)
+        wait_until(lambda: is_listening(port), self.process, seconds=PATIENCE)
 
     @property
     def log(self) -> str:
@@ -121,14 +110,14 @@ class HostProcess:
             seen = self.seen(function, **like)
             return seen if len(seen) >= count else []
 
-        return eventually(look, f"{count} call(s) of {function} with {like}\n{self.log}")
+        return eventually(look, lambda: f"{count} call(s) of {function} with {like}\n{self.log}")
 
     def request(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
         data = body.encode() if isinstance(body, str) else None if body is None else json.dumps(body).encode()
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(self.url + path, data, names, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=15) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return Reply(answer.status, answer.headers, answer.read().decode())
         except urllib.error.HTTPError as error:
             with error:

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,7 +17,8 @@ from databricks.sdk.service.jobs import Run, RunLifeCycleState, RunLifecycleStat
 from localcloud.databricks import JobsService, JobsSettings
 from localcloud.loop import LoopThread
 from localcloud.processes import LOCALHOST, free_ports
-from tests.localcloud_fixtures import ends_soon, is_alive
+from tests.localcloud_fixtures import is_alive, wait_for_the_end
+from tests.waiting import PATIENCE, eventually
 
 SAMPLE = 7
 SETTINGS = JobsSettings({SAMPLE: "tests.integration.sample_job"}, "secret", {"LAKE_FILE_SYSTEM": "lake"})
@@ -52,15 +52,15 @@ class StandIn:
         return self.wait_for(run_id, lambda run: run.state.life_cycle_state.value in ("TERMINATED", "INTERNAL_ERROR"))
 
     def wait_for(self, run_id: int, condition: Callable[[Run], bool]) -> Run:
-        deadline = time.monotonic() + 20
-        while not condition(run := self.jobs.get_run(run_id)):
-            assert time.monotonic() < deadline, run.as_dict()
-            time.sleep(0.03)
-        return run
+        def look() -> Run | None:
+            run = self.jobs.get_run(run_id)
+            return run if condition(run) else None
+
+        return eventually(look, lambda: f"a run that is {self.jobs.get_run(run_id).as_dict()}")
 
     def fault(self, kind: str, times: int = 1) -> None:
         body = json.dumps({"kind": kind, "times": times}).encode()
-        with urllib.request.urlopen(f"{self.url}/faults", body, timeout=5):
+        with urllib.request.urlopen(f"{self.url}/faults", body, timeout=PATIENCE):
             return
 
     def stop(self) -> None:
@@ -145,7 +145,7 @@ def test_cancelling_ends_the_run_and_what_it_started(stand_in: StandIn, tmp_path
     run = stand_in.wait(run_id)
     assert run.state.result_state == RunResultState.CANCELED
     assert run.status.termination_details.code.value == "USER_CANCELED"
-    assert ends_soon(child)
+    wait_for_the_end(child)
 
 
 def test_a_queued_run_waits_its_turn_and_can_be_cancelled(stand_in: StandIn) -> None:
@@ -199,7 +199,7 @@ def test_a_wrong_token_and_none(stand_in: StandIn) -> None:
     with pytest.raises(PermissionDenied, match="Invalid access token"):
         stand_in.connect("wrong").jobs.get(SAMPLE)
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(f"{stand_in.url}/api/2.2/jobs/list", timeout=5)
+        urllib.request.urlopen(f"{stand_in.url}/api/2.2/jobs/list", timeout=PATIENCE)
     with refused.value as answer:
         assert (answer.code, json.load(answer)["error_code"]) == (401, "UNAUTHENTICATED")
 
@@ -240,7 +240,7 @@ class TestWorkers:
     ) -> None:
         pid, *rest = self.output(stand_in, describe="pid", leave=left)
         assert rest == [last_words]
-        assert ends_soon(int(pid))
+        wait_for_the_end(int(pid))
         assert self.output(stand_in, "FAILED", leave=left, exit_code="3") == ["ValueError: as told", last_words]
         assert self.output(stand_in, describe="pid") != [pid]
 
@@ -275,7 +275,7 @@ class TestWorkers:
         monkeypatch.setattr("localcloud.workers.RUNS_EACH", 2)
         first, second, third = (self.output(stand_in, describe="pid") for _ in range(3))
         assert first == second != third
-        assert ends_soon(int(first[0]))
+        wait_for_the_end(int(first[0]))
 
     def test_two_runs_at_once_have_one_each(self, make: Callable[..., StandIn]) -> None:
         stand_in = make(runs_at_once=2)
@@ -297,7 +297,7 @@ class TestWorkers:
         log = tmp_path / "logs" / f"job-{running}.log"
         stand_in.wait_for(running, lambda _: log.exists() and len(log.read_text().splitlines()) == 3)
         stand_in.stop()
-        assert ends_soon(int(idle))
+        wait_for_the_end(int(idle))
         assert len(list((tmp_path / "logs").glob("worker-*.log"))) == 1
 
 
@@ -321,8 +321,8 @@ class TestFaults:
             f"{stand_in.url}/api/2.2/jobs/run-now", body, {"Authorization": f"Bearer {SETTINGS.token}"}
         )
         with pytest.raises(OSError, match=r"[Rr]emote|reset"):
-            urllib.request.urlopen(request, timeout=5)
-        with urllib.request.urlopen(request, timeout=5) as answer:
+            urllib.request.urlopen(request, timeout=PATIENCE)
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             assert json.load(answer)["number_in_job"] == 1
 
     @pytest.mark.parametrize(("kind", "status"), [("too_many_requests", 429), ("unavailable", 503)])

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from localcloud import azurite
 from localcloud.host import queues
 from localcloud.host.config import QueueOptions
 from localcloud.processes import PROJECT_ROOT, free_ports
-from tests.integration.host_cloud import APP, Cloud, HostProcess, eventually
+from tests.integration.host_cloud import APP, Cloud, HostProcess
+from tests.waiting import PATIENCE, eventually
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ class TestQueues:
         inserted, expires = datetime.fromisoformat(seen["inserted"]), datetime.fromisoformat(seen["expires"])
         assert before <= inserted <= datetime.now(UTC)
         assert expires - inserted == timedelta(days=7)
-        assert datetime.fromisoformat(seen["next_visible"]) > datetime.now(UTC)
+        assert datetime.fromisoformat(seen["next_visible"]) > inserted
         assert f"on_message {seen['invocation'][:8]}: working on fine" in host.log
         eventually(lambda: cloud.count("work") == 0, "the message to be deleted")
 
@@ -345,7 +346,7 @@ class TestStartAndStop:
             cwd=PROJECT_ROOT,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=PATIENCE,
             check=False,
         )
 
@@ -373,7 +374,11 @@ class TestStartAndStop:
 class TestQueueListener:
     """What takes too long, or too exact a clock, to be shown through a whole host."""
 
-    def listen(self, cloud: Cloud, name: str, options: QueueOptions, handle: queues.Handler, seconds: float) -> None:
+    def listen(
+        self, cloud: Cloud, name: str, options: QueueOptions, handle: queues.Handler, until: Callable[[], bool]
+    ) -> None:
+        """Listen until that is so, and what is at work has ended."""
+
         async def listen() -> None:
             async with (
                 QueueClient.from_connection_string(cloud.connection, name) as queue,
@@ -381,7 +386,8 @@ class TestQueueListener:
             ):
                 listener = queues.QueueListener(queue, poison, options, handle)
                 task = asyncio.create_task(listener.run())
-                await asyncio.sleep(seconds)
+                while not until():
+                    await asyncio.sleep(0.02)
                 listener.stop()
                 await task
 
@@ -392,13 +398,15 @@ class TestQueueListener:
         cloud.create_queue("long")
         cloud.send("long", "x")
         counts: list[int] = []
+        ended: list[int] = []
 
         async def handle(delivery: queues.Delivery) -> bool:
             counts.append(int(delivery.message.dequeue_count or 0))
             await asyncio.sleep(4)
+            ended.append(len(counts))
             return True
 
-        self.listen(cloud, "long", QueueOptions(), handle, 4.5)
+        self.listen(cloud, "long", QueueOptions(), handle, lambda: bool(ended))
         assert counts == [1]
         assert cloud.count("long") == 0
 
@@ -411,8 +419,9 @@ class TestQueueListener:
             times.append(time.monotonic())
             return len(times) == 2
 
-        self.listen(cloud, "waits", QueueOptions(visibility_timeout=timedelta(seconds=2)), handle, 4)
-        assert len(times) == 2
+        self.listen(
+            cloud, "waits", QueueOptions(visibility_timeout=timedelta(seconds=2)), handle, lambda: len(times) == 2
+        )
         assert times[1] - times[0] > 1
 
     def test_batch_size_and_threshold_bound_what_runs_at_once(self, cloud: Cloud) -> None:
@@ -422,16 +431,19 @@ class TestQueueListener:
         running, most, done = 0, 0, set()
 
         async def handle(delivery: queues.Delivery) -> bool:
+            """The first one stays until the next batch is there."""
             nonlocal running, most
             running += 1
             most = max(most, running)
-            await asyncio.sleep(1.5 if delivery.body == b"0" else 0.1)
+            await asyncio.sleep(0.05)
+            while delivery.body == b"0" and most < 5:
+                await asyncio.sleep(0.05)
             running -= 1
             done.add(delivery.body)
             return True
 
-        self.listen(cloud, "many", QueueOptions(batch_size=4, new_batch_threshold=1), handle, 3)
-        assert len(done) == 12
+        options = QueueOptions(batch_size=4, new_batch_threshold=1)
+        self.listen(cloud, "many", options, handle, lambda: len(done) == 12)
         assert most == 5
 
     def test_a_message_that_killed_its_hosts_goes_to_poison_untried(self, cloud: Cloud) -> None:
@@ -451,7 +463,7 @@ class TestQueueListener:
             return True
 
         asyncio.run(take_without_end())
-        self.listen(cloud, "deadly", QueueOptions(max_dequeue_count=2), handle, 1)
+        self.listen(cloud, "deadly", QueueOptions(max_dequeue_count=2), handle, lambda: cloud.count("deadly") == 0)
         assert tried == []
         assert cloud.peek("deadly-poison") == [base64.b64encode(b"x").decode()]
         assert cloud.count("deadly") == 0

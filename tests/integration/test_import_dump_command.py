@@ -1,6 +1,7 @@
 """`manage.py import-dump` as an operator calls it, against the local cloud's Postgres and container."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,11 +61,6 @@ def import_dump(settings: Path, cwd: Path, *arguments: str | Path) -> subprocess
     )
 
 
-@pytest.fixture
-def dump(shared_data: Path) -> Path:
-    return shared_data / "raspberrypi.meta"
-
-
 def test_into_a_folder(local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ("--by", "month", "--workers", "2", "--out", out)
@@ -113,7 +109,9 @@ def test_users_alone_are_judged(local_cloud: LocalCloud, services: Services, dum
 def test_a_cut_off_file_of_posts(local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path) -> None:
     folder, whole = tmp_path / "raspberrypi.meta", (dump / "Posts.xml").read_bytes()
     folder.mkdir()
-    (folder / "Posts.xml").write_bytes(whole[:900_000])
+    days = re.findall(rb' CreationDate="([^T]+)', whole)
+    row = next(number for number in range(len(days) // 2, len(days)) if days[number] == days[number - 1])
+    (folder / "Posts.xml").write_bytes(whole[: whole.index(b'<row Id="%d"' % (row + 1)) + 50])
     options = ("--no-users", "--work", tmp_path)
     refused = import_dump(local_cloud.settings_file, tmp_path, folder, *options)
     assert (refused.returncode, "download it again; or give --truncated" in refused.stderr) == (1, True), refused.stderr
@@ -124,7 +122,7 @@ def test_a_cut_off_file_of_posts(local_cloud: LocalCloud, services: Services, du
     done = import_dump(local_cloud.settings_file, tmp_path, folder, *options)
     assert (done.returncode, "1,073 rows in, 1,073 out" in done.stderr) == (0, True), done.stderr
     after = {blob.name: blob.etag for blob in services.posts_container.list_blobs()}
-    assert (len(before), len(after)) == (246, 464)
+    assert (len(before), len(after)) == (len(set(days[:row])), 464)
     assert [name for name in before if after[name] != before[name]] == [max(before)]
 
 
@@ -150,6 +148,6 @@ def test_what_is_missing_is_told_before_the_posts(local_cloud: LocalCloud, dump:
     (tmp_path / "elsewhere.json").write_text(json.dumps(settings))
     failed = import_dump(tmp_path / "elsewhere.json", tmp_path, dump, "--out", out)
     assert (failed.returncode, "Postgres" in failed.stderr, "Traceback" in failed.stderr) == (1, True, False)
-    failed = import_dump(local_cloud.settings_file, tmp_path, dump, "--out", out, "--by", "year")
-    assert (failed.returncode, "write day or month" in failed.stderr) == (1, True)
+    failed = import_dump(local_cloud.settings_file, tmp_path, dump, "--out", out, "--by", "decade")
+    assert (failed.returncode, "'decade' is not one of" in failed.stderr) == (2, True)
     assert not out.exists()

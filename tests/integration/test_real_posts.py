@@ -1,25 +1,21 @@
-"""What is promised of topics, on real posts: a model's figures on a fold that it has not seen, the job's memory."""
+"""What is promised of topics, on real posts: a model's figures on a fold that it has not seen."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from bench.scale import measure
-from classify.fit import evaluate, fit, folds_of, own_topics, primary_of, report_on_days, tagged_questions
+from classify.learn.fit import evaluate, fit, folds_of, own_topics, primary_of, report_on_days, tagged_questions
+from tests.real_posts import RealPosts
 
 STRONG = 1.5
 """Twice the shift of a report's shifted days."""
-GROWTH = 1.12
-"""Measured 1.04, and 1.08 for a million posts."""
 
 
-def test_a_fold_of_real_questions(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fold_of_real_questions(real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds are a little below what the worst of five folds reaches with 100 topics."""
-    monkeypatch.setattr("classify.fit.DAYS", 20)
-    questions = tagged_questions(pq.read_table(shared_data / "posts.parquet"))
+    monkeypatch.setattr("classify.learn.fit.DAYS", 20)
+    questions = tagged_questions(pq.read_table(real_posts("posts.parquet")))
     fold = folds_of(questions.ids, 5)
     unseen = questions.take(fold == 0)
     model, _ = fit(questions.take(fold != 0), topics=100)
@@ -38,9 +34,3 @@ def test_a_fold_of_real_questions(shared_data: Path, monkeypatch: pytest.MonkeyP
         own_topics(unseen.tags, model.topics[:-1]),
     )
     assert report_on_days(model.reference, found, primary_of(primary), shift=STRONG).drifted > 0.95
-
-
-@pytest.mark.usefixtures("shared_data")
-def test_memory_hardly_grows_with_the_file(tmp_path: Path) -> None:
-    small, large = (measure("arrow", posts, tmp_path / str(posts))["peak MiB"] for posts in (10_000, 100_000))
-    assert large < GROWTH * small

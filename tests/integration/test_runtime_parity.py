@@ -1,14 +1,12 @@
 """The functions host against Microsoft's own worker library, on every function of the app and of the host's test app.
 
-Microsoft's azure-functions-runtime needs Python 3.13: set PYTHON313, or have `python3.13` on PATH or in pyenv.
+Microsoft's azure-functions-runtime needs Python 3.13.
 """
 
 import functools
-import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +17,7 @@ import pytest
 from localcloud import azurite
 from localcloud.cloud import LocalCloud
 from localcloud.processes import PROJECT_ROOT
-from localcloud.tools import TOOLS
+from tests.environments import make_environment
 from tests.integration.host_cloud import APP as TEST_APP
 
 RUNTIME = ("azure-functions-runtime==1.3.0", "azurefunctions-extensions-bindings-blob==1.1.2")
@@ -53,39 +51,8 @@ APPS = [
 
 @pytest.fixture(scope="module")
 def python313() -> Path:
-    """A Python 3.13 with Microsoft's runtime and what the app requires, made once under the project's tools."""
-    base = _find_python313()
-    if base is None:
-        pytest.skip("no Python 3.13 for azure-functions-runtime: set PYTHON313, or have python3.13 on PATH or in pyenv")
-    requirements = PROJECT_ROOT / "requirements.txt"
-    wanted = hashlib.sha256(requirements.read_bytes() + repr(RUNTIME).encode()).hexdigest()
-    home = TOOLS / "python313"
-    python, stamp = home / "bin" / "python", home / "requirements.sha256"
-    if not stamp.exists() or stamp.read_text() != wanted:
-        shutil.rmtree(home, ignore_errors=True)
-        uv = [sys.executable, "-m", "uv"]
-        subprocess.run([*uv, "venv", "-q", "--python", str(base), str(home)], check=True)
-        packages = ["-r", str(requirements), *RUNTIME]
-        subprocess.run([*uv, "pip", "install", "-q", "--python", str(python), *packages], check=True)
-        stamp.write_text(wanted)
-    return python
-
-
-def _find_python313() -> Path | None:
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    candidates = [
-        os.environ.get("PYTHON313"),
-        sys.executable,
-        shutil.which("python3.13"),
-        *sorted(pyenv.glob("versions/3.13*/bin/python3.13"), reverse=True),
-    ]
-    return next((Path(candidate) for candidate in candidates if candidate and _is_python313(candidate)), None)
-
-
-def _is_python313(command: str | Path) -> bool:
-    """Asked, because pyenv's `python3.13` on PATH refuses to run where another version is chosen."""
-    question = "import sys; sys.exit(sys.version_info[:2] != (3, 13))"
-    return subprocess.run([command, "-c", question], capture_output=True, check=False).returncode == 0
+    """A Python 3.13 with Microsoft's runtime and what the app requires."""
+    return make_environment("3.13", "requirements.txt", *RUNTIME)
 
 
 @functools.cache

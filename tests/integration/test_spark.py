@@ -18,20 +18,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from classify import clean
-from classify.job import POST_TOPICS, JobParameters, run
-from classify.models import current_version
-from classify.questions import QUESTION_TOPICS
-from classify.summary import COUNTS, REFUSED, SUMMARY, Summary
-from classify.tally import MAX_DAYS
+from classify.days.tally import MAX_DAYS
+from classify.posts import clean
+from classify.registry.models import current_version
+from classify.registry.summary import COUNTS, REFUSED, SUMMARY, Summary
+from classify.run.engine import run
+from classify.run.output import POST_TOPICS
+from classify.run.parameters import JobParameters
+from classify.run.questions import QUESTION_TOPICS
 from shared import paths
 from shared.errors import BadInput, NotFound, TerminalError
 from shared.lake import FolderLake
+from tests.real_posts import RealPosts
 from tests.unit.test_notebooks import run_on_databricks
 from tests.world import Crash, damaged, parquet, posts
 
 pyspark = pytest.importorskip("pyspark", reason="the spark engine is tested where pyspark is installed")
-from classify import spark as spark_engine  # noqa: E402 - it needs pyspark
+from classify.run import spark as spark_engine  # noqa: E402 - it needs pyspark
 
 PYTHON, JAVA = {"Tags": "<python>"}, {"Tags": "<java>"}
 CSS = {"Title": "css float", "Body": "<p>two css floats</p><pre><code>.menu { float: left }</code></pre>"}
@@ -196,9 +199,9 @@ def test_a_mixed_file_comes_out_as_from_the_arrow_engine(spark: Any, tmp_path: P
 
 
 def test_real_posts_come_out_as_from_the_arrow_engine_and_again(
-    spark: Any, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+    spark: Any, tmp_path: Path, real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = pq.read_table(shared_data / "posts.parquet").slice(4_000, 3_000)
+    table = pq.read_table(real_posts("posts.parquet")).slice(4_000, 3_000)
     monkeypatch.setattr(spark_engine, "ROWS_A_PART", 1_000)
     arrow = classified(tmp_path / "arrow", table, "arrow")
     by_spark = classified(tmp_path / "spark", table, "spark")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,16 +9,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from classify.launch import retrain
-from classify.models import current_version, load_model
-from classify.summary import Training
+from classify.registry.models import current_version, load_model
+from classify.registry.summary import Training
 from localcloud.databricks import JobsSettings
+from pipeline.retrain import retrain
 from shared import paths
 from shared.databricks import JobRuns, RunState
 from shared.lake import FolderLake
 from shared.services import Services
 from tests.integration.test_databricks_standin import StandIn
 from tests.unit.topic_posts import questions
+from tests.waiting import eventually
 from tests.world import parquet, settings
 
 TRAINING_JOB = 8
@@ -35,11 +35,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobRuns]:
 
 def ended(runs: JobRuns, run_id: int | None) -> RunState:
     assert run_id is not None
-    deadline = time.monotonic() + 120
-    while (state := runs.look(run_id)).status == "running":
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return state
+    return eventually(
+        lambda: state if (state := runs.look(run_id)).status != "running" else None, f"the end of run {run_id}"
+    )
 
 
 def test_a_run_that_found_nothing_is_followed_by_one_that_trains(runs: JobRuns, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ingest.background import run_ahead
+from tests.waiting import PATIENCE
 
 
 def test_items_come_in_order_and_the_producer_is_never_far_ahead() -> None:
@@ -53,7 +54,7 @@ def test_a_light_producer_is_not_held_up_by_the_budget() -> None:
 
     items = run_ahead(produce, 10, "light", budget=10, size=lambda _: 1)
     assert next(items) == 0
-    assert filled.wait(5)
+    assert filled.wait(PATIENCE)
     assert list(items) == list(range(1, 10))
 
 

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import cli.options
-from classify.card import CARD, REPORT
-from classify.fit import fit
-from classify.job import POST_TOPICS
-from classify.model import TopicModel
-from classify.modelfiles import ARRAYS, CALIBRATION, MANIFEST
-from classify.models import current_version, load_model, store_model, versions
-from classify.summary import Training
+from classify.learn.fit import fit
+from classify.model.files import ARRAYS, CALIBRATION, MANIFEST
+from classify.model.model import TopicModel
+from classify.registry.card import CARD, REPORT
+from classify.registry.models import current_version, load_model, store_model, versions
+from classify.registry.summary import Training
+from classify.run.output import POST_TOPICS
 from cli import check, main
 from shared import paths
 from shared.catalog import DayPointer, move_pointer
@@ -83,6 +83,19 @@ def test_train_reads_all_files_and_writes_model_card_and_report(
     assert "a.parquet, b.parquet by `manage.py train`" in (tmp_path / "new" / CARD).read_text()
     assert f"hit_at_1              {report['hit_at_1']:.4g}".split() in [line.split() for line in out.splitlines()]
     assert "reading" in err
+
+
+@pytest.mark.usefixtures("files")
+def test_train_measures_by_cross_validation(run: Run, tmp_path: Path) -> None:
+    given = ("--posts", "a.parquet", "b.parquet", "--out", "new", "--topics", "4", "--cross-validate", "3", "--json")
+    code, out, _ = run("train", *given)
+    report = json.loads(out)["report"]
+    assert (code, report["folds"], report["posts"]) == (0, 3, 300)
+    assert report["hit_at_1"] > 0.8
+    card = (tmp_path / "new" / CARD).read_text()
+    assert "300 tagged questions" in card
+    assert "Measured by 3-fold cross-validation" in card
+    assert "CC BY-SA" in card
 
 
 @pytest.mark.usefixtures("files")

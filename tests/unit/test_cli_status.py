@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import cli.options
-from classify import job
+from classify.run import arrow
 from cli import main
 from shared.databricks import RunState
 from shared.ledger import FileRecord
@@ -33,7 +33,7 @@ class Queue:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(job, "load_model", lambda *_: starter())
+    monkeypatch.setattr(arrow, "load_model", lambda *_: starter())
     world = World(tmp_path / "lake")
     monkeypatch.setattr(world.services, "queue", lambda _: Queue())
     monkeypatch.setattr(cli.options, "Services", lambda *_, **__: world.services)

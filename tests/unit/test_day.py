@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from classify.day import Contribution, topics_of_day
-from classify.model import Classified
-from classify.quantify import Reference
-from classify.tally import COUNTS, Tally
+from classify.days.day import Contribution, topics_of_day
+from classify.days.tally import COUNTS, Tally
+from classify.model.model import Classified
+from classify.model.quantify import Reference
 from shared.errors import BadInput
 from tests.world import starter
 
@@ -79,13 +79,15 @@ def test_batches_add_up_to_the_whole() -> None:
 def test_known_topics_are_exact_and_need_no_model() -> None:
     files = [Contribution("m1", tally([0, 0, 1])), Contribution("m2", tally([1, 1], types=[2, 2]))]
     found = topics_of_day(DAY, files, no_reference)
-    assert [(row["topic"], row["posts"], row["questions"], row["answers"]) for row in found.rows] == [
+    assert [(row.topic, row.posts, row.questions, row.answers) for row in found.rows] == [
         ("java", 3, 1, 2),
         ("c#", 2, 2, 0),
     ]
     for row in found.rows:
-        assert row["low"] == row["high"] == row["estimated_share"] == pytest.approx(row["share"])
-    assert (found.posts, found.questions, found.answers, found.guessed, found.drifted) == (5, 3, 2, 0, False)
+        assert row.low == row.high == row.estimated_share == pytest.approx(row.share)
+    figures = found.figures
+    assert (figures.posts, figures.questions, figures.answers) == (5, 3, 2)
+    assert (figures.guessed, figures.drifted) == (0, False)
 
 
 def test_what_the_model_decided_has_an_interval() -> None:
@@ -99,15 +101,15 @@ def test_what_the_model_decided_has_an_interval() -> None:
     made.add(days, types, topics, np.ones(asked, bool), said(topics, posteriors, 1.0, 0.5))
     made.add(days[:100], types[:100], np.zeros(100, np.int32))  # a hundred answers whose parents have tags
     found = topics_of_day(DAY, [Contribution(model.version, made)], lambda _: model.reference)
-    assert (found.posts, found.guessed) == (500, 400)
-    assert sum(row["share"] for row in found.rows) == pytest.approx(1)
+    assert (found.figures.posts, found.figures.guessed) == (500, 400)
+    assert sum(row.share for row in found.rows) == pytest.approx(1)
     for row in found.rows[:10]:
-        assert row["low"] <= row["estimated_share"] <= row["high"]
-        assert row["high"] > row["low"]
-    first = next(row for row in found.rows if row["topic"] == model.topics[0])
-    assert first["low"] >= 100 / 500
-    assert found.mean_margin == pytest.approx(1)
-    assert found.vocabulary_overlap == pytest.approx(0.5)
+        assert row.low <= row.estimated_share <= row.high
+        assert row.high > row.low
+    first = next(row for row in found.rows if row.topic == model.topics[0])
+    assert first.low >= 100 / 500
+    assert found.figures.mean_margin == pytest.approx(1)
+    assert found.figures.vocabulary_overlap == pytest.approx(0.5)
 
 
 def test_answers_whose_question_the_model_decided_are_estimated_too() -> None:
@@ -120,12 +122,12 @@ def test_answers_whose_question_the_model_decided_are_estimated_too() -> None:
     read = Contribution.from_parquet(Contribution(model.version, made).to_parquet(), "here")
     assert (read.tally.of(DAY)[1].known[7], read.tally.of(DAY)[1].bundled) == (1, 5)
     found = topics_of_day(DAY, [read], lambda _: model.reference)
-    assert (found.posts, found.answers, found.guessed) == (4, 4, 3)
-    assert (found.drift > 0, found.drifted) == (True, False)
-    rows = {row["topic"]: row for row in found.rows}
+    assert (found.figures.posts, found.figures.answers, found.figures.guessed) == (4, 4, 3)
+    assert (found.figures.drift > 0, found.figures.drifted) == (True, False)
+    rows = {row.topic: row for row in found.rows}
     first, known = rows[model.topics[0]], rows[model.topics[7]]
-    assert first["low"] < first["estimated_share"] < first["high"] <= 0.75
-    assert known["low"] >= 0.25
+    assert first.low < first.estimated_share < first.high <= 0.75
+    assert known.low >= 0.25
     made.add(days, answers, topics, none)
     assert made.of(DAY)[1].uncertain == 3
 
@@ -140,13 +142,13 @@ def test_estimated_shares_sum_to_one_with_the_topics_that_nobody_named() -> None
     made.add(days, types, topics, np.ones(asked, bool), said(topics, posteriors, 0.1, 0.2))
     made.add(days[:3], types[:3], np.array([7, 7, 3], np.int32))
     found = topics_of_day(DAY, [Contribution(model.version, made)], lambda _: model.reference)
-    assert sum(row["estimated_share"] for row in found.rows) == pytest.approx(1)
-    assert [row["posts"] for row in found.rows[:4]] == [200, 2, 1, 0]
-    assert [row["rank"] for row in found.rows] == list(range(1, len(found.rows) + 1))
+    assert sum(row.estimated_share for row in found.rows) == pytest.approx(1)
+    assert [row.posts for row in found.rows[:4]] == [200, 2, 1, 0]
+    assert [row.rank for row in found.rows] == list(range(1, len(found.rows) + 1))
     unnamed = found.rows[3:]
     assert len(unnamed) > size / 2
-    assert all(row["posts"] == row["share"] == 0 < row["high"] for row in unnamed)
-    shares = [row["estimated_share"] for row in unnamed]
+    assert all(row.posts == row.share == 0 < row.high for row in unnamed)
+    shares = [row.estimated_share for row in unnamed]
     assert shares == sorted(shares, reverse=True)
 
 
@@ -160,8 +162,8 @@ def test_how_well_a_model_knows_a_day_is_measured_whoever_decides(guess: bool) -
     made.add(days, types + 1, decided)  # answers of which nobody asked the model
     reference = Reference.measure(NAMES, np.eye(3, dtype=np.float32), np.arange(3, dtype=np.int32))
     found = topics_of_day(DAY, [Contribution("m", made)], lambda _: reference)
-    assert (found.scored, found.guessed, found.other_share) == (4, 4 * guess, 0.75)
-    assert (found.mean_margin, found.vocabulary_overlap) == (0.5, 0.25)
+    assert (found.figures.scored, found.figures.guessed, found.figures.other_share) == (4, 4 * guess, 0.75)
+    assert (found.figures.mean_margin, found.figures.vocabulary_overlap) == (0.5, 0.25)
 
 
 def test_counts_from_before_all_posts_were_measured_are_read() -> None:
@@ -188,4 +190,4 @@ def test_a_file_of_many_days_is_not_copied_day_by_day(monkeypatch: pytest.Monkey
 
 def test_a_day_without_posts_is_empty() -> None:
     found = topics_of_day(DAY, [], no_reference)
-    assert (found.rows, found.posts) == ([], 0)
+    assert (found.rows, found.figures.posts) == ([], 0)

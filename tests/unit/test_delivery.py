@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from datetime import date, datetime
 from pathlib import Path
 
 import pytest
 
-from classify import job
+from classify.run import arrow
 from serve.topics import topics_of_day
 from shared import paths
 from shared.catalog import published_days
@@ -26,7 +27,7 @@ EFFECTS = {"put", "copy", "delete", "send", "run_now"}
 
 @pytest.fixture(autouse=True)
 def _one_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "load_model", lambda lake, version: {MODEL_VERSION: starter()}[version])
+    monkeypatch.setattr(arrow, "load_model", lambda lake, version: {MODEL_VERSION: starter()}[version])
 
 
 def counts(world: World, day: date = DAY) -> dict[str, int]:
@@ -266,3 +267,23 @@ def test_a_crash_at_any_call_changes_nothing(tmp_path: Path) -> None:
         assert world.files() == expected, place
         assert counts(world) == {"python": 2, "java": 2}, place
         shutil.rmtree(tmp_path / str(number))
+
+
+def test_a_record_from_the_future_is_read_and_kept_as_it_is(tmp_path: Path) -> None:
+    """An app that is rolled back meets records that a newer one wrote: its fields are there again after an update."""
+    world = World(tmp_path)
+    world.upload("a.parquet", posts(PYTHON))
+    record = world.land("a.parquet")
+    assert record is not None
+    path = paths.file_record(record.source_id, record.version)
+    with world.undisturbed():
+        written = json.loads(world.lake.read(path))
+        written |= {"site": "stackoverflow.com"}
+        written["source"] |= {"version_id": "2026-11-22T06:01:00.0000001Z"}
+        world.lake.put(path, json.dumps(written).encode())
+    world.work(tries=0)
+    with world.undisturbed():
+        kept = json.loads(world.lake.read(path))
+    assert kept["state"] == "published"
+    assert kept["site"] == "stackoverflow.com"
+    assert kept["source"]["version_id"] == "2026-11-22T06:01:00.0000001Z"

@@ -1,7 +1,6 @@
 """Training: what is learnt from, that the solver solves, that probabilities are ones, and what a report says."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,24 +9,24 @@ import pytest
 from scipy import sparse
 from scipy.optimize import minimize
 
-from classify import fit as fitting
-from classify.fit import (
+from classify.learn import fit as fitting
+from classify.learn.fit import (
     chance_curve,
     cross_validate,
     evaluate,
     fit,
     folds_of,
     learn_vocabulary,
-    main,
     most_frequent_tags,
     own_topics,
     primary_of,
     tagged_questions,
 )
-from classify.hinge import COST, discriminance, train, train_left_out
-from classify.model import Calibration, TopicModel
-from classify.text import Field, key_of, occurrences
+from classify.learn.hinge import COST, discriminance, train, train_left_out
+from classify.model.model import Calibration, TopicModel
+from classify.model.text import Field, key_of, occurrences
 from shared.errors import BadInput
+from tests.real_posts import RealPosts
 from tests.unit.topic_posts import questions
 
 
@@ -93,36 +92,6 @@ def test_a_report_on_posts_without_a_topic_has_numbers() -> None:
     report = evaluate(model, with_column("Tags", pa.array(["<cooking>"] * 60)))
     assert (report.hit_at_1, report.primary_accuracy) == (0, 0)
     assert json.dumps(report.to_json(), allow_nan=False)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        ("--posts no-id --topics 4", 1, "no tagged question to learn from (training reads no-id)"),
-        ("--posts structures --topics 4", 1, "structures cannot be read as a Parquet file: "),
-        ("--posts structures nowhere --topics 4", 1, "structures cannot be read as a Parquet file: "),
-        ("--posts few --topics 4", 1, "40 tagged questions in few are too few for 4 topics: 50 are needed"),
-        ("--posts few --topics 0", 2, "error: --topics 0: at least 2"),
-        ("--posts few --topics x", 2, "error: argument --topics: invalid int value: 'x'"),
-    ],
-)
-def test_what_the_command_cannot_use_is_said_in_a_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: str,
-    code: int,
-    said: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    pq.write_table(with_column("Id", pa.nulls(60, pa.int64())), "no-id")
-    pq.write_table(with_column("Title", pa.array([{"a": 1}] * 60)), "structures")
-    pq.write_table(questions(40), "few")
-    with pytest.raises(SystemExit) as ended:
-        main([*arguments.split(), "--out", "model"])
-    *_, last = capsys.readouterr().err.splitlines()
-    assert (ended.value.code, said in last) == (code, True), last
-    assert not Path("model").exists()
 
 
 def test_folds_are_even_and_never_change() -> None:
@@ -237,19 +206,9 @@ def test_cross_validation_measures_each_post_once() -> None:
     assert all(report.hit_at_1 > 0.8 for report in reports)
 
 
-def test_the_command_writes_a_model_and_its_card(tmp_path: Path) -> None:
-    pq.write_table(questions(300), tmp_path / "posts.parquet")
-    arguments = ["--posts", str(tmp_path / "posts.parquet"), "--out", str(tmp_path / "model"), "--topics", "4"]
-    assert main(arguments) == 0
-    card = (tmp_path / "model" / "card.md").read_text(encoding="utf-8")
-    assert TopicModel.load(tmp_path / "model").version in card
-    assert "CC BY-SA" in card
-    assert "300 tagged questions" in card
-
-
-def test_real_questions(shared_data: Path) -> None:
+def test_real_questions(real_posts: RealPosts) -> None:
     """A bound well below what five folds of all posts reach, on a fifth of the posts to stay quick."""
-    posts = tagged_questions(pq.read_table(shared_data / "posts.parquet"))
+    posts = tagged_questions(pq.read_table(real_posts("posts.parquet")))
     part = folds_of(posts.ids, 10)
     model, _ = fit(posts.take(part < 3), topics=20)
     report = evaluate(model, posts.take(part == 9))

@@ -13,6 +13,7 @@ import pytest
 from localcloud.host.bindings import timer_value
 from localcloud.host.runner import LogFormatter, Outcome, Runner
 from tests.unit.host_functions import hosted
+from tests.waiting import PATIENCE
 
 VALUE = timer_value(past_due=False, status=None)
 TIMER = {"type": "timerTrigger"}
@@ -130,14 +131,14 @@ def test_function_timeout_is_said(lines: list[str]) -> None:
 
 
 def test_thread_count_bounds_what_runs_at_once() -> None:
-    most, now, lock = 0, 0, threading.Lock()
+    most, now, lock, both = 0, 0, threading.Lock(), threading.Barrier(2, timeout=PATIENCE)
 
     def call(value: Any) -> None:
         nonlocal most, now
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(0.01)
+        both.wait()  # goes on when two are at work
         with lock:
             now -= 1
 

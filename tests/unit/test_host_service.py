@@ -1,8 +1,9 @@
 """The whole host where no storage is needed: HTTP, firing by hand, and stopping."""
 
 import asyncio
-import time
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import aiohttp
 import pytest
@@ -14,15 +15,19 @@ from localcloud.host.errors import HostError
 from localcloud.host.service import FunctionsHost
 from localcloud.host.store import HostStore
 from tests.unit.host_functions import imported
+from tests.waiting import PATIENCE
 
 APP = """
-import time
+import threading
 import azure.functions as func
 app = func.FunctionApp(http_auth_level=func.AuthLevel.ANONYMOUS)
+begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
 
 @app.timer_trigger(arg_name="timer", schedule="0 0 0 1 1 *")
 def slow(timer: func.TimerRequest) -> None:
-    time.sleep(1.5)
+    begun.set()
+    may_end.wait()
+    ended.set()
 
 @app.route(route="hello", methods=["GET"])
 def hello(req: func.HttpRequest) -> func.HttpResponse:
@@ -31,8 +36,9 @@ def hello(req: func.HttpRequest) -> func.HttpResponse:
 ENVIRON = {"AzureWebJobs.slow.Disabled": "true"}
 
 
-async def fire_and_stop(host: FunctionsHost) -> tuple[bool, float]:
-    """Fires the slow function without waiting for it; returns what `stop` said and how long it took (seconds)."""
+async def fire_and_stop(host: FunctionsHost, app: ModuleType, *, ends: bool) -> tuple[bool, bool]:
+    """Fires the slow function, and lets it end while `stop` waits or not before; returns what `stop` said, and whether
+    the function had ended by then."""
     port = await host.start(0)
     url = f"http://127.0.0.1:{port}"
     async with aiohttp.ClientSession() as session:
@@ -40,25 +46,31 @@ async def fire_and_stop(host: FunctionsHost) -> tuple[bool, float]:
             assert await answer.text() == "hello"
         async with session.post(f"{url}/admin/functions/slow", json={}) as answer:
             assert answer.status == 202
+    while not app.begun.is_set():
+        await asyncio.sleep(0.01)
+    stopping = asyncio.create_task(host.stop())
     await asyncio.sleep(0.1)
-    started = time.monotonic()
-    clean = await host.stop()
-    return clean, time.monotonic() - started
+    if ends:
+        assert not stopping.done()
+        app.may_end.set()
+    said = await stopping
+    had_ended = app.ended.is_set()
+    app.may_end.set()
+    return said, had_ended
 
 
-@pytest.mark.parametrize(("patience", "clean"), [(10.0, True), (0.2, False)])
+@pytest.mark.parametrize(("patience", "ends"), [(PATIENCE, True), (0.5, False)])
 def test_stopping_waits_for_running_functions_but_not_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float, clean: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float, ends: bool
 ) -> None:
     monkeypatch.setattr(service, "STOP_SECONDS", patience)
     with imported(APP, tmp_path, "service_app", ENVIRON) as functions:
 
-        async def run() -> tuple[bool, float]:
-            return await fire_and_stop(FunctionsHost(functions, HostConfig(), None, ENVIRON))
+        async def run() -> tuple[bool, bool]:
+            host = FunctionsHost(functions, HostConfig(), None, ENVIRON)
+            return await fire_and_stop(host, sys.modules["service_app"], ends=ends)
 
-        ended, seconds = asyncio.run(run())
-    assert ended is clean
-    assert (1 < seconds < 5) if clean else (seconds < 1)
+        assert asyncio.run(run()) == (ends, ends)
 
 
 @pytest.mark.parametrize("count", ["0", "33", "many"])

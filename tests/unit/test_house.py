@@ -41,3 +41,50 @@ def test_the_app_is_thin() -> None:
     lines = (PROJECT / "function_app.py").read_text().splitlines()
     assert len(lines) <= 150
     assert not re.search(r"os\.environ(?!\.get\(\"POSTS_TRIGGER_SOURCE\")", "\n".join(lines))
+
+
+ROOMS = ("cli", "pipeline", "ingest", "classify", "serve", "shared", "localcloud")
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that import each other, by Kosaraju's algorithm."""
+    order: list[str] = []
+    seen: set[str] = set()
+
+    def visit(module: str, graph: dict[str, set[str]], found: list[str]) -> None:
+        if module not in seen:
+            seen.add(module)
+            for imported in sorted(graph.get(module, ())):
+                visit(imported, graph, found)
+            found.append(module)
+
+    for module in imports:
+        visit(module, imports, order)
+    backwards: dict[str, set[str]] = {}
+    for module, imported in imports.items():
+        for name in imported:
+            backwards.setdefault(name, set()).add(module)
+    seen.clear()
+    groups: list[list[str]] = []
+    for module in reversed(order):
+        group: list[str] = []
+        visit(module, backwards, group)
+        if len(group) > 1:
+            groups.append(sorted(group))
+    return groups
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    grimp = pytest.importorskip("grimp", reason="import-linter brings it")
+    graph = grimp.build_graph(*ROOMS, exclude_type_checking_imports=True, cache_dir=None)
+    imports = {module: set(graph.find_modules_directly_imported_by(module)) for module in graph.modules}
+    assert len(imports) > 100
+    assert circles(imports) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+def test_packages_say_nothing_when_they_are_imported() -> None:
+    """So that importing one module of a room loads no other."""
+    rooms = [PROJECT / room for room in ("cli", "pipeline", "ingest", "classify", "serve", "shared")]
+    told = [file for room in rooms for file in room.rglob("__init__.py") if file.read_text().strip()]
+    assert [str(file.relative_to(PROJECT)) for file in told] == ["ingest/dump/__init__.py"]  # a room with one door

@@ -13,15 +13,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from classify import job, rowgroups, tally
-from classify.day import Contribution
-from classify.job import JobParameters, run
-from classify.summary import COUNTS, REFUSED, SUMMARY, Summary
+from classify import job
+from classify.days import tally
+from classify.days.day import Contribution
+from classify.posts import rowgroups
+from classify.registry.summary import COUNTS, REFUSED, SUMMARY, Summary
+from classify.run import arrow, census, output
+from classify.run.engine import run
+from classify.run.parameters import JobParameters
 from ingest.contracts import check_posts
 from shared import paths
 from shared.errors import BadInput, ModelError, NotFound, TerminalError
 from shared.lake import FolderLake
 from shared.storage import RangedReader
+from tests.real_posts import RealPosts
 from tests.world import MODEL_VERSION, damaged, parquet, posts, starter
 
 PYTHON, JAVA = {"Tags": "<python>"}, {"Tags": "<java>"}
@@ -31,7 +36,7 @@ CSS_BODY = {"Body": "<p>css: two css floats</p><pre><code>.menu { float: left; m
 
 @pytest.fixture
 def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderLake:
-    monkeypatch.setattr(job, "load_model", lambda lake, version: {MODEL_VERSION: starter()}[version])
+    monkeypatch.setattr(arrow, "load_model", lambda lake, version: {MODEL_VERSION: starter()}[version])
     return FolderLake(tmp_path)
 
 
@@ -124,9 +129,9 @@ def test_every_parent_that_is_not_in_the_file_is_looked_up_once() -> None:
     out = io.BytesIO()
     parents = [None, 1000, least, 1001, most, 1000, 7]
     pq.write_table(pa.table({"Id": [7, 8, 9, 10, 11, 12, 13], "PostTypeId": [1] + [2] * 6, "ParentId": parents}), out)
-    census = job._Census(pq.ParquetFile(out))
-    assert census.parents_elsewhere.tolist() == [least, 1000, 1001, most]
-    assert census.questions.tolist() == [7]
+    found = census.Census(pq.ParquetFile(out))
+    assert found.parents_elsewhere.tolist() == [least, 1000, 1001, most]
+    assert found.questions.tolist() == [7]
 
 
 def test_the_last_of_several_rows_with_one_id_counts(lake: FolderLake) -> None:
@@ -208,14 +213,14 @@ def test_of_a_large_row_group_little_is_held_at_once(is_large: bool, monkeypatch
 
 
 def test_batches_and_row_groups_do_not_show(
-    lake: FolderLake, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+    lake: FolderLake, real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = pq.read_table(shared_data / "posts.parquet").slice(4_000, 1_500)
+    table = pq.read_table(real_posts("posts.parquet")).slice(4_000, 1_500)
     _, whole = classify(lake, table)
     monkeypatch.setattr(rowgroups, "BATCH_ROWS", 97)
-    monkeypatch.setattr(job, "BATCH_ROWS", 97)
-    monkeypatch.setattr(job, "ROWS_AT_ONCE", 10)
-    monkeypatch.setattr(job, "GROUP_ROWS", 100)
+    monkeypatch.setattr(arrow, "BATCH_ROWS", 97)
+    monkeypatch.setattr(arrow, "ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(output, "GROUP_ROWS", 100)
     _, pieces = classify(lake, table)
     order = [("Id", "ascending")]
     assert (
@@ -302,7 +307,7 @@ def test_an_output_that_is_being_written_anew_is_not_called_whole(
     table = posts(PYTHON)
     classify(lake, table)
     output = paths.post_topics("s", "v", MODEL_VERSION, "tags")
-    monkeypatch.setattr(job, "score", None)
+    monkeypatch.setattr(arrow, "score", None)
     with pytest.raises(TypeError):
         classify(lake, table)
     with pytest.raises(NotFound):
@@ -316,8 +321,8 @@ def test_long_texts_come_in_smaller_batches(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "posts.parquet", compression="zstd")
     assert (tmp_path / "posts.parquet").stat().st_size < 100_000
     with pq.ParquetFile(tmp_path / "posts.parquet") as file:
-        batches = list(job._batches_of_texts(file))
+        batches = list(arrow._batches_of_texts(file))
     assert [number for batch in batches for number in batch["Id"].to_pylist()] == list(range(3_300))
-    assert max(batch.num_rows for batch in batches) == job.BATCH_ROWS
-    assert max(batch.nbytes for batch in batches) < 1.1 * job.LARGEST_BATCH
-    assert {len(body) for body in batches[-1]["Body"].to_pylist()} == {job.MAX_BODY_BYTES}
+    assert max(batch.num_rows for batch in batches) == arrow.BATCH_ROWS
+    assert max(batch.nbytes for batch in batches) < 1.1 * arrow.LARGEST_BATCH
+    assert {len(body) for body in batches[-1]["Body"].to_pylist()} == {arrow.MAX_BODY_BYTES}

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from classify.job import JobParameters
-from classify.models import current_version, load_model
-from classify.summary import SUMMARY, Summary, Training
+from classify.registry.models import current_version, load_model
+from classify.registry.summary import SUMMARY, Summary, Training
+from classify.run.parameters import JobParameters
 from shared import paths
 from shared.errors import BadInput
 from shared.lake import FolderLake
@@ -70,12 +70,9 @@ def test_the_classification_is_plain_python_too(landed: tuple[FolderLake, dict[s
     assert Summary.model_validate_json(lake.read(f"{output}/{SUMMARY}")).decided_by == {"tags": 1}
 
 
-def test_a_missing_parameter_stops_the_notebook(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
+def test_a_missing_parameter_stops_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput, match="--source-id is missing; --version is missing; --file-day is missing"):
         run_on_databricks(monkeypatch, "classify_posts.py", lake_root="r")
-    assert "--source-id, --version, --file-day, --model" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from classify import clean
+from classify.posts import clean
 from ingest.contracts import check_posts
 from shared import paths
 from shared.errors import BadInput
 from shared.storage import RangedReader
+from tests.real_posts import RealPosts
 from tests.world import parquet, posts
 
 FILE_DAY = date(2026, 1, 2)
@@ -228,7 +228,7 @@ def test_the_day_of_a_file_is_the_date_in_its_name(name: str, day: date) -> None
     assert paths.file_day(name, datetime(2026, 11, 22, 5, tzinfo=UTC)) == day
 
 
-def test_real_posts_keep_the_contract(shared_data: Path) -> None:
+def test_real_posts_keep_the_contract(real_posts: RealPosts) -> None:
     for name in ("posts.parquet", "posts-devops.parquet"):
-        with (shared_data / name).open("rb") as file:
+        with real_posts(name).open("rb") as file:
             assert check_posts(file, name).rows > 5_000

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from classify.fit import fit
-from classify.model import CALIBRATION, MANIFEST
-from classify.quantify import DayStatistics, Reference, estimate
+from classify.learn.fit import fit
+from classify.model.model import CALIBRATION, MANIFEST
+from classify.model.quantify import DayStatistics, Reference, estimate
 from shared.errors import ModelError
 from tests.unit.topic_posts import questions
 
@@ -192,3 +192,15 @@ def test_the_reference_is_read_from_a_models_small_files_alone() -> None:
     two = {**json.loads(files[MANIFEST]), "topics": ["a", "other"]}
     with pytest.raises(ModelError, match="calibration of 5 topics in a model of 2"):
         Reference.from_files(json.dumps(two).encode(), files[CALIBRATION])
+
+
+def test_a_topic_that_the_model_never_names_says_nothing_of_a_day() -> None:
+    """As in a model of a small site, whose answers' questions it decided: nothing is divided by nothing."""
+    truth = np.array([0, 0, 0, 1, 1, 2] * 50, np.int32)
+    posteriors = np.zeros((len(truth), 3), np.float32)
+    posteriors[:, 0], posteriors[:, 1] = np.where(truth == 0, 0.8, 0.3), np.where(truth == 0, 0.2, 0.7)
+    reference = Reference.measure(("a", "b", "other"), posteriors, truth)
+    found = estimate(statistics(posteriors), reference)
+    assert np.isfinite(found.share).all()
+    assert np.isfinite(found.drift)
+    assert not found.drifted

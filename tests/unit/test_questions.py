@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from classify import questions
-from classify.questions import MANY_FILES, merge, newest_topics, remember
+from classify.run import questions
+from classify.run.questions import MANY_FILES, merge, newest_topics, remember
 from shared import paths
 from shared.errors import TransientError
 from shared.lake import FileInfo, FolderLake
@@ -195,7 +195,7 @@ def test_a_file_that_was_merged_while_it_was_looked_up_is_found_again(
     assert known(lake, *expected) == expected
     gone = [FileInfo(paths.question_topics_of(0, "gone"), 1, "e", next(listed("question_topics")).last_modified)]
     monkeypatch.setattr(lake, "list", lambda _: iter(gone))
-    with pytest.raises(TransientError, match=r"merged all the time: .*gone\.parquet does not exist"):
+    with pytest.raises(TransientError, match=r"is being changed by too many others: .*gone\.parquet does not exist"):
         known(lake, 1)
     full(tmp := lake.root / "other")
     other = FolderLake(tmp)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from azurefunctions.extensions.base import meta
 
-from classify.launch import TRAININGS_A_WEEK, retrain
 from classify.train import TrainParameters
+from pipeline.retrain import TRAININGS_A_WEEK, retrain
 from shared.databricks import RunState
 from shared.errors import NotFound, TerminalError
 from tests.world import START, World, WorldRuns, settings

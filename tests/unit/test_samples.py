@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from datetime import date, datetime, timedelta
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +14,9 @@ import pytest
 
 from ingest.dump.users import POST_TYPES
 from localcloud.samples import OWNERS, TOPICS, sample_posts, sample_questions, sample_users
+from tests.real_posts import RealPosts
 
 DAY = date(2026, 3, 14)
-REAL_POSTS = Path(__file__).parents[2].parent / "shared" / "data" / "posts.parquet"
-
-needs_real_posts = pytest.mark.skipif(not REAL_POSTS.exists(), reason="the real posts (../shared/data) are not here")
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +91,13 @@ def test_twenty_topics_and_the_post_types_of_the_site() -> None:
     assert POST_TYPES[:2] == ((1, "Question"), (2, "Answer"))
 
 
-@needs_real_posts
-def test_columns_and_types_are_those_of_the_real_posts(posts: pa.Table) -> None:
-    assert posts.schema.equals(pq.read_schema(REAL_POSTS))
+def test_columns_and_types_are_those_of_the_real_posts(posts: pa.Table, real_posts: RealPosts) -> None:
+    assert posts.schema.equals(pq.read_schema(real_posts("posts.parquet")))
 
 
-@needs_real_posts
-def test_topics_are_frequent_tags_of_the_real_posts() -> None:
+def test_topics_are_frequent_tags_of_the_real_posts(real_posts: RealPosts) -> None:
     tags = Counter[str]()
-    for text in pq.read_table(REAL_POSTS, columns=["Tags"])["Tags"].to_pylist():
+    for text in pq.read_table(real_posts("posts.parquet"), columns=["Tags"])["Tags"].to_pylist():
         tags.update(re.findall(r"<([^>]+)>", text or ""))
     assert set(TOPICS) <= {tag for tag, _ in tags.most_common(60)}
 

@@ -67,7 +67,7 @@ def test_a_day_is_cut_to_its_top_but_counts_all(lake: FolderLake) -> None:
 def test_what_is_not_published_is_not_found(lake: FolderLake, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no topics are published for 2026-11-19"):
         topics_of_day(lake, date(2026, 11, 19))
-    with pytest.raises(NotFound, match="no topics are published yet"):
+    with pytest.raises(NotFound, match="no day with posts is published yet"):
         latest_day(FolderLake(tmp_path / "empty"))
 
 

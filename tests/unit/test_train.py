@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from classify import models, rowgroups
 from classify import train as train_module
-from classify.card import CARD, REPORT, card, mean_report
-from classify.fit import cross_validate, fit, tagged_questions
-from classify.model import MANIFEST, TopicModel
-from classify.modelfiles import ARRAYS, CALIBRATION
-from classify.models import (
+from classify.learn.fit import cross_validate, fit, tagged_questions
+from classify.model.files import ARRAYS, CALIBRATION
+from classify.model.model import MANIFEST, TopicModel
+from classify.posts import rowgroups
+from classify.registry import models
+from classify.registry.card import CARD, REPORT, card, mean_report
+from classify.registry.models import (
     current_model,
     current_version,
     load_model,

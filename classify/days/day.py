@@ -1,0 +1,169 @@
+"""The topics of a day, from what each of its files adds: plain counts, and shares with 95 % intervals."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import reduce
+from operator import add
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from classify.days.tally import Tally
+from classify.model.quantify import COVERED, DayStatistics, Estimate, Reference, estimate
+from shared.errors import BadInput
+from shared.topics import DayFigures, TopicRow
+
+DIGITS = 9
+"""Shares are rounded to so many, far below what a post of a day can move."""
+MODEL, TOPICS = b"stacktopics.model", b"stacktopics.topics"
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one classification adds to its days."""
+
+    model: str
+    tally: Tally
+
+    def to_parquet(self) -> bytes:
+        out = io.BytesIO()
+        metadata = {MODEL: self.model.encode(), TOPICS: json.dumps(self.tally.topics).encode()}
+        table = self.tally.to_table().replace_schema_metadata(metadata)
+        pq.write_table(table, out, compression="zstd", compression_level=1, use_dictionary=["day", "topic"])
+        return out.getvalue()
+
+    @classmethod
+    def from_parquet(cls, data: bytes, what: str) -> Contribution:
+        """What `to_parquet` wrote. Raises BadInput that names `what`."""
+        try:
+            table = pq.read_table(io.BytesIO(data))
+            metadata = table.schema.metadata
+            if "scored" not in table.column_names:  # margins and overlaps were once summed of what the model decided
+                table = table.append_column("scored", table["said"])
+            for name in {"inherited", "bundled"} - {*table.column_names}:  # all answers that inherit were once `known`
+                table = table.append_column(name, pa.repeat(pa.scalar(0, pa.int64()), len(table)))
+            tally = Tally(tuple(json.loads(metadata[TOPICS])))
+            tally.add_table(table)
+            return cls(metadata[MODEL].decode(), tally)
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"{what} does not hold the counts of a classification: {error!r}") from error
+
+
+class DayTopics(NamedTuple):
+    """A day's topics, most frequent first, and its figures."""
+
+    rows: list[TopicRow]
+    figures: DayFigures
+
+
+def topics_of_day(
+    day: date, contributions: Sequence[Contribution], reference_of: Callable[[str], Reference]
+) -> DayTopics:
+    """Add up what each file adds to `day`, most frequent topic first, ties by estimated share and name.
+
+    A topic that the model named for no post but that a post may be about has a row too: estimated shares sum to one.
+    `reference_of` gives a model's calibration; it is asked only for models that decided a post of the day.
+    """
+    questions: dict[str, int] = defaultdict(int)
+    answers: dict[str, int] = defaultdict(int)
+    by_model: dict[tuple[str, tuple[str, ...]], list[DayStatistics]] = defaultdict(list)
+    for contribution in contributions:
+        counted, statistics = contribution.tally.of(day)
+        for topic, (asked, answered) in counted.items():
+            questions[topic] += asked
+            answers[topic] += answered
+        by_model[contribution.model, contribution.tally.topics].append(statistics)
+    posts = {topic: questions[topic] + answers[topic] for topic in questions}
+    total = sum(posts.values())
+    parts = [
+        _Part.of(reduce(add, statistics), topics, reference_of, model)
+        for (model, topics), statistics in by_model.items()
+    ]
+    shares = _combined(parts, total)
+    there = [topic for topic, found in shares.items() if posts.get(topic) or found["high"]]
+    ordered = sorted(there, key=lambda topic: (-posts.get(topic, 0), -shares[topic]["estimated_share"], topic))
+    rows = [
+        TopicRow(
+            rank=rank,
+            topic=topic,
+            posts=posts.get(topic, 0),
+            questions=questions.get(topic, 0),
+            answers=answers.get(topic, 0),
+            share=round(posts.get(topic, 0) / total, DIGITS),
+            **shares[topic],
+        )
+        for rank, topic in enumerate(ordered, 1)
+    ]
+    guessed, scored = (sum(getattr(part.statistics, number) for part in parts) for number in ("uncertain", "scored"))
+    estimates = [(part.estimate, part.statistics.uncertain) for part in parts if part.estimate]
+
+    def mean(value: str) -> float:
+        sums = (getattr(part.statistics, value) * part.statistics.scored for part in parts)
+        return sum(sums) / scored if scored else 0.0
+
+    figures = DayFigures(
+        posts=total,
+        questions=sum(questions.values()),
+        answers=sum(answers.values()),
+        guessed=guessed,
+        drift=sum(estimate.drift * posts for estimate, posts in estimates) / guessed if guessed else 0.0,
+        drifted=any(estimate.drifted for estimate, _ in estimates),
+        scored=scored,
+        mean_margin=mean("mean_margin"),
+        vocabulary_overlap=mean("vocabulary_overlap"),
+        other_share=mean("other_share"),
+    )
+    return DayTopics(rows, figures)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The posts of a day that one model classified; `share` and `deviation` are by topic."""
+
+    topics: tuple[str, ...]
+    statistics: DayStatistics
+    share: npt.NDArray[np.float64]
+    deviation: npt.NDArray[np.float64]
+    estimate: Estimate | None
+
+    @classmethod
+    def of(
+        cls, statistics: DayStatistics, topics: tuple[str, ...], reference_of: Callable[[str], Reference], model: str
+    ) -> _Part:
+        if statistics.uncertain:
+            found = estimate(statistics, reference_of(model))
+            return cls(topics, statistics, found.share, found.deviation, found)
+        return cls(topics, statistics, statistics.known / max(statistics.posts, 1), np.zeros(len(topics)), None)
+
+
+def _combined(parts: Sequence[_Part], total: int) -> dict[str, dict[str, float]]:
+    """Shares of the whole day: those of each model's posts, weighted by their number; variances add up."""
+    share: dict[str, float] = defaultdict(float)
+    variance: dict[str, float] = defaultdict(float)
+    certain: dict[str, float] = defaultdict(float)
+    for part in parts:
+        weight = part.statistics.posts / total if total else 0.0
+        for number, topic in enumerate(part.topics):
+            share[topic] += weight * part.share[number]
+            variance[topic] += (weight * part.deviation[number]) ** 2
+            certain[topic] += part.statistics.known[number] / total if total else 0.0
+    uncertain = sum(part.statistics.uncertain for part in parts) / total if total else 0.0
+    return {
+        topic: {
+            "estimated_share": round(float(share[topic]), DIGITS),
+            "low": round(float(max(share[topic] - COVERED * variance[topic] ** 0.5, certain[topic])), DIGITS),
+            "high": round(
+                float(min(share[topic] + COVERED * variance[topic] ** 0.5, certain[topic] + uncertain)), DIGITS
+            ),
+        }
+        for topic in share
+    }

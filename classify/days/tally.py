@@ -1,0 +1,161 @@
+"""What a classification adds to each day: counts by topic, and the sums that estimating shares needs.
+
+Both engines fill it, batch by batch; it is stored as `counts.parquet`, and publishing adds up those of several files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from classify.model.quantify import DayStatistics
+from classify.posts.clean import ANSWER, EPOCH, QUESTION
+from shared.errors import BadInput
+
+if TYPE_CHECKING:
+    from classify.model.model import Classified
+
+WHOLE = ("questions", "answers", "known", "said", "inherited", "bundled", "scored")
+SUMS = ("posteriors", "margins", "overlaps")
+
+COUNTS = pa.schema(
+    {"day": pa.date32(), "topic": pa.string()}
+    | {name: pa.int64() for name in WHOLE}
+    | {name: pa.float64() for name in SUMS}
+)
+"""One row a day and topic. `questions` and `answers` were counted for the topic; of them `known` were decided by tags,
+their own or their question's, `said` by the model, and `inherited` took over what the model said of their question;
+`bundled` sums, over these questions, the squared number of their answers of the day. `posteriors` is the sum, over all
+posts of the day that the model decided, of how likely they are about this topic. `scored` are the posts that the model
+says are about it, whoever decides; `margins` and `overlaps` are the sums of their margins and vocabulary overlaps."""
+
+MAX_DAYS = 20_000
+"""The sums of a day are 6.5 KB at 100 topics; Stack Overflow has had 6,600 days."""
+
+Columns = dict[str, npt.NDArray[Any]]
+
+
+def check_days(days: Collection[int]) -> None:
+    """Raises BadInput when these, which are numbered as numpy does, are more than MAX_DAYS."""
+    if len(days) > MAX_DAYS:
+        first, last = (EPOCH + timedelta(days=found(days)) for found in (min, max))
+        raise BadInput(
+            f"its posts are of more than {MAX_DAYS} days, from {first} to {last}: correct their CreationDate, or split"
+            " the file"
+        )
+
+
+class Tally:
+    """Sums by day and topic; `topics` are the model's names, `other` last."""
+
+    def __init__(self, topics: tuple[str, ...]) -> None:
+        self.topics = topics
+        self._days: dict[int, int] = {}
+        self._sums: Columns = {name: np.zeros((0, len(topics)), np.int64) for name in WHOLE}
+        self._sums |= {name: np.zeros((0, len(topics))) for name in SUMS}
+
+    def add(
+        self,
+        days: npt.NDArray[np.int32],
+        types: npt.NDArray[np.int64],
+        topics: npt.NDArray[np.int32],
+        guessed: npt.NDArray[np.bool_] | None = None,
+        asked: Classified | None = None,
+    ) -> None:
+        """Count n posts; `asked` is what the model says of all n, if it was asked.
+
+        `guessed` are those the model decided; where it was not asked, those whose question it decided.
+        """
+        if not len(days):
+            return
+        found, place = np.unique(days, return_inverse=True)
+        cell = place * len(self.topics) + topics
+        parts = {"questions": types == QUESTION, "answers": types == ANSWER}
+        if guessed is None:
+            guessed = np.zeros(len(days), bool)
+        parts |= {"known": ~guessed, "inherited" if asked is None else "said": guessed}
+        sums = {name: self._by_cell(cell, part, len(found)) for name, part in parts.items()}
+        if asked is not None:
+            said = place * len(self.topics) + asked.topic
+            for name, part in {"scored": None, "margins": asked.margin, "overlaps": asked.overlap}.items():
+                sums[name] = self._by_cell(said, part, len(found))
+            order = np.argsort(place, kind="stable")
+            starts = np.searchsorted(place[order], np.arange(len(found)))
+            sums["posteriors"] = np.add.reduceat((asked.posteriors * guessed[:, None])[order], starts, dtype=np.float64)
+        rows = self._rows(found.tolist())
+        for name, values in sums.items():
+            self._sums[name][rows] += values.astype(self._sums[name].dtype)
+
+    def add_bundles(
+        self, days: npt.NDArray[np.int32], topics: npt.NDArray[np.int32], answers: npt.NDArray[np.int64]
+    ) -> None:
+        """Of questions that the model decided: on which of its `days` each has how many of the answers counted."""
+        found, place = np.unique(days, return_inverse=True)
+        np.add.at(self._sums["bundled"], (self._rows(found.tolist())[place], topics), np.square(answers))
+
+    def to_table(self) -> pa.Table:
+        """COUNTS: by day, then topic as the model orders them; without rows that are zero throughout."""
+        order = np.array(sorted(self._days, key=int), np.int32)
+        rows = self._rows(order.tolist())
+        sums = {name: values[rows] for name, values in self._sums.items()}
+        filled = np.any([values != 0 for values in sums.values()], axis=0)
+        day, topic = np.nonzero(filled)
+        columns = [pa.array(order[day]).cast(pa.date32()), pa.array(self.topics).take(pa.array(topic))]
+        return pa.table([*columns, *(pa.array(sums[name][filled]) for name in (*WHOLE, *SUMS))], schema=COUNTS)
+
+    def add_table(self, table: pa.Table) -> None:
+        """Add what `to_table` gave, for the same topics."""
+        numbers = {name: number for number, name in enumerate(self.topics)}
+        topic = np.array([numbers[name] for name in table["topic"].to_pylist()], np.int64)
+        days = np.asarray(table["day"].cast(pa.int32()))
+        self._rows(np.unique(days).tolist())
+        row = np.array([self._days[day] for day in days.tolist()], np.int64)
+        for name in (*WHOLE, *SUMS):
+            np.add.at(self._sums[name], (row, topic), np.asarray(table[name]))
+
+    def days(self) -> list[date]:
+        """The days that have posts."""
+        return [EPOCH + timedelta(days=day) for day in sorted(self._days)]
+
+    def of(self, day: date) -> tuple[dict[str, tuple[int, int]], DayStatistics]:
+        """Questions and answers by topic, and the statistics, of one of `days`."""
+        row = self._days[(day - EPOCH).days]
+        sums = {name: values[row] for name, values in self._sums.items()}
+        counted = {
+            name: (int(asked), int(answered))
+            for name, asked, answered in zip(self.topics, sums["questions"], sums["answers"], strict=True)
+            if asked or answered
+        }
+        statistics = DayStatistics(
+            sums["known"],
+            sums["said"],
+            sums["posteriors"],
+            sums["inherited"],
+            bundled=int(sums["bundled"].sum()),
+            margins=float(sums["margins"].sum()),
+            overlaps=float(sums["overlaps"].sum()),
+            scored=int(sums["scored"].sum()),
+            others=int(sums["scored"][-1]),
+        )
+        return counted, statistics
+
+    def _by_cell(self, cell: npt.NDArray[Any], values: npt.NDArray[Any] | None, days: int) -> npt.NDArray[Any]:
+        size = len(self.topics)
+        return np.bincount(cell, values, minlength=days * size).reshape(days, size)
+
+    def _rows(self, days: list[int]) -> npt.NDArray[np.int64]:
+        """Where the sums of days are; new days get rows of zeros. Raises BadInput when there are more than MAX_DAYS."""
+        for day in days:
+            self._days.setdefault(day, len(self._days))
+        check_days(self._days)
+        room = len(self._sums["said"])
+        if len(self._days) > room:
+            more = max(len(self._days), 2 * room) - room  # doubled, so that a file of years is not copied day by day
+            for name, values in self._sums.items():
+                self._sums[name] = np.concatenate([values, np.zeros((more, len(self.topics)), values.dtype)])
+        return np.array([self._days[day] for day in days], np.int64)

@@ -1,0 +1,107 @@
+"""What is written beside a model: how it did, as numbers (`report.json`) and for people (`card.md`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from classify.registry.report import ANSWERS, DAY, SHIFT, Report
+
+if TYPE_CHECKING:
+    from classify.model.model import TopicModel
+
+REPORT, CARD = "report.json", "card.md"
+
+
+def mean_report(reports: Sequence[Report]) -> dict[str, Any]:
+    """`folds`, and what Report.to_json gives: means over the folds, of posts and of what is counted by topic sums.
+
+    A topic that is none in some of the folds is counted in the others.
+    """
+    documents = [report.to_json() for report in reports]
+    by_topic: dict[str, dict[str, Any]] = {}
+    for row in (row for document in documents for row in document["by_topic"]):
+        sums = by_topic.setdefault(row["topic"], {"topic": row["topic"], "posts": 0, "found": 0, "right": 0})
+        for name in ("posts", "found", "right"):
+            sums[name] += row[name]
+    for sums in by_topic.values():
+        sums["f1"] = 2 * sums["right"] / max(sums["posts"] + sums["found"], 1)
+    posts = sum(report.posts for report in reports)
+    topics = max(report.topics for report in reports)
+    means = _mean(documents)
+    return {"folds": len(reports), **means, "posts": posts, "topics": topics, "by_topic": list(by_topic.values())}
+
+
+def _mean(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The means of equally named numbers, also in documents within."""
+    means: dict[str, Any] = {}
+    for name, value in documents[0].items():
+        values = [document[name] for document in documents]
+        if isinstance(value, dict):
+            means[name] = _mean(values)
+        elif isinstance(value, int | float):
+            means[name] = float(np.mean(values))
+    return means
+
+
+def card(
+    model: TopicModel, reports: Sequence[Report], files: Sequence[str], *, made_by: str, measured: str, remark: str = ""
+) -> str:
+    """The model card. `files` names what the training posts were read from, `made_by` the command, `measured` says on
+    which posts each of the reports was made, `remark` whatever else is to be known."""
+    several, by_topic = len(reports) > 1, mean_report(reports)["by_topic"]
+
+    def row(what: str, measure: Callable[[Report], float]) -> str:
+        values = [measure(report) for report in reports]
+        return f"| {what} | {np.mean(values):.4f} |" + several * f" {min(values):.4f} to {max(values):.4f} |"
+
+    return "\n".join(
+        [
+            f"# Topic model {model.version}",
+            "",
+            f"Finds which of {len(model.topics) - 1} topics (or `{model.topics[-1]}`) a Stack Overflow post is about,",
+            f"by {len(model.vocabulary):,} features of its title and body.",
+            "",
+            f"* Made {model.trained_on['date']} from {model.trained_on['questions']:,} tagged questions in",
+            f"  {', '.join(files)} by `{made_by}`.",
+            *([f"* {remark}"] if remark else []),
+            "* The posts are user contributions to the Stack Exchange network, licensed CC BY-SA",
+            "  (https://stackoverflow.com/help/licensing). The model holds hashes of words and weights, no text.",
+            "* It knows English, and the topics and years of the training posts. What came later shows as a growing",
+            "  share of `other` and as drift of the day.",
+            "",
+            measured,
+            f"A day is {DAY} posts drawn from those, or half of them if they are few; on shifted days the",
+            f"log-chances of topics are moved at random, with a standard deviation of {SHIFT}; on days with answers",
+            f"each has {ANSWERS} on the average, which take over what the model says of it.",
+            "",
+            "| | mean | folds |" if several else "| | |",
+            "|---|---|---|" if several else "|---|---|",
+            row("hit@1: the best topic is among the post's tags", lambda report: report.hit_at_1),
+            row("primary topic found, of posts that carry a topic", lambda report: report.primary_accuracy),
+            row("topic found, `other` included, of all posts", lambda report: report.topic_accuracy),
+            row("macro-F1 of the topic", lambda report: report.macro_f1),
+            row("calibration error of the best topic's score", lambda report: report.calibration_error),
+            row("total variation of a day's estimated shares", lambda report: report.days.histogram_error),
+            row("the same of counted answers", lambda report: report.days.counted_error),
+            row("95 % intervals that hold the truth (shares of 2 % and more)", lambda report: report.days.coverage),
+            row("days marked as drifted", lambda report: report.days.drifted),
+            row(
+                "shifted days: total variation of estimated shares", lambda report: report.shifted_days.histogram_error
+            ),
+            row("shifted days: that of counted answers", lambda report: report.shifted_days.counted_error),
+            row("shifted days: intervals that hold the truth", lambda report: report.shifted_days.coverage),
+            row("shifted days marked as drifted", lambda report: report.shifted_days.drifted),
+            row("days with answers: total variation", lambda report: report.answered_days.histogram_error),
+            row("days with answers: intervals that hold the truth", lambda report: report.answered_days.coverage),
+            "",
+            "By topic: posts whose primary topic it is, posts the model said are about it, and how many of those are.",
+            "",
+            "| topic | posts | found | right | F1 |",
+            "|---|---|---|---|---|",
+            *("| {topic} | {posts:,} | {found:,} | {right:,} | {f1:.3f} |".format_map(row) for row in by_topic),
+            "",
+        ]
+    )

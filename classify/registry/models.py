@@ -1,0 +1,223 @@
+"""The topic models in the lake: `models/topics/<version>/…` and the pointer to the current one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel
+
+from classify.model.files import ARRAYS, CALIBRATION, MANIFEST, is_version, read_manifest
+from classify.registry.card import CARD, REPORT
+from shared import paths
+from shared.catalog import move_pointer, read_pointer
+from shared.documents import decode
+from shared.errors import BadInput, Conflict, ModelError, NotFound
+
+if TYPE_CHECKING:
+    from classify.model.model import TopicModel
+    from classify.model.quantify import Reference
+    from shared.lake import Lake
+
+STARTER = Path(__file__).parents[1] / "starter"
+"""The model that makes a first run possible; its card says what it was trained on."""
+
+
+class CurrentModel(BaseModel):
+    """Which version new classifications use, which ones they used before (the last one last), and why it changed."""
+
+    version: str
+    history: list[str] = []
+    reason: str = ""
+    promoted_at: datetime
+
+
+def current_model(lake: Lake) -> tuple[CurrentModel, str]:
+    """The pointer and its ETag; a lake without any model gets the starter."""
+    current, etag = read_pointer(lake, CurrentModel, paths.CURRENT_MODEL)
+    if current is None:
+        _install_starter(lake)
+        current, etag = read_pointer(lake, CurrentModel, paths.CURRENT_MODEL)
+    if current is None or etag is None:
+        raise Conflict(f"{paths.CURRENT_MODEL} was deleted as soon as it was written")
+    return current, etag
+
+
+def current_version(lake: Lake) -> str:
+    """The version that new classifications use."""
+    return current_model(lake)[0].version
+
+
+def known_topics(lake: Lake) -> tuple[str, list[str]]:
+    """The current version and its topics, the most frequent of its training first, `other` last. Raises ModelError."""
+    version = current_version(lake)
+    return version, list(read_manifest(_files(lake, version)).topics)
+
+
+def load_model(lake: Lake, version: str) -> TopicModel:
+    """Read one version of the model. Raises ModelError when it is missing, damaged or another one."""
+    from classify.model.model import TopicModel
+
+    return TopicModel.from_files(_files(lake, version, ARRAYS, CALIBRATION))
+
+
+def load_reference(lake: Lake, version: str) -> Reference:
+    """What counting needs of one version: its manifest and calibration, not its weights. Raises ModelError."""
+    from classify.model.quantify import Reference
+
+    files = _files(lake, version, CALIBRATION)
+    return Reference.from_files(files[MANIFEST], files[CALIBRATION])
+
+
+def _files(lake: Lake, version: str, *names: str) -> dict[str, bytes]:
+    """The manifest of a model and these of its files. Raises ModelError when one is missing or another model's."""
+    folder = paths.model(version)
+    try:
+        files = {MANIFEST: lake.read(f"{folder}/{MANIFEST}")}
+    except NotFound as error:
+        raise ModelError(f"there is no model {version} in {folder}") from error
+    if (found := read_manifest(files).version) != version:
+        raise ModelError(f"{folder} holds {found}, not the model {version!r}")
+    try:
+        return files | {name: lake.read(f"{folder}/{name}") for name in names}
+    except NotFound as error:
+        raise ModelError(f"model {version} is not whole: {error}") from error
+
+
+def store_model(lake: Lake, model: TopicModel, report: dict[str, Any], card: str) -> str:
+    """Write a model, its report and its card; returns its version. The same model is the same version."""
+    beside = {REPORT: json.dumps(report, indent=1).encode(), CARD: card.encode()}
+    _put_files(lake, model.version, {**beside, **model.to_files()})
+    return model.version
+
+
+def _put_files(lake: Lake, version: str, files: dict[str, bytes]) -> None:
+    """The manifest last: a folder with a manifest is whole."""
+    for name in sorted(files, key=lambda name: name == MANIFEST):
+        lake.put(f"{paths.model(version)}/{name}", files[name])
+
+
+def add_model(lake: Lake, folder: Path) -> str:
+    """Write the model in a folder, with its report and card if it has them, to the lake; returns its version.
+
+    A version that the lake has already, undamaged, stays as it is. Raises ModelError when the folder holds no model,
+    BadInput when its report is none.
+    """
+    from classify.model.model import TopicModel
+
+    version = TopicModel.load(folder).version
+    names = (MANIFEST, ARRAYS, CALIBRATION, REPORT, CARD)
+    files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    decode(Report, files.get(REPORT, b"{}"), str(folder / REPORT))
+    try:
+        load_model(lake, version)
+    except ModelError:
+        _put_files(lake, version, files)
+    return version
+
+
+class Report(BaseModel):
+    """What is listed of a model's report, where it has one."""
+
+    class Days(BaseModel):
+        histogram_error: float | None = None
+        coverage: float | None = None
+
+    posts: int | None = None
+    hit_at_1: float | None = None
+    primary_accuracy: float | None = None
+    macro_f1: float | None = None
+    days: Days = Days()
+
+
+class Stored(NamedTuple):
+    """A model in the lake: what it was trained on, and its report (empty for one that has none)."""
+
+    version: str
+    trained_on: dict[str, Any]
+    report: dict[str, Any]
+
+
+class Damaged(NamedTuple):
+    """A folder that holds no whole model, and what is wrong there."""
+
+    version: str
+    reason: str
+
+
+def versions(lake: Lake) -> Iterator[Stored | Damaged]:
+    """Every version, oldest first, by its manifest and report alone."""
+    manifests = (info for info in lake.list("models/topics") if info.path.endswith(f"/{MANIFEST}"))
+    for info in sorted(manifests, key=lambda info: info.last_modified):
+        version = info.path.split("/")[-2]
+        path = f"{paths.model(version)}/{REPORT}"
+        try:
+            trained_on = read_manifest(_files(lake, version)).trained_on.model_dump(exclude_unset=True)
+            report = lake.read(path) if lake.stat(path) else b"{}"
+            decode(Report, report, path)
+            yield Stored(version, trained_on, json.loads(report))
+        except (BadInput, ModelError) as error:
+            yield Damaged(version, str(error))
+
+
+def whole_version(lake: Lake, beginning: str) -> str:
+    """The version in the lake that begins so. Raises ModelError where there is none, or more than one."""
+    found = [stored.version for stored in versions(lake) if stored.version.startswith(beginning)]
+    if beginning in found:
+        return beginning
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ModelError(f"{beginning} is the beginning of several models: {', '.join(found)}")
+    raise ModelError(f"there is no model {beginning} in the lake: `manage.py models` lists those there are")
+
+
+def promote(lake: Lake, version: str, reason: str, instead_of: tuple[CurrentModel, str] | None = None) -> CurrentModel:
+    """Let new classifications use `version`.
+
+    `instead_of` is the pointer and its ETag that this was decided by; else what is there now.
+    Raises ModelError when the version is damaged, Conflict when the current model has changed since.
+    """
+    _check_whole(lake, version)
+    current, etag = instead_of or current_model(lake)
+    if current.version == version:
+        return current
+    return _move(lake, version, [*current.history, current.version], reason, etag)
+
+
+def rollback(lake: Lake) -> CurrentModel:
+    """Go back to the version before, and the next time to the one before that.
+
+    Raises ModelError when there is none or it is damaged, Conflict when the current model changes meanwhile.
+    """
+    current, etag = current_model(lake)
+    if not current.history:
+        raise ModelError(f"{current.version} is the first model: there is none before it")
+    *earlier, before = current.history
+    _check_whole(lake, before)
+    return _move(lake, before, earlier, f"rolled back from {current.version}", etag)
+
+
+def _check_whole(lake: Lake, version: str) -> None:
+    if not is_version(version):
+        raise ModelError(f"there is no model {version} in {paths.model(version)}")
+    load_model(lake, version)
+
+
+def _move(lake: Lake, version: str, history: list[str], reason: str, etag: str) -> CurrentModel:
+    pointer = CurrentModel(version=version, history=history, reason=reason, promoted_at=datetime.now(UTC))
+    move_pointer(lake, paths.CURRENT_MODEL, pointer, etag)
+    return pointer
+
+
+def _install_starter(lake: Lake) -> None:
+    version = str(json.loads((STARTER / "model.json").read_text())["version"])
+    _put_files(lake, version, {file.name: file.read_bytes() for file in STARTER.iterdir()})
+    first = CurrentModel(version=version, reason="the starter", promoted_at=datetime.now(UTC))
+    try:
+        move_pointer(lake, paths.CURRENT_MODEL, first, None)
+    except Conflict:
+        return

@@ -1,0 +1,161 @@
+"""What a run leaves in its output folder: the rows of its posts, in files that appear whole, and the sums of them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from classify.days.tally import Tally
+from classify.model.text import parse_tags
+from classify.posts.clean import QUESTION, Posts
+from classify.registry.summary import REFUSED, SUMMARY
+from shared.errors import BadInput
+from shared.memory import give_back_memory
+
+if TYPE_CHECKING:
+    from classify.model.model import Classified, TopicModel
+    from classify.run.parameters import JobParameters
+    from shared.arrays import Flags, TopicNumbers
+    from shared.lake import Lake
+
+GROUP_ROWS = 16_384
+POST_TOPICS = pa.schema(
+    {"Id": pa.int64(), "PostTypeId": pa.int32(), "day": pa.date32(), "topic": pa.string(), "decided_by": pa.string()}
+    | {f"topic_{rank}": pa.string() for rank in (1, 2, 3)}
+    | {f"score_{rank}": pa.float32() for rank in (1, 2, 3)}
+)
+"""One row a post. `decided_by` is tags, model or parent. topic_1 to score_3 are the model's three best with their
+probabilities, null where the model was not asked."""
+
+
+def part(job: JobParameters, number: int) -> str:
+    """The path of one of the files with rows of POST_TOPICS."""
+    return f"{job.output}/part-{number:05}.parquet"
+
+
+def begin_output(lake: Lake, job: JobParameters) -> None:
+    """Delete what an earlier run said of its output, which is about to be written anew."""
+    for name in (SUMMARY, REFUSED):
+        lake.delete(f"{job.output}/{name}")
+
+
+def remove_parts_from(lake: Lake, job: JobParameters, number: int) -> None:
+    """Delete the part files that an earlier run by another engine wrote beyond the first `number`."""
+    written = {part(job, kept) for kept in range(number)}
+    for info in list(lake.list(job.output)):
+        if info.path.startswith(f"{job.output}/part-") and info.path not in written:
+            lake.delete(info.path)
+
+
+def check_dates(name: str, misdated: int, posts: int) -> None:
+    """Raises BadInput when the dates of most posts are none: the day of the file would be shown what is of others."""
+    if 2 * misdated > posts:
+        raise BadInput(
+            f"{name}: the CreationDate of {misdated} of {posts} posts is no date: it must be ISO 8601 (2026-11-21)"
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Posts that inherit no topic, with what was found: the rows of POST_TOPICS, the topics as numbers [n], which of
+    them the model decided [n], and what it says about all of them."""
+
+    rows: pa.Table
+    topics: TopicNumbers
+    guessed: Flags
+    asked: Classified
+
+
+def score(posts: Posts, model: TopicModel, topic_source: str) -> Scored:
+    """The topics of posts that inherit none.
+
+    A question with tags is decided by its own tags unless `topic_source` is model; the model is asked in any case.
+    """
+    asked = model.classify(posts.titles, posts.bodies)
+    tagged = model.primary_of_tags(parse_tags(posts.tags))
+    by_tags = (tagged >= 0) & (posts.types == QUESTION) & (topic_source == "tags")
+    topics = np.where(by_tags, tagged, asked.topic).astype(np.int32)
+    names = pa.array(model.topics)
+    best = {f"topic_{rank + 1}": names.take(pa.array(asked.top[:, rank])) for rank in range(asked.top.shape[1])}
+    scores = {f"score_{rank + 1}": pa.array(asked.top_scores[:, rank]) for rank in range(asked.top.shape[1])}
+    rows = _rows(posts, names.take(pa.array(topics)), pc.if_else(pa.array(by_tags), "tags", "model"), best | scores)
+    return Scored(rows, topics, ~by_tags, asked)
+
+
+def inherit(posts: Posts, topics: pa.Array) -> pa.Table:
+    """The rows of POST_TOPICS of answers that take their questions' topics."""
+    return _rows(posts, topics, "parent", {})
+
+
+def _rows(posts: Posts, topics: pa.Array, decided_by: Any, asked: dict[str, pa.Array]) -> pa.Table:
+    columns = {
+        "Id": pa.array(posts.ids, mask=~posts.has_id),
+        "PostTypeId": pa.array(posts.types.astype(np.int32)),
+        "day": pa.array(posts.days).cast(pa.date32()),
+        "topic": topics,
+        "decided_by": pa.repeat(decided_by, len(posts)) if isinstance(decided_by, str) else decided_by,
+        **asked,
+    }
+    return pa.table(
+        [columns.get(name, pa.nulls(len(posts), POST_TOPICS.field(name).type)) for name in POST_TOPICS.names],
+        schema=POST_TOPICS,
+    )
+
+
+class Output:
+    """The part file, written in row groups of GROUP_ROWS, and the sums of what was written."""
+
+    def __init__(self, out: Any, topics: tuple[str, ...]) -> None:
+        self._writer = pq.ParquetWriter(out, POST_TOPICS, compression="zstd", compression_level=1)
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+        self.tally = Tally(topics)
+        self.posts: Counter[int] = Counter()
+        self.decided_by: Counter[str] = Counter()
+        self.counted = self.misdated = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if failure[0] is None:
+            self._flush()
+        self._writer.close()
+
+    def write(self, rows: pa.Table) -> None:
+        self._waiting.append(rows)
+        self._rows += rows.num_rows
+        if self._rows >= GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows = pa.concat_tables([POST_TOPICS.empty_table(), *self._waiting])
+        self._waiting, self._rows = [], 0
+        self._writer.write_table(rows, GROUP_ROWS)
+        give_back_memory()
+        counters: tuple[tuple[str, Counter[Any]], ...] = (("PostTypeId", self.posts), ("decided_by", self.decided_by))
+        for name, counter in counters:
+            for found in rows[name].value_counts().to_pylist():
+                counter[found["values"]] += found["counts"]
+
+
+class Clock:
+    """Wall seconds of each named part."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[part] = round(time.perf_counter() - started, 3)

@@ -1,0 +1,167 @@
+"""The topics of questions, kept where the answers of later files look them up: `question_topics/ids=<bucket>/`.
+
+A row says who wrote it: its `origin` starts with the version, so of several rows of one question the greatest origin is
+the newest, whatever file it stands in. That makes merging files safe without a lock. Who merges writes a file that
+holds the newest row of each question of all that it read, and only then deletes those. Whether it dies in between, or
+two do it at once, or an old file comes back: no question is lost, and rows that stand twice say the same. Who looks up
+lists the files again afterwards: a listing is no snapshot, and may have missed both a new file and what it replaced.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from classify.posts import rowgroups
+from shared import paths
+from shared.conditional import until_first
+from shared.errors import Conflict, NotFound, TerminalError
+from shared.lake import digest
+from shared.parquet import readable
+
+if TYPE_CHECKING:
+    from shared.lake import Lake
+
+log = logging.getLogger("stacktopics.classify.run.questions")
+
+Ids = npt.NDArray[np.int64]
+
+QUESTION_TOPICS = pa.schema(
+    [
+        ("Id", pa.int64()),
+        ("topic", pa.string()),
+        ("guessed", pa.bool_()),
+        pa.field("origin", pa.string(), nullable=False),
+    ]
+)
+"""`guessed`: the model decided, not the tags. `origin` is the name of the file that a classification wrote: its version
+and its source."""
+GROUP_ROWS = 8_192
+"""Rows of a row group: a look-up of one question reads so many."""
+MANY_FILES = 16
+"""More files than these in a bucket are merged into one."""
+MERGED = "merged-"
+"""Sorts behind versions: of equal origins the file that was written by a classification goes first."""
+READERS = 8
+TRIES = 5
+
+
+def newest_topics(lake: Lake, ids: Ids) -> pa.Table:
+    """Id, topic and `guessed` of these questions, as far as earlier files had them, by the newest; Id ascending.
+
+    Of the buckets that hold such an Id, only the row groups are read that may. Raises TransientError when the files of
+    a bucket are merged by others all the time.
+    """
+    wanted = np.unique(ids)
+    buckets = wanted // paths.QUESTION_BUCKET
+    starts = np.flatnonzero(np.diff(buckets, prepend=buckets[:1] - 1))
+    parts = np.split(wanted, starts[1:]) if len(wanted) else []
+
+    def look_up(part: Ids) -> pa.Table:
+        bucket = int(part[0]) // paths.QUESTION_BUCKET
+        # Files that are gone were merged meanwhile: their rows are in another by now.
+        return until_first(partial(_rows_of, lake, bucket, part), f"{paths.question_topics(bucket)}", NotFound, TRIES)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return pa.concat_tables([QUESTION_TOPICS.empty_table(), *pool.map(look_up, parts)]).drop_columns("origin")
+
+
+def remember(lake: Lake, origin: str, topics: pa.Table) -> None:
+    """Keep Id, topic and `guessed` of one file's questions, Id ascending, where answers of later files look them up."""
+    buckets = np.asarray(topics["Id"]) // paths.QUESTION_BUCKET
+    starts = np.flatnonzero(np.diff(buckets, prepend=buckets[:1] - 1))
+    for first, last in pairwise([*starts.tolist(), len(buckets)]):
+        bucket = int(buckets[first])
+        lake.put(paths.question_topics_of(bucket, origin), _parquet(topics.slice(first, last - first), origin))
+        merge(lake, bucket)
+
+
+def merge(lake: Lake, bucket: int) -> None:
+    """Merge the files of a bucket when there are MANY_FILES; leave it to others who are at it."""
+    files = files_of(lake, [bucket])
+    if len(files) <= MANY_FILES:
+        return
+    try:
+        merged = _newest(_in_file(lake, path, None) for path in files)
+    except (NotFound, Conflict) as error:
+        log.info("the question topics of bucket %d are being merged already: %s", bucket, error)
+        return
+    target = paths.question_topics_of(bucket, MERGED + digest("\n".join(files).encode()))
+    lake.put(target, _parquet(merged))
+    for path in files:
+        if path != target:
+            lake.delete(path)
+
+
+def files_of(lake: Lake, buckets: Iterable[int]) -> list[str]:
+    """The paths of what is kept of these buckets."""
+    return [info.path for bucket in buckets for info in lake.list(paths.question_topics(bucket))]
+
+
+def check_not_merged(lake: Lake, buckets: Iterable[int], files: Sequence[str]) -> None:
+    """Raise Conflict when the buckets have been merged since `files` were listed."""
+    new = set(files_of(lake, buckets)) - set(files)
+    if any(path.rpartition("/")[2].startswith(MERGED) for path in new):
+        raise Conflict(f"files were merged into {', '.join(sorted(new))} while they were read")
+
+
+def _rows_of(lake: Lake, bucket: int, wanted: Ids) -> pa.Table:
+    """The newest rows of these questions of one bucket."""
+    files = files_of(lake, [bucket])
+    rows = _newest(_in_file(lake, path, wanted) for path in files)
+    check_not_merged(lake, [bucket], files)
+    return rows
+
+
+def _in_file(lake: Lake, path: str, wanted: Ids | None) -> pa.Table:
+    """The rows of a file; with `wanted`, which ascend, those of these questions."""
+    data = lake.open(path)
+    lost = "delete it: answers to its questions are then decided by the model, until their files come again"
+    with readable(path, TerminalError, lost), rowgroups.reader(data, footer := pq.read_metadata(data)) as file:
+        groups = list(range(file.num_row_groups) if wanted is None else _groups_with(file, wanted))
+        table = file.read_row_groups(groups) if groups else footer.schema.to_arrow_schema().empty_table()
+    if "origin" not in table.column_names:
+        table = table.append_column("origin", pa.repeat(path.rpartition("/")[2].removesuffix(".parquet"), len(table)))
+    if "guessed" not in table.column_names:
+        table = table.append_column("guessed", pa.repeat(False, len(table)))
+    table = table.select(QUESTION_TOPICS.names).cast(QUESTION_TOPICS)
+    return table if wanted is None else table.filter(pc.is_in(table["Id"], pa.array(wanted)))
+
+
+def _groups_with(file: pq.ParquetFile, wanted: Ids) -> Iterator[int]:
+    for group, bounds in enumerate(rowgroups.bounds(file, "Id")):
+        if bounds is None or np.searchsorted(wanted, bounds[0].as_py()) < np.searchsorted(
+            wanted, bounds[1].as_py(), "right"
+        ):
+            yield group
+
+
+def _newest(tables: Iterable[pa.Table]) -> pa.Table:
+    """Of each question the row with the greatest origin, of equal ones the first; Id ascending."""
+    table = pa.concat_tables([QUESTION_TOPICS.empty_table(), *tables])
+    table = table.sort_by([("Id", "ascending"), ("origin", "descending")])
+    ids = np.asarray(table["Id"])
+    return table.filter(pa.array(np.append(True, ids[1:] != ids[:-1])[: len(ids)]))
+
+
+def _parquet(rows: pa.Table, origin: str | None = None) -> bytes:
+    """Rows of QUESTION_TOPICS as a file; with `origin`, which is some hundred bytes in each row, they have none yet."""
+    out = io.BytesIO()
+    with pq.ParquetWriter(out, QUESTION_TOPICS, compression="zstd") as writer:
+        for first in range(0, len(rows), GROUP_ROWS):
+            group = rows.slice(first, GROUP_ROWS)
+            if origin is not None:
+                group = group.append_column("origin", pa.repeat(origin, len(group)))
+            writer.write_table(group.cast(QUESTION_TOPICS))
+    return out.getvalue()

@@ -1,0 +1,177 @@
+"""From a finished classification to the topics of the day.
+
+Files are immutable and pointers move under their ETag, in this order: the source's pointer (from here on this
+classification counts), each touched day's topics and pointer, the landing file, the record. A crash anywhere leaves a
+state from which the same call goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from functools import cache
+from typing import TYPE_CHECKING
+
+from classify.days.day import Contribution, DayTopics, topics_of_day
+from classify.registry.models import load_reference
+from classify.registry.summary import COUNTS
+from shared import paths
+from shared.catalog import DayPointer, SourcePointer, day_pointer, move_pointer, source_pointer
+from shared.conditional import until_first
+from shared.errors import TerminalError
+from shared.lake import digest
+from shared.ledger import ENDED, FileRecord, State
+from shared.topics import DayFigures, arrow_types, to_arrow, to_csv
+
+if TYPE_CHECKING:
+    from shared.lake import Lake
+    from shared.services import Services
+
+log = logging.getLogger("stacktopics.pipeline.publish")
+
+FORMAT = 3
+"""Part of a publish id, as the columns are: raise it when values change for the same counts and columns."""
+DAY_WORKERS = 8
+SUPERSEDED_BECAUSE = "a newer version of the same file counts already"
+
+
+def publish(services: Services, record: FileRecord) -> FileRecord:
+    """Publish a classified file version, or mark it superseded when a newer version of its source counts already.
+
+    Raises TransientError when others move the same pointers all the time.
+    """
+    if record.output is None:
+        raise TerminalError(f"{record.key} is {record.state} but its record names no output")
+    reader = _Reader(services.lake)
+    days = reader.contribution(record.output).tally.days()
+    pointer = _count_source(services, record, days)
+    if pointer is None:
+        ended, reason = State.SUPERSEDED, SUPERSEDED_BECAUSE
+    else:
+        ended, reason = State.PUBLISHED, None
+        touched = [*pointer.days, *pointer.left]
+        with ThreadPoolExecutor(DAY_WORKERS) as pool:
+            list(pool.map(lambda day: _refresh(services, day, reader, record.source_id), touched))
+    services.lake.delete(paths.landing(record.source_id, record.version))
+
+    def over(current: FileRecord) -> FileRecord | None:
+        if current.state in ENDED:
+            return None
+        return current.entered(ended, services.now(), days=days, reason=reason)
+
+    after = services.ledger.change(record, over)
+    log.info("%s is %s: %s posts on %d days", record.key, after.state, record.counted, len(days))
+    return after
+
+
+def republish(services: Services, days: Sequence[date]) -> list[date]:
+    """Count published days anew from the stored counts, without a run; returns those whose topics files changed.
+
+    Raises TransientError when others move the same pointers all the time, NotFound when stored counts are missing.
+    """
+    reader = _Reader(services.lake)
+    with ThreadPoolExecutor(DAY_WORKERS) as pool:
+        changed = list(pool.map(lambda day: _refresh(services, day, reader), days))
+    return [day for day, has_changed in zip(days, changed, strict=True) if has_changed]
+
+
+def counts_already_newer(services: Services, record: FileRecord) -> bool:
+    """Whether a newer version of the same source counts already."""
+    pointer, _ = source_pointer(services.lake, record.source_id)
+    return pointer is not None and pointer.order > record.order
+
+
+def _count_source(services: Services, record: FileRecord, days: list[date]) -> SourcePointer | None:
+    """Let this classification count for its source; None when that of a newer version does."""
+
+    def count() -> SourcePointer | None:
+        pointer, etag = source_pointer(services.lake, record.source_id)
+        if pointer is not None and pointer.output == record.output:
+            return pointer
+        if pointer is not None and pointer.order > record.order:
+            return None
+        before = {*pointer.days, *pointer.left} if pointer else set()
+        last_modified, first_seen = record.order
+        successor = SourcePointer(
+            version=record.version,
+            output=str(record.output),
+            last_modified=last_modified,
+            first_seen=first_seen,
+            days=days,
+            left=sorted(before - set(days)),
+        )
+        move_pointer(services.lake, paths.source_pointer(record.source_id), successor, etag)
+        return successor
+
+    return until_first(count, f"the pointer of {record.source.name}")
+
+
+def _refresh(services: Services, day: date, reader: _Reader, source_id: str | None = None) -> bool:
+    """Count a day anew with what counts now, write its topics, and point to them; False where they are the same.
+
+    With `source_id`, what counts for that source is read anew; the day's pointer is read before the source's: who works
+    from an older state fails to move it and starts again.
+    """
+    lake = services.lake
+
+    def refresh() -> bool:
+        pointer, etag = day_pointer(lake, day)
+        sources = dict(pointer.sources) if pointer else {}
+        if source_id is not None:
+            source, _etag = source_pointer(lake, source_id)
+            sources.pop(source_id, None)
+            if source is not None and day in source.days:
+                sources[source_id] = source.output
+        publish_id = _publish_id(day, sources)
+        if pointer is not None and pointer.publish_id == publish_id:
+            return False
+        topics = topics_of_day(day, [reader.contribution(output) for output in sources.values()], reader.reference)
+        move_pointer(lake, paths.day_pointer(day), _write_topics(services, day, publish_id, sources, topics), etag)
+        return True
+
+    return until_first(refresh, f"the pointer of {day}")
+
+
+def _publish_id(day: date, sources: dict[str, str]) -> str:
+    """The name of a day's topics by all that decides their content: what they are counted from, and their columns."""
+    columns = [list(arrow_types().items()), list(DayFigures.model_fields)]
+    return digest(json.dumps([FORMAT, columns, day.isoformat(), sorted(sources.items())]).encode())
+
+
+class _Reader:
+    """Reads what days are counted from, each once."""
+
+    def __init__(self, lake: Lake) -> None:
+        self.contribution = cache(lambda output: self._contribution(lake, output))
+        """What an output folder adds to its days."""
+        self.reference = cache(lambda model: load_reference(lake, model))
+        """The calibration of a model."""
+
+    def _contribution(self, lake: Lake, output: str) -> Contribution:
+        path = f"{output}/{COUNTS}"
+        return Contribution.from_parquet(lake.read(path), path)
+
+
+def _write_topics(
+    services: Services, day: date, publish_id: str, sources: dict[str, str], topics: DayTopics
+) -> DayPointer:
+    import pyarrow.parquet as pq
+
+    table = io.BytesIO()
+    pq.write_table(to_arrow(day, topics.rows), table, compression="zstd")
+    pointer = DayPointer(
+        day=day,
+        publish_id=publish_id,
+        parquet=paths.topics_of_day(day, publish_id, "parquet"),
+        csv=paths.topics_of_day(day, publish_id, "csv"),
+        sources=sources,
+        published_at=services.now(),
+        **topics.figures.model_dump(),
+    )
+    services.lake.put(pointer.parquet, table.getvalue())
+    services.lake.put(pointer.csv, to_csv(day, topics.rows).encode())
+    return pointer

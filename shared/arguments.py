@@ -1,0 +1,46 @@
+"""Parameters of a job, as its task hands them over: one `--name value` for each, checked together."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Self
+
+from pydantic import BaseModel, ValidationError
+
+from shared.errors import BadInput
+
+
+class JobArguments(BaseModel):
+    """A job's parameters; each field is an option, its underscores dashes."""
+
+    @classmethod
+    def from_arguments(cls, arguments: Sequence[str]) -> Self:
+        """From `--lake-root …` and so on. Raises BadInput that names every missing, unknown or wrong one."""
+        parser = argparse.ArgumentParser(prog=cls.__name__, add_help=False, exit_on_error=False)
+        for name in cls.model_fields:
+            parser.add_argument(_option(name))
+        try:
+            found, unknown = parser.parse_known_args(list(arguments))
+        except argparse.ArgumentError as error:
+            raise BadInput(str(error)) from error
+        faults = [f"{word} is no parameter" for word in unknown if word.startswith("--")]
+        given = {name: value for name, value in vars(found).items() if value is not None}
+        try:
+            parameters = cls.model_validate(given)
+        except ValidationError as error:
+            faults += [_fault(fault) for fault in error.errors()]
+            raise BadInput("; ".join(faults)) from error
+        if faults:
+            raise BadInput("; ".join(faults))
+        return parameters
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _fault(fault: object) -> str:
+    loc, kind, said, value = (fault[name] for name in ("loc", "type", "msg", "input"))  # type: ignore[index]
+    option = _option(str(loc[0]))
+    return f"{option} is missing" if kind == "missing" else f"{option} {value}: {said}"

@@ -1,0 +1,46 @@
+"""The project's pages of Markdown: their code, sections, links and anchors."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[1]
+PAGES = [PROJECT / "README.md", PROJECT / "CHANGELOG.md", *sorted((PROJECT / "docs").glob("**/*.md"))]
+
+_FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_SPAN = re.compile(r"`([^`\n]+)`")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def sections(page: str) -> list[str]:
+    """A page cut before each of its headings; a heading is a line of its section."""
+    starts = [0, *(found.start() for found in _HEADING.finditer(_FENCED.sub(lambda code: "\n" * len(code[0]), page)))]
+    return [page[start:end] for start, end in zip(starts, [*starts[1:], len(page)], strict=True)]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced code of a language."""
+    return [code for name, code in _FENCED.findall(page) if name == language]
+
+
+def code(text: str) -> Iterator[str]:
+    """The code of a text: each line of a block of code, without its comment, and what stands in backticks."""
+    for _, fenced in _FENCED.findall(text):
+        yield from (line.partition(" #")[0].strip() for line in fenced.splitlines())
+    text = _FENCED.sub("", text)
+    for line in text.splitlines():
+        if line.startswith("    ") and "`" not in line:
+            yield line.partition(" #")[0].strip()
+        else:
+            yield from _SPAN.findall(line)
+
+
+def links(page: str) -> list[str]:
+    """Where a page leads, in the order given."""
+    return re.findall(r"\]\(([^)\s]+)\)", page)
+
+
+def anchors(page: str) -> set[str]:
+    """What `#…` may name on a page, as GitHub makes it of headings."""
+    words = (re.sub(r"[^\w\- ]", "", heading.strip().lower()) for heading in _HEADING.findall(_FENCED.sub("", page)))
+    return {heading.replace(" ", "-") for heading in words}

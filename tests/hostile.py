@@ -1,0 +1,24 @@
+"""Texts that were written to take long: pieces, to be repeated for a megabyte."""
+
+HOSTILE = (
+    b"<",
+    b">",
+    b"<p",
+    b"&",
+    b"&#",
+    b"a.",
+    b"+",
+    b"aB",
+    b"<code>",
+    b"</pre>",
+    b"\xe2\x80\x9c",
+    b";",
+    b"&lt;",
+    b"&eacute;",
+)
+PLAIN = b"plain words "
+
+
+def entities(kinds: int) -> bytes:
+    """Character references, each another one."""
+    return b"".join(b"&#%d;" % (1000 + number) for number in range(kinds))

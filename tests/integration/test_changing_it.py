@@ -1,0 +1,221 @@
+"""docs/changing-it.md: each recipe, as it stands on the page, does what the page says."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ingest.reference import copy_reference
+from localcloud.cloud import LocalCloud
+from localcloud.host.app import HostedFunction, load_functions
+from localcloud.host.ncrontab import Schedule
+from localcloud.samples import sample_posts
+from shared import paths
+from shared.lake import FolderLake
+from shared.ledger import State
+from shared.services import Services
+from tests.postgres_fixtures import Database
+from tests.world import parquet, posts, settings
+
+PROJECT = Path(__file__).parents[2]
+PAGE = (PROJECT / "docs" / "changing-it.md").read_text()
+BINDINGS = {
+    "POSTS_CONTAINER": "posts",
+    "POSTS_STORAGE": "UseDevelopmentStorage=true",
+    "POSTS_LANDED_QUEUE": "a",
+    "CLASSIFICATION_RUNS_QUEUE": "b",
+    "QUEUES_STORAGE": "UseDevelopmentStorage=true",
+    "REFERENCE_SCHEDULE": "0 0 2 * * 1",
+    "RETRAIN_SCHEDULE": "0 0 4 * * 0",
+}
+
+
+def block(language: str) -> str:
+    """The page's one block of code in a language."""
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    return str(found)
+
+
+def app_with(folder: Path, more: str = "", **changes: str) -> dict[str, HostedFunction]:
+    """The functions of the app, with more code at its end and other settings."""
+    file = folder / f"app_{uuid.uuid4().hex}.py"
+    file.write_text((PROJECT / "function_app.py").read_text() + "\n\n" + more)
+    return {function.name: function for function in load_functions(file, BINDINGS | changes)}
+
+
+@pytest.fixture
+def path() -> Iterator[None]:
+    """What loading an app adds to the path and to the modules is taken back."""
+    before, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = before
+    for name in set(sys.modules) - modules:
+        if name.startswith("app_"):
+            del sys.modules[name]
+
+
+@pytest.mark.usefixtures("path")
+def test_a_schedule_is_a_setting(tmp_path: Path) -> None:
+    (given,) = re.findall(r'--set "REFERENCE_SCHEDULE=([^"]+)"', PAGE)
+    functions = app_with(tmp_path, REFERENCE_SCHEDULE=given)
+    schedule = Schedule.parse(functions["copy_reference"].trigger["schedule"])
+    assert schedule.next_after(datetime(2026, 11, 24, 12, tzinfo=UTC)) == datetime(2026, 11, 25, 3, 30, tzinfo=UTC)
+    assert functions["retrain"].trigger["schedule"] == BINDINGS["RETRAIN_SCHEDULE"]
+
+
+def test_another_table_of_another_schema_is_copied(database: Database, tmp_path: Path) -> None:
+    (tables,) = re.findall(r"--set REFERENCE_TABLES=(\S+)", PAGE)
+    database.run(
+        "CREATE TABLE raw.users (id int PRIMARY KEY); CREATE TABLE raw.post_types (id int PRIMARY KEY);"
+        "CREATE TABLE raw.badges (id int PRIMARY KEY, name text NOT NULL, class smallint);"
+        "INSERT INTO raw.users VALUES (1); INSERT INTO raw.post_types VALUES (1);"
+        "INSERT INTO raw.badges VALUES (1, 'Teacher', 3), (2, 'Student', NULL)"
+    )
+    lake = FolderLake(tmp_path)
+    services = Services().replace(
+        settings=settings(reference_schema=database.schema, reference_tables=tables), lake=lake
+    )
+    services.postgres = database.connect  # type: ignore[method-assign]
+    assert copy_reference(services).state == "published"
+    assert f"`{paths.reference('badges')}`" in PAGE
+    assert pq.read_table(lake.root / paths.reference("badges")).to_pylist() == [
+        {"id": 1, "name": "Teacher", "class": 3},
+        {"id": 2, "name": "Student", "class": None},
+    ]
+
+
+def test_a_model_of_ones_own_brings_the_topics_that_were_asked_for(local_cloud: LocalCloud, tmp_path: Path) -> None:
+    lake = services_of_its_own(local_cloud).settings.lake_file_system
+    shutil.copy(local_cloud.settings_file, tmp_path / "local.settings.json")
+    pq.write_table(sample_posts(date(2026, 11, 22), 600), tmp_path / "posts.parquet")
+    train, add, promote, show = re.findall(r"^    python (manage\.py (?:train|models|topics) .*)$", PAGE, re.MULTILINE)
+
+    def run(command: str) -> str:
+        program, *arguments = command.split()
+        done = subprocess.run(
+            [sys.executable, str(PROJECT / program), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+            env={"PYTHONPATH": str(PROJECT), "LAKE_FILE_SYSTEM": lake},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    version = run(re.sub(r"--posts \S+", "--posts posts.parquet", train)).split()[0]
+    assert re.fullmatch(r"topics12-[0-9a-f]{12}", version)
+    assert version in run(add)
+    assert f"{version} is current" in run(re.sub(r"topics12-\w+", version, promote))
+    assert f"12 topics of the model {version}, and `other`" in run(show)
+
+
+@pytest.mark.usefixtures("path")
+def test_another_trigger_lands_what_waits(
+    local_cloud: LocalCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = services_of_its_own(local_cloud)
+    for name in ("one.parquet", "two.parquet"):
+        services.posts_container.upload_blob(name, parquet(posts({})))
+    monkeypatch.setattr("shared.services.services", lambda: services)
+    sweep = app_with(tmp_path, block("python"))["sweep_posts"]
+    assert sweep.kind == "timerTrigger"
+    assert Schedule.parse(sweep.trigger["schedule"]).minutes == tuple(range(0, 60, 10))
+    for _ in range(2):
+        sweep.call(None)
+        assert {record.source.name: record.state for record in services.ledger.records()} == {
+            "one.parquet": State.LANDED,
+            "two.parquet": State.LANDED,
+        }
+        assert not list(services.posts_container.list_blob_names())
+    assert services.posts_landed.length() == 2
+    services.close()
+
+
+def services_of_its_own(cloud: LocalCloud) -> Services:
+    """Services over a container, queues and a file system that nobody else uses."""
+    name = f"t{uuid.uuid4().hex}"
+    made = Services(cloud.settings_file)
+    own = {"posts_container": name, "posts_landed_queue": f"{name}-1", "classification_runs_queue": f"{name}-2"}
+    made.replace(settings=made.settings.model_copy(update=own | {"lake_file_system": f"{name}-lake"}))
+    made.posts_account.create_container(name)
+    made.posts_account.create_container(f"{name}-lake")
+    return made
+
+
+def patched(folder: Path, diff: str) -> None:
+    """Apply a diff to the files below `folder`; every hunk must fit in exactly one place."""
+    for part in re.split(r"^--- a/.*\n", diff, flags=re.MULTILINE)[1:]:
+        name, *hunks = re.split(r"^@@.*@@\n", part, flags=re.MULTILINE)
+        file = folder / name.removeprefix("+++ b/").strip()
+        text = file.read_text()
+        for hunk in hunks:
+            lines = hunk.splitlines(keepends=True)
+            before, after = ("".join(line[1:] for line in lines if line[0] != drop) for drop in "+-")
+            assert text.count(before) == 1, f"{file.name}: {before}"
+            text = text.replace(before, after)
+        file.write_text(text)
+
+
+PUBLISH = """
+import sys
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import numpy as np
+
+from classify.days.day import Contribution
+from classify.days.tally import Tally
+from pipeline.publish import publish, republish
+from serve.topics import topics_of_day
+from shared.ledger import FileRecord, Source, State
+from tests.world import World
+
+world, day, now = World(Path(sys.argv[1])), date(2026, 11, 22), datetime.now(UTC)
+if sys.argv[2] == "publish":
+    tally = Tally(("python", "java", "other"))
+    number = (day - date(1970, 1, 1)).days
+    tally.add(np.full(5, number, np.int32), np.array([1, 2, 2, 2, 1]), np.array([0, 0, 0, 0, 1], np.int32))
+    world.lake.put("post_topics/x/counts.parquet", Contribution("m", tally).to_parquet())
+    source = Source(container="posts", name="a.parquet", etag="e", last_modified=now, size=1)
+    record = FileRecord(source_id="s", version="v", source=source, state=State.CLASSIFIED, file_day=day,
+                        output="post_topics/x", times={"seen": now})
+    publish(world.services, world.services.ledger.add(record))
+if sys.argv[2] == "republish":
+    assert republish(world.services, [day]) == [day]
+print(topics_of_day(world.lake, day).to_csv(), end="")
+"""
+
+
+def test_a_column_is_added_to_the_topics_file(tmp_path: Path) -> None:
+    copy, lake = tmp_path / "copy", tmp_path / "lake"
+    for room in ("classify", "serve", "shared", "ingest", "pipeline"):
+        shutil.copytree(PROJECT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", "starter"))
+    (copy / "tests").mkdir()
+    shutil.copy(PROJECT / "tests" / "world.py", copy / "tests")
+    before = topics_file(copy, lake, "publish")
+    patched(copy, block("diff"))
+    assert topics_file(copy, lake, "read")[1].startswith("2026-11-22,1,python,4,1,3,0.0,")
+    after = topics_file(copy, lake, "republish")
+    (shown,) = re.findall(r"^    (day,rank,\S+)\n    (\S+)$", PAGE, re.MULTILINE)
+    assert tuple(after[:2]) == shown
+    assert "answers_share" not in before[0]
+    assert [line.split(",")[:6] for line in before] == [line.split(",")[:6] for line in after]
+
+
+def topics_file(copy: Path, lake: Path, step: str) -> list[str]:
+    """The lines of the day's CSV, as the code in `copy` shows it after a step."""
+    command = [sys.executable, "-c", PUBLISH, str(lake), step]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
