@@ -172,13 +172,13 @@ def invoke_command(
     given: Annotated[str, typer.Option("--input", help="A blob's path or a queue message; nothing for a timer.")] = "",
     state: State = DEFAULT_STATE,
 ) -> None:
-    """Fire one function of the running cloud and wait for it."""
+    """Fire one function of the running cloud and wait for it (with `func start`, only start it)."""
     try:
         outcome = invoke(state, function, given)
     except LocalCloudError as error:
         _fail(error)
     typer.echo(json.dumps(outcome, indent=2))
-    if not outcome["succeeded"]:
+    if outcome["succeeded"] is False:
         raise typer.Exit(1)
 
 

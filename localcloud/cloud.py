@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -337,8 +338,8 @@ def claim_ports(ports: Mapping[str, int]) -> int | None:
 def invoke(state_dir: Path, function: str, given: str = "") -> dict[str, object]:
     """Have the running functions host of a cloud run one function, and return what it says of the run.
 
-    `given` is the trigger's input: a blob's path, a queue message, nothing for a timer. Raises `LocalCloudError` if no
-    host runs or it refuses.
+    `given` is the trigger's input: a blob's path, a queue message, nothing for a timer. `succeeded` is None where the
+    host does not wait for the run, as `func start` does not. Raises `LocalCloudError` if no host runs or it refuses.
     """
     ports, keys = state_dir / "ports.json", state_dir / KEYS_FILE
     if not ports.exists():
@@ -354,6 +355,8 @@ def invoke(state_dir: Path, function: str, given: str = "") -> dict[str, object]
     )
     try:
         with urllib.request.urlopen(request, timeout=600) as answer:
+            if answer.status == HTTPStatus.ACCEPTED:
+                return {"function": function, "succeeded": None}
             outcome: dict[str, object] = json.load(answer)
             return outcome
     except urllib.error.HTTPError as error:

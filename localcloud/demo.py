@@ -6,8 +6,8 @@ import io
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,6 @@ from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cli.drop import outcome
 from cli.dump import dump_line
@@ -130,22 +129,22 @@ def wait(cloud: LocalCloud, services: Services, uploaded: Sequence[Uploaded], sc
     """
     states: dict[Uploaded, State] = {}
     poisoned = _poison(services)
-    with _one_line(screen) as show:
+    show = _passing(screen)
 
-        def seen(file: Uploaded, record: FileRecord) -> None:
-            states[file] = record.state
-            alone = f"{file.name}: {record.state}"
-            show(alone if len(uploaded) == 1 else how_far(len(uploaded), list(states.values())))
+    def seen(file: Uploaded, record: FileRecord) -> None:
+        states[file] = record.state
+        alone = f"{file.name}: {record.state}"
+        show(alone if len(uploaded) == 1 else how_far(len(uploaded), list(states.values())))
 
-        def meanwhile() -> None:
-            cloud.check()
-            if _poison(services) > poisoned:
-                raise LocalCloudError(f"a function failed for good; see {cloud.logs / 'functions.log'}")
+    def meanwhile() -> None:
+        cloud.check()
+        if _poison(services) > poisoned:
+            raise LocalCloudError(f"a function failed for good; see {cloud.logs / 'functions.log'}")
 
-        try:
-            return follow(services, uploaded, seen, PATIENCE_SECONDS, meanwhile)
-        except TransientError as error:
-            raise LocalCloudError(f"{error}; the logs are in {cloud.logs}") from error
+    try:
+        return follow(services, uploaded, seen, PATIENCE_SECONDS, meanwhile)
+    except TransientError as error:
+        raise LocalCloudError(f"{error}; the logs are in {cloud.logs}") from error
 
 
 def how_far(files: int, states: Sequence[State]) -> str:
@@ -160,24 +159,19 @@ def how_far(files: int, states: Sequence[State]) -> str:
     )
 
 
-@contextmanager
-def _one_line(screen: Screen) -> Iterator[Callable[[str], None]]:
+def _passing(screen: Screen) -> Callable[[str], None]:
     """A function that shows how far things are: in one line of the terminal, elsewhere in a line from time to time."""
-    if not screen.console.is_terminal:
-        said = time.monotonic()
+    said = time.monotonic()
 
-        def say(text: str) -> None:
-            nonlocal said
-            if time.monotonic() - said >= PLAIN_LINE_SECONDS:
-                said = time.monotonic()
-                screen.line(text)
+    def show(text: str) -> None:
+        nonlocal said
+        if screen.width is not None:
+            screen.passing(text)
+        elif time.monotonic() - said >= PLAIN_LINE_SECONDS:
+            said = time.monotonic()
+            screen.line(text)
 
-        yield say
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=screen.console, transient=True) as progress:
-        task = progress.add_task("uploaded", total=None)
-        yield lambda text: progress.update(task, description=text)
+    return show
 
 
 def _show_topics(services: Services, records: Sequence[FileRecord], seconds: float, screen: Screen) -> None:

@@ -277,11 +277,14 @@ class TestWorkers:
         assert first == second != third
         wait_for_the_end(int(first[0]))
 
-    def test_two_runs_at_once_have_one_each(self, make: Callable[..., StandIn]) -> None:
+    def test_two_runs_at_once_have_one_each(self, make: Callable[..., StandIn], tmp_path: Path) -> None:
         stand_in = make(runs_at_once=2)
-        both = [stand_in.start(describe="pid", sleep_seconds="0.5") for _ in range(2)]
-        ended = [stand_in.wait(run_id).tasks[0].run_id for run_id in both]
-        assert len({stand_in.jobs.get_run_output(task).logs.splitlines()[-1] for task in ended}) == 2
+        pids = set()
+        for run_id in [stand_in.start(describe="pid", sleep_seconds="600") for _ in range(2)]:
+            log = tmp_path / "logs" / f"job-{run_id}.log"
+            stand_in.wait_for(run_id, lambda _, log=log: log.exists() and len(log.read_text().splitlines()) == 3)
+            pids.add(log.read_text().splitlines()[2])
+        assert len(pids) == 2
 
     def test_imports_that_fail_are_told_by_the_run(self, make: Callable[..., StandIn]) -> None:
         stand_in = make(preload=("no_such_module",))

@@ -46,14 +46,14 @@ def ask_postgres(settings: dict[str, str], query: str) -> object:
 
 
 def processes_naming(text: str) -> list[int]:
-    """The ids of living processes with a text in their command line."""
+    """The ids of living processes with a text in their command line, or in the path of the log they write."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            line = (folder / "cmdline").read_bytes()
+            line, output = (folder / "cmdline").read_bytes(), bytes((folder / "fd" / "1").readlink())
         except OSError:  # it ended between the two looks
             continue
-        if text.encode() in line and is_alive(int(folder.name)):
+        if text.encode() in line + output and is_alive(int(folder.name)):
             found.append(int(folder.name))
     return found
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar
 
@@ -225,6 +227,26 @@ class TestLogs:
 def test_invoking_without_a_host_says_so(tmp_path: Path) -> None:
     with pytest.raises(LocalCloudError, match="no functions host"):
         invoke(tmp_path, "copy_reference")
+
+
+def test_func_start_says_only_that_it_started_the_function(tmp_path: Path) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    class FuncStart(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append((self.path, self.headers["x-functions-key"]))
+            self.send_response(202)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with HTTPServer(("127.0.0.1", 0), FuncStart) as server:
+        (tmp_path / "ports.json").write_text(json.dumps({"functions": server.server_port}))
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(server.handle_request)
+            assert invoke(tmp_path, "copy_reference") == {"function": "copy_reference", "succeeded": None}
+    assert asked == [("/admin/functions/copy_reference?wait=true", None)]
 
 
 def test_a_connection_string_names_each_endpoint() -> None:
