@@ -1,5 +1,6 @@
 """Fixtures every folder of tests may use, and what the end of a session says of tests that were skipped."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,3 +38,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
         terminalreporter.write_line(
             f"{len(skipped)} tests were skipped, {without} of them without real posts (docs/real-posts.md)", yellow=True
         )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are cores: tests of processes wait a third of their time."""
+    return (os.cpu_count() or 1) + 1

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from azurefunctions.extensions.base.meta import _ConverterMeta as registry
 
 from ingest.reference import copy_reference
 from localcloud.cloud import LocalCloud
@@ -53,9 +54,14 @@ def app_with(folder: Path, more: str = "", **changes: str) -> dict[str, HostedFu
 
 
 @pytest.fixture
-def path() -> Iterator[None]:
-    """What loading an app adds to the path and to the modules is taken back."""
+def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What loading an app adds to the path, the modules and the registry of bindings is taken back.
+
+    The registry has one converter for blobs in a process, and other tests register Microsoft's.
+    """
     before, modules = list(sys.path), set(sys.modules)
+    monkeypatch.setattr(registry, "_bindings", {})
+    monkeypatch.delitem(sys.modules, "ingest.binding", raising=False)
     yield
     sys.path[:] = before
     for name in set(sys.modules) - modules:

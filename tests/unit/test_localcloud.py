@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -101,15 +100,20 @@ def test_the_signature_is_that_of_the_sdk(method: str, path: str, headers: dict[
 
 
 class TestPorts:
-    PREFERRED: ClassVar = dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True))
+    PREFERRED: ClassVar = {name: 61_001 + number for number, name in enumerate(PORT_NAMES)}
+    TAKEN = 61_099
 
-    @pytest.fixture
-    def taken(self) -> Iterator[int]:
-        """A port that something listens on."""
+    @pytest.fixture(autouse=True)
+    def taken(self, monkeypatch: pytest.MonkeyPatch) -> int:
+        """A port that something listens on, as the only one: what else runs on this machine does not matter."""
+        monkeypatch.setattr("localcloud.cloud.is_free", lambda port: port != self.TAKEN)
+        return self.TAKEN
+
+    def test_a_port_that_something_listens_on_is_not_free(self) -> None:
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))
             server.listen()
-            yield server.getsockname()[1]
+            assert not is_free(server.getsockname()[1])
 
     def test_they_are_all_different_and_the_same_the_next_time(self, tmp_path: Path) -> None:
         first = choose_ports(tmp_path / "ports.json", {}, pytest.fail)
