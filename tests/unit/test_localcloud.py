@@ -24,7 +24,7 @@ from localcloud.blobs import DIRECTORY_MARK, Blob, StorageError
 from localcloud.cloud import PORT_NAMES, choose_ports, claim_ports, invoke
 from localcloud.follow import LogFollower
 from localcloud.gateway import check_conditions, paths_below
-from localcloud.processes import PROJECT_ROOT, LocalCloudError, free_ports, last_lines
+from localcloud.processes import PROJECT_ROOT, LocalCloudError, free_ports, is_free, last_lines
 from localcloud.sharedkey import authorization
 
 MODIFIED = "Sun, 22 Nov 2026 12:00:00 GMT"
