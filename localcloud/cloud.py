@@ -6,18 +6,20 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from localcloud import azurite, postgres
+from localcloud.host import LISTENS
 from localcloud.host.keys import KEYS_FILE
 from localcloud.processes import (
     LOCALHOST,
@@ -25,7 +27,6 @@ from localcloud.processes import (
     Process,
     free_ports,
     is_free,
-    is_listening,
     wait_until,
 )
 from localcloud.settings import DEFAULTS, SettingsFile, own_settings, without_own
@@ -43,6 +44,8 @@ PORT_NAMES = tuple(DEFAULT_PORTS)
 SETTINGS_FILE = "local.settings.json"
 JOBS: Mapping[int, str] = {1: "classify.job", 2: "classify.train"}
 SECONDS_TO_WAIT_FOR_ANOTHER = 15
+SECONDS_TO_WAIT_FOR_A_START = 60
+STARTING = Path(tempfile.gettempdir()) / "stacktopics-starting.lock"
 
 
 class PartEnded(LocalCloudError):
@@ -165,14 +168,18 @@ class LocalCloud:
         stack.callback(os.close, lock)
         shutil.rmtree(self.logs, ignore_errors=True)
         self.logs.mkdir()
-        self.ports = choose_ports(
-            self.state_dir / "ports.json",
-            self._given_ports,
-            self._tell,
-            self._preferred_ports,
-            opened=PORT_NAMES if self._with_host else PORT_NAMES[:-1],
-        )
-        self._settle(self._written_settings())
+        with _alone(self._tell) if self._preferred_ports.keys() - self._given_ports.keys() else nullcontext():
+            self.ports = choose_ports(
+                self.state_dir / "ports.json",
+                self._given_ports,
+                self._tell,
+                self._preferred_ports,
+                opened=PORT_NAMES if self._with_host else PORT_NAMES[:-1],
+            )
+            self._settle(self._written_settings())
+            self._start_parts(stack, lock)
+
+    def _start_parts(self, stack: ExitStack, lock: int) -> None:
         with ThreadPoolExecutor(3) as pool:
             parts = (self._start_storage, self._start_postgres, self._start_services)
             starts = [pool.submit(start, stack, lock) for start in parts]
@@ -260,7 +267,7 @@ class LocalCloud:
         environment = {**self._environment, "PYTHONUNBUFFERED": "1"}
         process = Process("functions", command, self.logs / "functions.log", env=environment, hold=lock)
         self._keep(stack, process)
-        wait_until(lambda: is_listening(port) and _answers(f"{self.functions_url}/admin/host/ping"), process, 60)
+        wait_until(lambda: process.says(LISTENS), process, 60)
 
     def _keep(self, stack: ExitStack, process: Process) -> None:
         stack.callback(process.stop)
@@ -347,17 +354,39 @@ def _lock(state_dir: Path, seconds: float) -> int:
     So nothing of an earlier cloud runs any more once this returns, even if that one was killed.
     """
     lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    if not _flock(lock, seconds):
+        os.close(lock)
+        raise LocalCloudError(f"another local cloud is running on {state_dir}")
+    return lock
+
+
+@contextmanager
+def _alone(tell: Callable[[str], None]) -> Iterator[None]:
+    """Let no other local cloud of this machine choose ports until those that this one chose are open."""
+    with suppress(OSError):  # another user's
+        STARTING.touch()
+    starting = os.open(STARTING, os.O_RDONLY)
+    try:
+        if not _flock(starting, 0):
+            tell("another local cloud is just starting; this one waits for it")
+            _flock(starting, SECONDS_TO_WAIT_FOR_A_START)
+        yield
+    finally:
+        os.close(starting)
+
+
+def _flock(descriptor: int, seconds: float) -> bool:
+    """Whether an open file could be locked within a time."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             if time.monotonic() > deadline:
-                os.close(lock)
-                raise LocalCloudError(f"another local cloud is running on {state_dir}") from error
+                return False
             time.sleep(0.05)
         else:
-            return lock
+            return True
 
 
 @contextmanager
@@ -372,11 +401,3 @@ def _log_to_file(name: str, file: Path) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         handler.close()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
