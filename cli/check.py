@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import typer
 from pydantic import SecretStr
 
-from cli.options import DEFAULT_FILE, AsJson, SettingsFile, hint, open_services
+from cli.options import DEFAULT_FILE, AsJson, SettingsFile, hint, is_local, open_services
 from cli.screen import Screen, print_json
-from shared.errors import StackTopicsError
+from shared.errors import NotFound, StackTopicsError
 from shared.settings import BINDING_SETTINGS, HOST_SETTINGS, Connection, Settings, names_tried, read_local_settings
 from shared.storage import storage_errors
 
@@ -139,7 +139,12 @@ def _table(services: Services, table: str) -> str:
 
     with closing(services.postgres()) as connection:
         begin_snapshot(connection, services.settings.reference_deadline_seconds)
-        plan = plan_of(connection, services.settings, table)
+        try:
+            plan = plan_of(connection, services.settings, table)
+        except NotFound as error:
+            if not is_local(services.settings):
+                raise
+            raise NotFound(f"{error}; on this machine `make demo` fills it, or `manage.py import-dump`") from error
     key = f"key {', '.join(plan.key)}" if plan.key else "no key"
     return f"{len(plan.columns)} columns, {key}"
 

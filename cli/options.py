@@ -39,12 +39,13 @@ def hint(error: StackTopicsError) -> str | None:
     """The next step, where nothing answers on this machine or there are no settings at all; else None."""
     if isinstance(error, SettingsError) and not DEFAULT_FILE.exists():
         return f"There is no {DEFAULT_FILE} here: `make up` starts the local cloud and writes one."
-    if not isinstance(error, TransientError) or not any(_is_local(services.settings) for services in _opened):
+    if not isinstance(error, TransientError) or not any(is_local(services.settings) for services in _opened):
         return None
     return "The settings lead to this machine, where nothing answers: is `make up` running?"
 
 
-def _is_local(settings: Settings) -> bool:
+def is_local(settings: Settings) -> bool:
+    """Whether a service that the settings name is on this machine."""
     addresses = [
         settings.posts_storage.endpoint("blob"),
         settings.queues_storage.endpoint("queue"),

@@ -138,7 +138,9 @@ def demo_command(
             files = [stack.enter_context(prepared(path, day)) for path in posts or []]
             table = pq.read_table(users) if users else samples.sample_users()
             _say("Starting the local cloud: Azurite, lake gateway, Postgres, Databricks stand-in, functions host ...")
-            cloud = stack.enter_context(LocalCloud(state, preferred=DEFAULT_PORTS, tell=_say))
+            # The demo loads users of its own, be they fewer than those of the last one.
+            settings = {"REFERENCE_MAX_SHRINK": "1"}
+            cloud = stack.enter_context(LocalCloud(state, settings=settings, preferred=DEFAULT_PORTS, tell=_say))
             for name in cloud.left_aside:  # here as in the host: what the demo asks is this cloud
                 del os.environ[name]
             if dump:

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -44,8 +44,6 @@ PORT_NAMES = tuple(DEFAULT_PORTS)
 SETTINGS_FILE = "local.settings.json"
 JOBS: Mapping[int, str] = {1: "classify.job", 2: "classify.train"}
 SECONDS_TO_WAIT_FOR_ANOTHER = 15
-SECONDS_TO_WAIT_FOR_A_START = 60
-STARTING = Path(tempfile.gettempdir()) / "stacktopics-starting.lock"
 
 
 class PartEnded(LocalCloudError):
@@ -168,18 +166,21 @@ class LocalCloud:
         stack.callback(os.close, lock)
         shutil.rmtree(self.logs, ignore_errors=True)
         self.logs.mkdir()
-        with _alone(self._tell) if self._preferred_ports.keys() - self._given_ports.keys() else nullcontext():
-            self.ports = choose_ports(
-                self.state_dir / "ports.json",
-                self._given_ports,
-                self._tell,
-                self._preferred_ports,
-                opened=PORT_NAMES if self._with_host else PORT_NAMES[:-1],
-            )
-            self._settle(self._written_settings())
-            self._start_parts(stack, lock)
-
-    def _start_parts(self, stack: ExitStack, lock: int) -> None:
+        preferred = {name: port for name, port in self._preferred_ports.items() if name not in self._given_ports}
+        if preferred and (claim := claim_ports(self._preferred_ports)) is not None:
+            stack.callback(os.close, claim)
+        elif preferred:
+            self._tell("another local cloud has the default ports; this one takes free ones")
+            preferred = {}
+        self.ports = choose_ports(
+            self.state_dir / "ports.json",
+            self._given_ports,
+            self._tell,
+            preferred,
+            opened=PORT_NAMES if self._with_host else PORT_NAMES[:-1],
+            avoided=() if preferred else tuple(self._preferred_ports.values()),
+        )
+        self._settle(self._written_settings())
         with ThreadPoolExecutor(3) as pool:
             parts = (self._start_storage, self._start_postgres, self._start_services)
             starts = [pool.submit(start, stack, lock) for start in parts]
@@ -292,9 +293,10 @@ def choose_ports(
     tell: Callable[[str], None],
     preferred: Mapping[str, int] | None = None,
     opened: Sequence[str] = PORT_NAMES,
+    avoided: Sequence[int] = (),
 ) -> dict[str, int]:
     """A port for each of `PORT_NAMES`, written to `file`: the given one, or the first free one of the preferred one,
-    that of `file`, and any. Whether it is free matters for the names in `opened`.
+    that of `file` (unless it is to be avoided), and any. Whether it is free matters for the names in `opened`.
 
     Raises `LocalCloudError` for an unknown name, and for a given port that something listens on.
     """
@@ -304,7 +306,8 @@ def choose_ports(
     taken = [f"{name} {port}" for name, port in given.items() if name in opened and not is_free(port)]
     if taken:
         raise LocalCloudError(f"in use: {', '.join(taken)}. Give another port, or end what listens there")
-    remembered: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+    earlier: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+    remembered = {name: port for name, port in earlier.items() if port not in avoided}
     chosen: dict[str, int] = {}
     for name, fresh in zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True):
         wanted = [ports[name] for ports in (given, preferred or {}, remembered) if name in ports]
@@ -314,6 +317,22 @@ def choose_ports(
             tell(f"port {wanted[0]} of {name} is in use; this time it is {chosen[name]}")
     file.write_text(json.dumps(chosen, indent=1) + "\n")
     return chosen
+
+
+def claim_ports(ports: Mapping[str, int]) -> int | None:
+    """A file descriptor that holds these ports for one cloud of this user until it is closed; None when another has it.
+
+    Two clouds that start at once would both find a port free before either listens on it.
+    """
+    name = "-".join(map(str, sorted(ports.values())))
+    file = Path(tempfile.gettempdir()) / f"stacktopics-{os.getuid()}-{name}.lock"
+    claim = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(claim)
+        return None
+    return claim
 
 
 def invoke(state_dir: Path, function: str, given: str = "") -> dict[str, object]:
@@ -354,39 +373,17 @@ def _lock(state_dir: Path, seconds: float) -> int:
     So nothing of an earlier cloud runs any more once this returns, even if that one was killed.
     """
     lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    if not _flock(lock, seconds):
-        os.close(lock)
-        raise LocalCloudError(f"another local cloud is running on {state_dir}")
-    return lock
-
-
-@contextmanager
-def _alone(tell: Callable[[str], None]) -> Iterator[None]:
-    """Let no other local cloud of this machine choose ports until those that this one chose are open."""
-    with suppress(OSError):  # another user's
-        STARTING.touch()
-    starting = os.open(STARTING, os.O_RDONLY)
-    try:
-        if not _flock(starting, 0):
-            tell("another local cloud is just starting; this one waits for it")
-            _flock(starting, SECONDS_TO_WAIT_FOR_A_START)
-        yield
-    finally:
-        os.close(starting)
-
-
-def _flock(descriptor: int, seconds: float) -> bool:
-    """Whether an open file could be locked within a time."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             if time.monotonic() > deadline:
-                return False
+                os.close(lock)
+                raise LocalCloudError(f"another local cloud is running on {state_dir}") from error
             time.sleep(0.05)
         else:
-            return True
+            return lock
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from datetime import date
 from functools import cache
 from typing import TYPE_CHECKING
 
+from threadpoolctl import threadpool_limits
+
 from classify.days.day import Contribution, DayTopics, topics_of_day
 from classify.registry.models import load_reference
 from classify.registry.summary import COUNTS
@@ -54,8 +56,7 @@ def publish(services: Services, record: FileRecord) -> FileRecord:
     else:
         ended, reason = State.PUBLISHED, None
         touched = [*pointer.days, *pointer.left]
-        with ThreadPoolExecutor(DAY_WORKERS) as pool:
-            list(pool.map(lambda day: _refresh(services, day, reader, record.source_id), touched))
+        _refresh_all(services, touched, reader, record.source_id)
     services.lake.delete(paths.landing(record.source_id, record.version))
 
     def over(current: FileRecord) -> FileRecord | None:
@@ -73,9 +74,7 @@ def republish(services: Services, days: Sequence[date]) -> list[date]:
 
     Raises TransientError when others move the same pointers all the time, NotFound when stored counts are missing.
     """
-    reader = _Reader(services.lake)
-    with ThreadPoolExecutor(DAY_WORKERS) as pool:
-        changed = list(pool.map(lambda day: _refresh(services, day, reader), days))
+    changed = _refresh_all(services, days, _Reader(services.lake))
     return [day for day, has_changed in zip(days, changed, strict=True) if has_changed]
 
 
@@ -108,6 +107,16 @@ def _count_source(services: Services, record: FileRecord, days: list[date]) -> S
         return successor
 
     return until_first(count, f"the pointer of {record.source.name}")
+
+
+def _refresh_all(services: Services, days: Sequence[date], reader: _Reader, source_id: str | None = None) -> list[bool]:
+    """`_refresh` of several days at once, in their order.
+
+    The linear algebra of a day is small: with threads of its own in each worker it cost 12.9 CPU s for 155 days in
+    place of 2.2, and 6.8 s in place of 1.7.
+    """
+    with threadpool_limits(1), ThreadPoolExecutor(DAY_WORKERS) as pool:
+        return list(pool.map(lambda day: _refresh(services, day, reader, source_id), days))
 
 
 def _refresh(services: Services, day: date, reader: _Reader, source_id: str | None = None) -> bool:

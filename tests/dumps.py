@@ -7,8 +7,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 POSTS, DAYS, MONTHS, USERS, PICTURES = 1073, 464, 76, 3588, 2539
-"""What a made dump holds: as much as the genuine one of raspberrypi.meta.stackexchange.com. Of the users so many have
-an attribute that the table has no column for."""
+"""What a made dump holds. Of the users so many have an attribute that the table has no column for."""
 
 _ESCAPED = {'"': "&quot;", "\n": "&#xA;", "\r": "&#xD;"}
 _TEXT = '<p>Is "this" on topic, or isn\'t it? 3 < 4 && 4 > 3: naïve.</p>\n\n<pre><code>a &lt; b\n</code></pre>\n'

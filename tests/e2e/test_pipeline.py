@@ -168,13 +168,16 @@ def test_topics_over_http(cloud: LocalCloud, process: Process, services: Service
 def test_a_file_of_years_is_published_by_day_and_a_second_time_changes_nothing(
     process: Process, services: Services, real_posts: RealPosts
 ) -> None:
-    file = real_posts("posts-devops.parquet")
-    table = pq.read_table(file, columns=["PostTypeId", "CreationDate"])
+    table = pq.read_table(real_posts("posts-devops.parquet"))
+    table = table.filter(pc.less(pc.year(table["CreationDate"]), 2021))  # no other test has a file of these years
+    question = pc.coalesce(table["ParentId"], table["Id"])
+    table = table.filter(pc.equal(pc.bit_wise_and(question, 7), 0))  # each eighth question, with its answers
+    data = parquet(table)
     table = table.filter(pc.is_in(table["PostTypeId"], value_set=pc.cast([1, 2], table["PostTypeId"].type)))
     expected = Counter(moment.date() for moment in table["CreationDate"].to_pylist())
-    assert {day.year for day in expected} == {2017, 2018, 2019, 2020}
+    assert len({day.year for day in expected}) > 1
     for _ in range(2):
-        record = process(file.name, file.read_bytes())
+        record = process("posts-devops.parquet", data)
         assert record.state is State.PUBLISHED
         assert record.counted == table.num_rows == sum(expected.values())
         days = [day for day in published_days(services.lake) if day.year <= 2020]

@@ -109,10 +109,10 @@ def test_users_alone_are_judged(local_cloud: LocalCloud, services: Services, dum
 def test_a_cut_off_file_of_posts(local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path) -> None:
     folder, whole = tmp_path / "raspberrypi.meta", (dump / "Posts.xml").read_bytes()
     folder.mkdir()
-    days = re.findall(rb' CreationDate="([^T]+)', whole)
-    row = next(number for number in range(len(days) // 2, len(days)) if days[number] == days[number - 1])
+    months = re.findall(rb' CreationDate="([^T]{7})', whole)
+    row = next(number for number in range(len(months) // 2, len(months)) if months[number] == months[number - 1])
     (folder / "Posts.xml").write_bytes(whole[: whole.index(b'<row Id="%d"' % (row + 1)) + 50])
-    options = ("--no-users", "--work", tmp_path)
+    options = ("--by", "month", "--no-users", "--work", tmp_path)
     refused = import_dump(local_cloud.settings_file, tmp_path, folder, *options)
     assert (refused.returncode, "download it again; or give --truncated" in refused.stderr) == (1, True), refused.stderr
     assert not list(services.posts_container.list_blob_names())
@@ -122,7 +122,7 @@ def test_a_cut_off_file_of_posts(local_cloud: LocalCloud, services: Services, du
     done = import_dump(local_cloud.settings_file, tmp_path, folder, *options)
     assert (done.returncode, "1,073 rows in, 1,073 out" in done.stderr) == (0, True), done.stderr
     after = {blob.name: blob.etag for blob in services.posts_container.list_blobs()}
-    assert (len(before), len(after)) == (len(set(days[:row])), 464)
+    assert (len(before), len(after)) == (len(set(months[:row])), 76)
     assert [name for name in before if after[name] != before[name]] == [max(before)]
 
 

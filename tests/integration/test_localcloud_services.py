@@ -415,7 +415,10 @@ def test_a_functions_host_that_finds_its_port_taken_is_not_mistaken_for_who_took
             other.shutdown()
 
 
-def test_two_clouds_that_start_together_share_no_port(state_dir: Path) -> None:
+def test_two_clouds_that_start_together_share_no_port(
+    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where clouds claim ports
     preferred = dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True))
     clouds = [LocalCloud(state_dir / name, host=False, preferred=preferred) for name in ("one", "two")]
     with ThreadPoolExecutor(2) as pool, ExitStack() as stack:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,8 @@ def tls_before(database: Database, certificate: tuple[Path, Path]) -> Iterator[i
         except OSError:
             return
         finally:
-            with closing(target):
-                pass
+            with suppress(OSError):  # closing alone would not wake who receives from it
+                target.shutdown(socket.SHUT_RDWR)
 
     def serve(client: socket.socket) -> None:
         with client:

@@ -768,6 +768,8 @@ def test_a_check_reads_a_table_as_the_copy_does(company: Company) -> None:
         check._table(company.services(reference_exclude_columns="users.hidden"), "users")
     with pytest.raises(BadInput, match=r"\(about\) is no key"):
         check._table(company.services(reference_keys="users.about"), "users")
+    with pytest.raises(NotFound, match=r"badges does not exist .*; on this machine `make demo` fills it, or"):
+        check._table(company.services(reference_tables="badges", reference_exclude_columns=()), "badges")
     role = f"reader_{company.database.schema}"
     company.database.run(f"""
         CREATE ROLE {role} LOGIN PASSWORD '{company.database.server.password}';

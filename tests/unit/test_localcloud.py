@@ -1,11 +1,13 @@
 """The parts of the local cloud that need no other process."""
 
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ from requests.structures import CaseInsensitiveDict
 from localcloud import tools
 from localcloud.azurite import ACCOUNT, ACCOUNT_KEY, connection_string
 from localcloud.blobs import DIRECTORY_MARK, Blob, StorageError
-from localcloud.cloud import PORT_NAMES, choose_ports, invoke
+from localcloud.cloud import PORT_NAMES, choose_ports, claim_ports, invoke
 from localcloud.follow import LogFollower
 from localcloud.gateway import check_conditions, paths_below
 from localcloud.processes import PROJECT_ROOT, LocalCloudError, free_ports, last_lines
@@ -133,6 +135,22 @@ class TestPorts:
         chosen = choose_ports(file, {}, said.append, {**self.PREFERRED, "lake": taken})
         assert chosen == {**self.PREFERRED, "lake": before["lake"]}
         assert said == [f"port {taken} of lake is in use; this time it is {before['lake']}"]
+
+    def test_of_two_clouds_that_start_at_once_one_has_the_preferred_ones(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where clouds claim ports
+        claim = claim_ports(self.PREFERRED)
+        assert claim is not None
+        assert claim_ports(self.PREFERRED) is None
+        file = tmp_path / "ports.json"
+        file.write_text(json.dumps(self.PREFERRED))  # what the other one had when it was alone
+        chosen = choose_ports(file, {}, pytest.fail, avoided=tuple(self.PREFERRED.values()))
+        assert not set(chosen.values()) & set(self.PREFERRED.values())
+        os.close(claim)
+        again = claim_ports(self.PREFERRED)
+        assert again is not None
+        os.close(again)
 
     def test_given_ones_win(self, tmp_path: Path, taken: int) -> None:
         (other,) = free_ports(1)

@@ -231,4 +231,4 @@ def test_the_day_of_a_file_is_the_date_in_its_name(name: str, day: date) -> None
 def test_real_posts_keep_the_contract(real_posts: RealPosts) -> None:
     for name in ("posts.parquet", "posts-devops.parquet"):
         with real_posts(name).open("rb") as file:
-            assert check_posts(file, name).rows > 5_000
+            assert check_posts(file, name).rows > 1_000

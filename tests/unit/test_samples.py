@@ -92,7 +92,10 @@ def test_twenty_topics_and_the_post_types_of_the_site() -> None:
 
 
 def test_columns_and_types_are_those_of_the_real_posts(posts: pa.Table, real_posts: RealPosts) -> None:
-    assert posts.schema.equals(pq.read_schema(real_posts("posts.parquet")))
+    real = pq.read_schema(real_posts("posts.parquet"))
+    assert [real.field(name) for name in posts.schema.names] == [
+        posts.schema.field(name) for name in posts.schema.names
+    ]
 
 
 def test_topics_are_frequent_tags_of_the_real_posts(real_posts: RealPosts) -> None:
