@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from localcloud import tools
-from localcloud.processes import LOCALHOST, Process, is_listening, wait_until
+from localcloud.processes import LOCALHOST, Process, wait_until
 
 ACCOUNT = "devstoreaccount1"
+LISTENS = "Azurite {} service is successfully listening"
 # The emulator's well-known key, the same on every machine: it protects nothing and is no secret.
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
@@ -41,7 +42,7 @@ def start(
     command = [*tools.azurite_command(tell), *(word for option in options.items() for word in option), *switches]
     folder.mkdir(parents=True, exist_ok=True)
     process = Process("azurite", command, log, hold=hold)
-    wait_until(lambda: is_listening(blob_port) and is_listening(queue_port), process, seconds=30)
+    wait_until(lambda: all(process.says(LISTENS.format(service)) for service in ("Blob", "Queue")), process, seconds=30)
     return process
 
 

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from localcloud import azurite, postgres
+from localcloud.host import LISTENS
 from localcloud.host.keys import KEYS_FILE
 from localcloud.processes import (
     LOCALHOST,
@@ -26,7 +27,6 @@ from localcloud.processes import (
     Process,
     free_ports,
     is_free,
-    is_listening,
     wait_until,
 )
 from localcloud.settings import DEFAULTS, SettingsFile, own_settings, without_own
@@ -166,8 +166,8 @@ class LocalCloud:
         stack.callback(os.close, lock)
         shutil.rmtree(self.logs, ignore_errors=True)
         self.logs.mkdir()
-        preferred = self._preferred_ports
-        if preferred and (claim := claim_ports(preferred)) is not None:
+        preferred = {name: port for name, port in self._preferred_ports.items() if name not in self._given_ports}
+        if preferred and (claim := claim_ports(self._preferred_ports)) is not None:
             stack.callback(os.close, claim)
         elif preferred:
             self._tell("another local cloud has the default ports; this one takes free ones")
@@ -268,7 +268,7 @@ class LocalCloud:
         environment = {**self._environment, "PYTHONUNBUFFERED": "1"}
         process = Process("functions", command, self.logs / "functions.log", env=environment, hold=lock)
         self._keep(stack, process)
-        wait_until(lambda: is_listening(port) and _answers(f"{self.functions_url}/admin/host/ping"), process, 60)
+        wait_until(lambda: process.says(LISTENS), process, 60)
 
     def _keep(self, stack: ExitStack, process: Process) -> None:
         stack.callback(process.stop)
@@ -398,11 +398,3 @@ def _log_to_file(name: str, file: Path) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         handler.close()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False

@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-from localcloud.processes import last_lines
+from localcloud.processes import PROJECT_ROOT, last_lines
 from localcloud.workers import Order, Worker, Workers
 
 logger = logging.getLogger("localcloud.databricks")
@@ -92,7 +92,9 @@ class JobsService:
         self._settings = settings
         self._folder = folder
         self._logs = logs
-        self._workers = Workers(settings.preload, settings.environment, logs, hold)
+        packages = {name.partition(".")[0] for name in (*settings.preload, *settings.jobs.values())} | {"shared"}
+        folders = [PROJECT_ROOT / name for name in sorted(packages)]
+        self._workers = Workers(settings.preload, folders, settings.environment, logs, hold)
         self._faults: Counter[str] = Counter()
         self._runs: dict[int, Run] = {}
         self._cancels: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)

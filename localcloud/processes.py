@@ -79,6 +79,10 @@ class Process:
                 self._leash.recv(1)  # returns when the watch, which goes last, has gone
         return self._popen.wait(self._longest_stop)
 
+    def says(self, text: str) -> bool:
+        """Whether its log holds a text. Unlike an open port, which may be another's, that is its own word."""
+        return text.encode() in self.log.read_bytes()
+
     def last_lines(self, count: int = 20) -> str:
         """The end of its log."""
         return last_lines(self.log, count)
@@ -104,13 +108,6 @@ def wait_until(ready: Callable[[], bool], process: Process, seconds: float) -> N
     why = "did not answer in time" if process.return_code() is None else f"ended with code {process.return_code()}"
     process.stop()
     raise LocalCloudError(f"{process.name} {why}. The end of {process.log}:\n{process.last_lines()}")
-
-
-def is_listening(port: int) -> bool:
-    """Whether something accepts connections on a port of this machine."""
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((LOCALHOST, port)) == 0
 
 
 def is_free(port: int) -> bool:

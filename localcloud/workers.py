@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from localcloud.processes import Process
 
 logger = logging.getLogger("localcloud.databricks")
 
+Sources = frozenset[tuple[Path, int]]
 RUNS_EACH = 50
 """After so many runs an interpreter makes room for a new one, so that what runs leave behind cannot add up for ever."""
 
@@ -34,9 +36,12 @@ class Order:
 
 
 class Worker:
-    """One interpreter. `log` gets what it says outside of runs."""
+    """One interpreter. `log` gets what it says outside of runs; `sources` is what `source_files` said at its start."""
 
-    def __init__(self, modules: Sequence[str], environment: Mapping[str, str], log: Path, hold: int | None) -> None:
+    def __init__(
+        self, modules: Sequence[str], environment: Mapping[str, str], log: Path, hold: int | None, sources: Sources
+    ) -> None:
+        self.sources = sources
         self._orders, given = socket.socketpair()
         with given:
             self._process = Process(
@@ -104,13 +109,20 @@ class Worker:
 class Workers:
     """Workers with the same imports: one that waits for a run, and as many as run at a time.
 
-    Each has a log `worker-<number>.log` in `logs`.
+    Each has a log `worker-<number>.log` in `logs`. Whoever edits the Python files of `packages` finds them in the next
+    run: a worker that has read older ones gets none.
     """
 
     def __init__(
-        self, modules: Sequence[str], environment: Mapping[str, str], logs: Path, hold: int | None = None
+        self,
+        modules: Sequence[str],
+        packages: Sequence[Path],
+        environment: Mapping[str, str],
+        logs: Path,
+        hold: int | None = None,
     ) -> None:
         self._modules = modules
+        self._packages = packages
         self._environment = environment
         self._logs = logs
         self._hold = hold
@@ -127,9 +139,8 @@ class Workers:
         """One that waits, the one that waited least; a new one where there is none."""
         while self._idle:
             worker = self._idle.pop()
-            if worker.can_go_on:
+            if worker.can_go_on and worker.sources == source_files(self._packages):
                 return worker
-            logger.info("an idle interpreter has ended: %s", worker.last_lines(1))
             await worker.stop()
         return self._new()
 
@@ -152,4 +163,14 @@ class Workers:
 
     def _new(self) -> Worker:
         self._made += 1
-        return Worker(self._modules, self._environment, self._logs / f"worker-{self._made}.log", self._hold)
+        log, sources = self._logs / f"worker-{self._made}.log", source_files(self._packages)
+        return Worker(self._modules, self._environment, log, self._hold, sources)
+
+
+def source_files(packages: Sequence[Path]) -> Sources:
+    """The Python files of some folders, each with when it was changed."""
+    found = set()
+    for file in (file for package in packages for file in package.rglob("*.py")):
+        with suppress(FileNotFoundError):  # an editor's, gone since it was listed
+            found.add((file, file.stat().st_mtime_ns))
+    return frozenset(found)

@@ -17,3 +17,6 @@ Where things are:
     routes.py    route templates; keys.py access keys; server.py the HTTP side: functions, admin, webhooks
     service.py   all of it together, started and stopped
 """
+
+LISTENS = "Functions host listens on"
+"""What its log says once it takes requests."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from azure.core.exceptions import AzureError, ResourceExistsError
 
+from localcloud.host import LISTENS
 from localcloud.host.app import HostedFunction
 from localcloud.host.blobs import (
     POISON_QUEUE,
@@ -199,7 +200,7 @@ async def serve(host: FunctionsHost, port: int, stop: Coroutine[Any, Any, object
     failing = None
     try:
         chosen = await host.start(port)
-        log.info("Functions host listens on http://127.0.0.1:%d", chosen)
+        log.info("%s http://127.0.0.1:%d", LISTENS, chosen)
         failing = asyncio.create_task(host.fail())
         await asyncio.wait([stopping, failing], return_when=asyncio.FIRST_COMPLETED)
         if failing.done():

@@ -15,7 +15,8 @@ from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import BlobServiceClient
 from azure.storage.queue import QueueClient, TextBase64EncodePolicy
 
-from localcloud.processes import PROJECT_ROOT, Process, free_ports, is_listening, wait_until
+from localcloud.host import LISTENS
+from localcloud.processes import PROJECT_ROOT, Process, free_ports, wait_until
 from tests.waiting import PATIENCE, eventually
 
 APP = Path(__file__).parent / "host_app" / "function_app.py"
@@ -85,7 +86,7 @@ class HostProcess:
         options = ["--settings", str(settings_file), "--app", str(APP), "--state", str(folder), "--port", str(port)]
         command = [sys.executable, "-m", "localcloud.host", *options, *(["--auth"] if auth else [])]
         self.process = Process("functions host", command, folder / "host.log", cwd=PROJECT_ROOT, grace=15)
-        wait_until(lambda: is_listening(port), self.process, seconds=PATIENCE)
+        wait_until(lambda: self.process.says(LISTENS), self.process, seconds=PATIENCE)
 
     @property
     def log(self) -> str:

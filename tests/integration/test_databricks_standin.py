@@ -14,6 +14,7 @@ from databricks.sdk.errors import PermissionDenied, ResourceDoesNotExist
 from databricks.sdk.errors.platform import InvalidParameterValue
 from databricks.sdk.service.jobs import Run, RunLifeCycleState, RunLifecycleStateV2State, RunResultState
 
+from localcloud import workers
 from localcloud.databricks import JobsService, JobsSettings
 from localcloud.loop import LoopThread
 from localcloud.processes import LOCALHOST, free_ports
@@ -276,6 +277,23 @@ class TestWorkers:
         first, second, third = (self.output(stand_in, describe="pid") for _ in range(3))
         assert first == second != third
         wait_for_the_end(int(first[0]))
+
+    def test_who_edits_a_source_finds_it_in_the_next_run(
+        self, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (first,) = self.output(stand_in, describe="pid")
+        package = tmp_path / "package"
+        (package / "room").mkdir(parents=True)
+        source = package / "room" / "module.py"
+        source.write_text("")
+        edited = workers.source_files([package])
+        monkeypatch.setattr(workers, "source_files", lambda _: edited)
+        (second,) = self.output(stand_in, describe="pid")
+        assert self.output(stand_in, describe="pid") == [second] != [first]
+        os.utime(source, (1, 1))
+        monkeypatch.undo()
+        assert workers.source_files([package]) != edited
+        assert workers.source_files([package, tmp_path / "no-package"]) == {(source, 1_000_000_000)}
 
     def test_two_runs_at_once_have_one_each(self, make: Callable[..., StandIn], tmp_path: Path) -> None:
         stand_in = make(runs_at_once=2)

@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +23,7 @@ from azure.storage.filedatalake import DataLakeServiceClient
 from azure.storage.queue import QueueServiceClient
 from databricks.sdk import WorkspaceClient
 
-from localcloud import postgres, tools
+from localcloud import azurite, postgres, tools
 from localcloud.cloud import PORT_NAMES, LocalCloud, PartEnded, choose_ports, reset
 from localcloud.processes import PROJECT_ROOT, LocalCloudError, Process, free_ports
 from tests.localcloud_fixtures import CREDENTIAL, is_alive, wait_for_the_end
@@ -380,6 +383,51 @@ class TestProcess:
         process = Process("short", ["sh", "-c", "echo done; exit 3"], tmp_path / "log")
         assert process.wait(PATIENCE) == 3
         assert process.stop() == 3
+
+
+def test_azurite_that_finds_its_ports_taken_is_not_mistaken_for_who_took_them(
+    local_cloud: LocalCloud, tmp_path: Path
+) -> None:
+    taken = local_cloud.ports["blob"], local_cloud.ports["queue"]
+    with pytest.raises(LocalCloudError, match=r"azurite ended with code 1(.|\n)*EADDRINUSE"):
+        azurite.start(tmp_path / "azurite", *taken, tmp_path / "azurite.log")
+
+
+def test_a_functions_host_that_finds_its_port_taken_is_not_mistaken_for_who_took_it(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    monkeypatch.setattr("localcloud.cloud.is_free", lambda _: True)  # taken in the moment after this was asked
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever).start()
+        try:
+            cloud = LocalCloud(state_dir, {"functions": other.server_port})
+            with pytest.raises(LocalCloudError, match=f"port {other.server_port} cannot be used"), cloud:
+                pytest.fail("it started")
+        finally:
+            other.shutdown()
+
+
+def test_two_clouds_that_start_together_share_no_port(
+    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where clouds claim ports
+    preferred = dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True))
+    clouds = [LocalCloud(state_dir / name, host=False, preferred=preferred) for name in ("one", "two")]
+    with ThreadPoolExecutor(2) as pool, ExitStack() as stack:
+        list(pool.map(stack.enter_context, clouds))
+        chosen = [port for cloud in clouds for name, port in cloud.ports.items() if name != "functions"]
+        assert len(chosen) == len(set(chosen)) == 10
+        assert set(preferred.values()) - {preferred["functions"]} < set(chosen)
+        for cloud in clouds:
+            cloud.check()
 
 
 def test_a_remembered_port_that_is_in_use_moves(local_cloud: LocalCloud, tmp_path: Path) -> None:

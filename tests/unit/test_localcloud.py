@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -139,7 +140,10 @@ class TestPorts:
         assert chosen == {**self.PREFERRED, "lake": before["lake"]}
         assert said == [f"port {taken} of lake is in use; this time it is {before['lake']}"]
 
-    def test_of_two_clouds_that_start_at_once_one_has_the_preferred_ones(self, tmp_path: Path) -> None:
+    def test_of_two_clouds_that_start_at_once_one_has_the_preferred_ones(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where clouds claim ports
         claim = claim_ports(self.PREFERRED)
         assert claim is not None
         assert claim_ports(self.PREFERRED) is None
