@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
-from cli.screen import Screen, print_json
+from cli.screen import Screen, number_of, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,10 +96,10 @@ def import_dump_command(
 def dump_line(report: DumpReport) -> str:
     """What became of a file of a data dump, in a sentence."""
     line = f"{report.source}: {report.rows_in:,} rows in, {report.rows_out:,} out, {report.rejected:,} set aside"
-    line += f", {len(report.files):,} files" if report.files else ""
+    line += f", {number_of(len(report.files), 'file')}" if report.files else ""
     line += f", {report.rate / 1e6:.0f} MB/s" if report.rate >= 0.5e6 else ""
     if report.resumed_rows:
-        files = f"{report.resumed:,} files with " if report.resumed else ""
+        files = f"{number_of(report.resumed, 'file')} with " if report.resumed else ""
         line += f"; {files}{report.resumed_rows:,} rows were done by an earlier import and are not done again"
     if report.rejected:
         line += f"; the rows set aside are in {report.rejected_file}"
