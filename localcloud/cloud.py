@@ -178,7 +178,8 @@ class LocalCloud:
             self._tell,
             preferred,
             opened=PORT_NAMES if self._with_host else PORT_NAMES[:-1],
-            avoided=() if preferred else tuple(self._preferred_ports.values()),
+            # Who has no claim takes none of the default ports, be they free now and those of its last run.
+            avoided=() if preferred else tuple(DEFAULT_PORTS.values()),
         )
         self._settle(self._written_settings())
         with ThreadPoolExecutor(3) as pool:

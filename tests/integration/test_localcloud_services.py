@@ -24,7 +24,7 @@ from azure.storage.queue import QueueServiceClient
 from databricks.sdk import WorkspaceClient
 
 from localcloud import azurite, postgres, tools
-from localcloud.cloud import PORT_NAMES, LocalCloud, PartEnded, choose_ports, reset
+from localcloud.cloud import DEFAULT_PORTS, PORT_NAMES, LocalCloud, PartEnded, choose_ports, reset
 from localcloud.processes import PROJECT_ROOT, LocalCloudError, Process, free_ports
 from tests.localcloud_fixtures import CREDENTIAL, is_alive, wait_for_the_end
 from tests.waiting import PATIENCE, eventually
@@ -456,3 +456,10 @@ def test_without_node_and_postgres_those_of_pypi_are_used(
 
 def is_node(pid: int) -> bool:
     return Path(f"/proc/{pid}/comm").read_text().strip() in ("node", "MainThread")
+
+
+def test_a_cloud_without_a_claim_takes_no_default_port_though_its_last_run_had_them(state_dir: Path) -> None:
+    """Another cloud that has claimed them may be about to listen there."""
+    (state_dir / "ports.json").write_text(json.dumps(DEFAULT_PORTS))
+    with LocalCloud(state_dir, host=False) as cloud:
+        assert not set(cloud.ports.values()) & set(DEFAULT_PORTS.values())
