@@ -154,6 +154,15 @@ def test_an_operator_looks_at_the_cloud(user: User, settings: Path) -> None:
     assert "share" in manage("topics")
     assert json.loads(manage("topics", "--json"))["topics"]
     assert (STARTER / "model.json").read_text().split('"version": "')[1][:8] in manage("models")
+    assert "100 topics of the model" in manage("topics", "--list")
+    assert "counted anew, 0 topics files changed" in manage("republish")
+
+
+def test_an_operator_drops_an_export(user: User, settings: Path, tmp_path: Path) -> None:
+    (tmp_path / "export.csv").write_bytes(exports.explorer_csv(POSTS))
+    said = user.gets("manage.py", "drop", tmp_path / "export.csv", "--settings", settings)
+    assert f"export.parquet: published: {len(POSTS)} posts on " in said
+    assert "counts" in user.gets("manage.py", "status", "export.parquet", "--settings", settings)
 
 
 def test_an_operator_imports_a_dump(user: User, settings: Path, small_dump: Path, tmp_path: Path) -> None:
