@@ -173,7 +173,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, float | None], None]]:
-    """A function that is told a step and the share of it that is done (None: unknown), and shows both.
+    """A function that takes a step and the share of it that is done (None: unknown), and shows both.
 
     On standard error: a bar on a terminal, elsewhere a line for each new step.
     """

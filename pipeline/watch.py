@@ -87,7 +87,7 @@ def _ended(run: Run, state: RunState) -> Run:
 
 
 def _failed(services: Services, record: FileRecord, run_id: int, state: RunState) -> FileRecord:
-    """Note why a run failed; go on with the next attempt, or end loudly when there is none left."""
+    """Note why a run failed; go on with the next attempt, or end loudly after the last one."""
     reason = f"run {run_id}: {state.message}"
     try:
         if said := services.job_runs.failure(run_id):
