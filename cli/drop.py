@@ -56,7 +56,7 @@ def drop(
         if as_json:
             print_json([dropped._asdict() for dropped in uploaded])
         return
-    _follow(services, uploaded, screen, patience, as_json)
+    _follow(patient, uploaded, screen, patience, as_json)  # one busy moment of the lake must not end it
 
 
 def _follow(services: Services, uploaded: list[Uploaded], screen: Screen, patience: float, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 import psycopg2
+import pyarrow.parquet as pq
 import pytest
 from azure.storage.blob import BlobServiceClient
 from azure.storage.filedatalake import DataLakeServiceClient
@@ -307,6 +309,8 @@ def test_another_table_and_another_schedule_reach_the_copy(
     with BlobServiceClient.from_connection_string(values["LAKE_STORAGE"]) as lake:
         copied = lake.get_blob_client("stacktopics", "reference/tags/tags.parquet")
         eventually(copied.exists, lambda: (state_dir / "logs" / "functions.log").read_text())
+        found = pq.read_table(io.BytesIO(copied.download_blob().readall()))
+    assert found.to_pylist() == [{"id": 1, "name": "python"}]
 
 
 class TestPostgres:
