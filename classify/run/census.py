@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from classify.posts import clean
 from classify.posts.clean import ANSWER, QUESTION
 from classify.posts.rowgroups import batches
-from shared.arrays import Flags, Ids, among
+from shared.arrays import Flags, Int64s, among
 
 
 class Census:
@@ -46,7 +46,7 @@ class Census:
         return counted
 
 
-def _repeated(ids: Ids, has_id: Flags) -> Ids:
+def _repeated(ids: Int64s, has_id: Flags) -> Int64s:
     ordered = np.sort(ids[has_id])
     if not (ordered[1:] == ordered[:-1]).any():
         return np.empty(0, np.int64)  # a slice of `ordered` would keep all of it

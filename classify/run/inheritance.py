@@ -7,14 +7,13 @@ from tempfile import TemporaryFile
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from classify.posts import clean
 from classify.posts.clean import ANSWER, Posts
 from classify.run.census import Census
-from shared.arrays import Flags, Ids, TopicNumbers, among, places
+from shared.arrays import Flags, Int32s, Int64s, among, places
 
 DAY_BITS = 22
 """Of the years 1 to 9999."""
@@ -36,27 +35,27 @@ class Parents:
         self._guessed = np.insert(np.zeros(len(census.questions), bool), places, guessed)
         self._questions = census.questions
 
-    def known(self, parents: Ids) -> Flags:
+    def known(self, parents: Int64s) -> Flags:
         """Which of these questions have a topic, or will have one when the file has been read."""
         return among(parents, self._ids)
 
-    def learn(self, ids: Ids, topics: TopicNumbers, guessed: Flags) -> None:
+    def learn(self, ids: Int64s, topics: Int32s, guessed: Flags) -> None:
         places = self._places(ids)
         self._topics[places], self._guessed[places] = topics, guessed
 
-    def topics(self, parents: Ids) -> TopicNumbers:
+    def topics(self, parents: Int64s) -> Int32s:
         """The topics of known questions."""
         return np.asarray(self._topics[self._places(parents)] if len(parents) else self._topics[:0], np.int32)
 
-    def guessed(self, parents: Ids) -> Flags:
+    def guessed(self, parents: Int64s) -> Flags:
         """Of which known questions the model said the topic."""
         return self._guessed[self._places(parents)] if len(parents) else self._guessed[:0]
 
-    def of_day(self, parents: Ids, days: npt.NDArray[np.int32]) -> Ids:
+    def of_day(self, parents: Int64s, days: Int32s) -> Int64s:
         """A number for each known question and day."""
         return self._places(parents) << DAY_BITS | (days.astype(np.int64) - clean.FIRST_DAY)
 
-    def bundles(self, numbers: Ids) -> tuple[npt.NDArray[np.int32], TopicNumbers, Ids]:
+    def bundles(self, numbers: Int64s) -> tuple[Int32s, Int32s, Int64s]:
         """Of what `of_day` gave, which is sorted by this, each once: day, topic, and how often it was there."""
         numbers.sort()
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
@@ -68,7 +67,7 @@ class Parents:
         topics = pa.DictionaryArray.from_arrays(self.topics(self._questions), self._names)
         return pa.table({"Id": self._questions, "topic": topics, "guessed": self.guessed(self._questions)})
 
-    def _places(self, ids: Ids) -> Ids:
+    def _places(self, ids: Int64s) -> Int64s:
         return places(ids, self._ids)
 
 

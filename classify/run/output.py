@@ -24,7 +24,7 @@ from shared.memory import give_back_memory
 if TYPE_CHECKING:
     from classify.model.model import Classified, TopicModel
     from classify.run.parameters import JobParameters
-    from shared.arrays import Flags, TopicNumbers
+    from shared.arrays import Flags, Int32s
     from shared.lake import Lake
 
 GROUP_ROWS = 16_384
@@ -70,7 +70,7 @@ class Scored:
     them the model decided [n], and what it says about all of them."""
 
     rows: pa.Table
-    topics: TopicNumbers
+    topics: Int32s
     guessed: Flags
     asked: Classified
 

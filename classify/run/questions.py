@@ -18,13 +18,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from classify.posts import rowgroups
 from shared import paths
+from shared.arrays import Int64s
 from shared.conditional import until_first
 from shared.errors import Conflict, NotFound, TerminalError
 from shared.lake import digest
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stacktopics.classify.run.questions")
 
-Ids = npt.NDArray[np.int64]
 
 QUESTION_TOPICS = pa.schema(
     [
@@ -57,7 +56,7 @@ READERS = 8
 TRIES = 5
 
 
-def newest_topics(lake: Lake, ids: Ids) -> pa.Table:
+def newest_topics(lake: Lake, ids: Int64s) -> pa.Table:
     """Id, topic and `guessed` of these questions, as far as earlier files had them, by the newest; Id ascending.
 
     Of the buckets that hold such an Id, only the row groups are read that may. Raises TransientError when the files of
@@ -68,7 +67,7 @@ def newest_topics(lake: Lake, ids: Ids) -> pa.Table:
     starts = np.flatnonzero(np.diff(buckets, prepend=buckets[:1] - 1))
     parts = np.split(wanted, starts[1:]) if len(wanted) else []
 
-    def look_up(part: Ids) -> pa.Table:
+    def look_up(part: Int64s) -> pa.Table:
         bucket = int(part[0]) // paths.QUESTION_BUCKET
         # Files that are gone were merged meanwhile: their rows are in another by now.
         return until_first(partial(_rows_of, lake, bucket, part), f"{paths.question_topics(bucket)}", NotFound, TRIES)
@@ -116,7 +115,7 @@ def check_not_merged(lake: Lake, buckets: Iterable[int], files: Sequence[str]) -
         raise Conflict(f"files were merged into {', '.join(sorted(new))} while they were read")
 
 
-def _rows_of(lake: Lake, bucket: int, wanted: Ids) -> pa.Table:
+def _rows_of(lake: Lake, bucket: int, wanted: Int64s) -> pa.Table:
     """The newest rows of these questions of one bucket."""
     files = files_of(lake, [bucket])
     rows = _newest(_in_file(lake, path, wanted) for path in files)
@@ -124,7 +123,7 @@ def _rows_of(lake: Lake, bucket: int, wanted: Ids) -> pa.Table:
     return rows
 
 
-def _in_file(lake: Lake, path: str, wanted: Ids | None) -> pa.Table:
+def _in_file(lake: Lake, path: str, wanted: Int64s | None) -> pa.Table:
     """The rows of a file; with `wanted`, which ascend, those of these questions."""
     data = lake.open(path)
     lost = "delete it: answers to its questions are then decided by the model, until their files come again"
@@ -139,7 +138,7 @@ def _in_file(lake: Lake, path: str, wanted: Ids | None) -> pa.Table:
     return table if wanted is None else table.filter(pc.is_in(table["Id"], pa.array(wanted)))
 
 
-def _groups_with(file: pq.ParquetFile, wanted: Ids) -> Iterator[int]:
+def _groups_with(file: pq.ParquetFile, wanted: Int64s) -> Iterator[int]:
     for group, bounds in enumerate(rowgroups.bounds(file, "Id")):
         if bounds is None or np.searchsorted(wanted, bounds[0].as_py()) < np.searchsorted(
             wanted, bounds[1].as_py(), "right"
