@@ -39,7 +39,7 @@ import pyarrow as pa
 
 from bench.common import Bound, conclude, options, peak_bytes
 from ingest.dump import import_dump
-from ingest.dump.posts import GROUP_BYTES, PARSE_BYTES, POSTS, open_writer, write_group
+from ingest.dump.posts import GROUP_BYTES, PARSE_BYTES, POSTS_TABLE, open_writer, write_group
 from ingest.dump.rows import MOMENT, RowParser, read_rows
 from ingest.dump.scan import Unit, row_ranges, scan_range
 from tests.real_posts import FOLDER, what_is_missing
@@ -194,9 +194,9 @@ class _Writer:
             self._flush()
 
     def _flush(self) -> None:
-        columns = [pa.array([row.get(field.name) for row in self._rows], pa.string()) for field in POSTS.schema]
-        typed = [column.cast(field.type) for column, field in zip(columns, POSTS.schema, strict=True)]
-        write_group(self._writer, [pa.RecordBatch.from_arrays(typed, schema=POSTS.schema)])
+        columns = [pa.array([row.get(field.name) for row in self._rows], pa.string()) for field in POSTS_TABLE.schema]
+        typed = [column.cast(field.type) for column, field in zip(columns, POSTS_TABLE.schema, strict=True)]
+        write_group(self._writer, [pa.RecordBatch.from_arrays(typed, schema=POSTS_TABLE.schema)])
         self._rows = []
 
 
@@ -213,7 +213,7 @@ def xml2arrow_blocks(job: Job) -> Work:
     parsed_as = {pa.int32(): "Int32", pa.int64(): "Int64", pa.string(): "Utf8", MOMENT: "Utf8"}
     columns = [
         {"name": it.name, "xml_path": f"/posts/row/@{it.name}", "data_type": parsed_as[it.type], "nullable": True}
-        for it in POSTS.schema
+        for it in POSTS_TABLE.schema
     ]
     tables = [{"name": "posts", "xml_path": "/posts", "levels": [], "fields": columns}]
     configuration = Path(job.folder) / "tables.yaml"
@@ -229,8 +229,8 @@ def xml2arrow_blocks(job: Job) -> Work:
                 cut = data.rfind(b"/>") + 2
                 rows = parser.parse(b"<posts>" + data[:cut] + b"</posts>")["posts"]
                 carried = data[cut:].removesuffix(b"</posts>")
-                typed = [rows[field.name].cast(field.type) for field in POSTS.schema]
-                group.append(pa.RecordBatch.from_arrays(typed, schema=POSTS.schema))
+                typed = [rows[field.name].cast(field.type) for field in POSTS_TABLE.schema]
+                group.append(pa.RecordBatch.from_arrays(typed, schema=POSTS_TABLE.schema))
                 if len(group) * PARSE_BYTES >= GROUP_BYTES:
                     write_group(writer, group)
                     group = []
@@ -242,11 +242,11 @@ def xml2arrow_blocks(job: Job) -> Work:
 def parquet_alone(job: Job) -> Work:
     """The row groups of the first GROUP_BYTES of the file, written until the file's size is reached."""
     xml = Path(job.xml)
-    lo, hi = row_ranges(xml, POSTS.root, GROUP_BYTES)[0]
+    lo, hi = row_ranges(xml, POSTS_TABLE.root, GROUP_BYTES)[0]
     with xml.open("rb", buffering=0) as file:
-        runs = scan_range(xml, lo, hi, POSTS.root, None, [].extend).runs.tolist()
+        runs = scan_range(xml, lo, hi, POSTS_TABLE.root, None, [].extend).runs.tolist()
         rows = [read_rows(file, start, end, number) for _, start, end, number in runs]
-    batches = RowParser(POSTS, lambda _: ()).parse(rows)
+    batches = RowParser(POSTS_TABLE, lambda _: ()).parse(rows)
 
     def work() -> None:
         with open_writer(Path(job.folder) / "posts.parquet") as writer:

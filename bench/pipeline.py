@@ -27,7 +27,7 @@ from rich.table import Table
 
 from bench.common import Bound, conclude, options
 from classify.model.model import TopicModel
-from classify.registry.summary import SUMMARY, Summary
+from classify.registry.summary import SUMMARY_FILE, Summary
 from cli.follow import Uploaded, upload
 from localcloud.cloud import LocalCloud
 from localcloud.demo import parquet
@@ -129,7 +129,7 @@ def _process(cloud: LocalCloud, services: Services, day: date, questions: int) -
     record = _wait(cloud, services, dropped)
     if record.state is not State.PUBLISHED:
         raise RuntimeError(f"{dropped.name} is {record.state}: {record.reason}")
-    summary = Summary.model_validate_json(services.lake.read(f"{record.output}/{SUMMARY}"))
+    summary = Summary.model_validate_json(services.lake.read(f"{record.output}/{SUMMARY_FILE}"))
     run = json.loads((cloud.state_dir / "databricks" / f"run-{record.runs[-1].run_id}.json").read_text())
     job = (run["ended"] - run["started"]) / 1000
     times = record.times

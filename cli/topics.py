@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
-from cli.screen import Column, Screen, number_of, print_json
+from cli.screen import Heading, Screen, number_of, print_json
 from serve.topics import TopicsOfDay, parse_day, topics_of_day
 from shared.topics import TopicRow
 
@@ -44,10 +44,10 @@ def show_topics(screen: Screen, found: TopicsOfDay, details: bool = False) -> No
     """The topics of a day as a table with bars, and what its columns mean."""
     screen.heading(f"Topics of {found.day}: {number_of(found.posts, 'post')}")
     numbers = ("#", "posts", "share")
-    columns = [Column("#", right=True), Column("topic")]
-    columns += [Column(name, right=True) for name in numbers[1:]]
+    columns = [Heading("#", right=True), Heading("topic")]
+    columns += [Heading(name, right=True) for name in numbers[1:]]
     guessed = any(not _is_exact(topic) for topic in found.topics)
-    columns += [Column("95 % interval" if guessed else "", right=True), Column("")]
+    columns += [Heading("95 % interval" if guessed else "", right=True), Heading("")]
     longest = max((topic.share for topic in found.topics), default=0) or 1
     screen.rows(
         columns,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cli.options import AsJson
-from cli.screen import Column, Screen, print_json, progress
+from cli.screen import Heading, Screen, print_json, progress
 from shared.errors import BadInput
 
 
@@ -25,9 +25,10 @@ def train(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a topic model on the tagged questions of Posts files; writes its card and report too."""
-    from classify.learn.fit import check_enough, cross_validate, files_named, fit, read_questions
-    from classify.registry.card import CARD, REPORT, card, mean_report
+    """Train a topic model on the tagged questions of Posts files; writes its card and evaluation too."""
+    from classify.learn.fit import cross_validate, fit
+    from classify.learn.questions import check_enough, files_named, read_questions
+    from classify.registry.card import CARD, EVALUATION, card, mean_evaluation
 
     files = [*posts, *(more or [])]
     if out.exists() and not out.is_dir():
@@ -35,22 +36,22 @@ def train(
     with progress() as tell:
         questions = read_questions(files, partial(tell, "reading"))
         check_enough(len(questions), topics, f"in {files_named(files)}")
-        model, report = fit(questions, topics, progress=tell)
-        reports = cross_validate(questions, topics, folds) if folds else [report]
+        model, evaluation = fit(questions, topics, progress=tell)
+        evaluations = cross_validate(questions, topics, folds) if folds else [evaluation]
     measured = (
         f"Measured by {folds}-fold cross-validation (folds by a hash of Id; mean, and range over the folds)."
         if folds
-        else f"Measured on {report.posts:,} questions, each scored by a model that was trained without it; the"
+        else f"Measured on {evaluation.posts:,} questions, each scored by a model that was trained without it; the"
         " vocabulary and the calibration had seen them."
     )
-    text = card(model, reports, [file.name for file in files], made_by="manage.py train", measured=measured)
-    figures = mean_report(reports)
+    text = card(model, evaluations, [file.name for file in files], made_by="manage.py train", measured=measured)
+    figures = mean_evaluation(evaluations)
     out.mkdir(parents=True, exist_ok=True)
-    (out / REPORT).write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    (out / EVALUATION).write_text(json.dumps(figures, indent=1), encoding="utf-8")
     (out / CARD).write_text(text, encoding="utf-8")
     model.save(out)
     if as_json:
-        print_json({"version": model.version, "folder": str(out), "report": figures})
+        print_json({"version": model.version, "folder": str(out), "evaluation": figures})
         return
     Screen().line(f"{model.version} is in {out}")
     _show_figures(figures, "on posts left out in turn")
@@ -62,7 +63,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a topic model on the tagged questions of a file."""
-    from classify.learn.fit import FEWEST, evaluate, own_topics, read_questions
+    from classify.learn.evaluate import evaluate
+    from classify.learn.questions import FEWEST, own_topics, read_questions
     from classify.model.model import TopicModel
 
     loaded = TopicModel.load(model)
@@ -74,11 +76,11 @@ def evaluate(
                 " one with one of its topics"
             )
         tell("scoring", None)
-        report = evaluate(loaded, questions).to_json()
+        evaluation = evaluate(loaded, questions).to_json()
     if as_json:
-        print_json(report)
+        print_json(evaluation)
     else:
-        _show_figures(report, f"on the tagged questions of {posts.name}")
+        _show_figures(evaluation, f"on the tagged questions of {posts.name}")
 
 
 def score(
@@ -106,11 +108,11 @@ def score(
     Screen().line(f"{summary.counted:,} posts in {out}; their topic was decided by: {decided or 'nothing'}")
 
 
-def _show_figures(report: dict[str, Any], heading: str) -> None:
-    flat = report | {
+def _show_figures(evaluation: dict[str, Any], heading: str) -> None:
+    flat = evaluation | {
         f"{kind}.{name}": value
         for kind in ("days", "shifted_days", "answered_days")
-        for name, value in report[kind].items()
+        for name, value in evaluation[kind].items()
     }
     rows = [[name, f"{value:.4g}"] for name, value in flat.items() if isinstance(value, int | float)]
-    Screen().rows([Column(heading), Column("figure", right=True)], rows)
+    Screen().rows([Heading(heading), Heading("figure", right=True)], rows)

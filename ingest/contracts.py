@@ -11,7 +11,7 @@ from typing import BinaryIO
 from ingest.footer import Footer, read_footer
 from ingest.prepare import LOOKED_AT, header_of
 from shared.errors import BadInput
-from shared.posts import POSTS, Kind, PostsColumn, columns_named
+from shared.posts import POST_COLUMNS, Kind, PostsColumn, columns_named
 
 MAX_FOOTER_BYTES = 8 << 20
 """A footer is read whole and takes several times its size in memory; it has about 2 KB a row group of 16 columns."""
@@ -29,7 +29,7 @@ def check_posts(file: BinaryIO, name: str) -> Footer:
         footer = read_footer(data, begins)
     except BadInput as error:
         raise BadInput(f"{name} is not a Parquet file that can be read: {error}") from error
-    if faults := [fault for column in POSTS if (fault := _fault(column, footer.columns))]:
+    if faults := [fault for column in POST_COLUMNS if (fault := _fault(column, footer.columns))]:
         raise BadInput(f"{name} breaks the contract for Posts: {'; '.join(faults)}")
     return footer
 

@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from psycopg2 import errors, sql
 
 from ingest.background import run_ahead
+from shared.arrays import Flags, Int64s
 from shared.errors import AccessDenied, BadInput, NotFound, StackTopicsError, TerminalError, TransientError
 
 ROWS_PER_BATCH = 8192
@@ -324,9 +325,9 @@ class Cells:
     """
 
     buffer: bytes | bytearray
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-    valid: NDArray[np.bool_] | None
+    starts: Int64s
+    ends: Int64s
+    valid: Flags | None
     fixed: NDArray[Any]
 
 
@@ -356,11 +357,11 @@ def _native(values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(values.dtype.newbyteorder("="))
 
 
-def _bitmap(mask: NDArray[np.bool_] | None) -> pa.Buffer | None:
+def _bitmap(mask: Flags | None) -> pa.Buffer | None:
     return None if mask is None else pa.py_buffer(np.packbits(mask, bitorder="little"))
 
 
-def _array(arrow: pa.DataType, values: NDArray[Any], valid: NDArray[np.bool_] | None) -> pa.Array:
+def _array(arrow: pa.DataType, values: NDArray[Any], valid: Flags | None) -> pa.Array:
     return pa.Array.from_buffers(arrow, len(values), [_bitmap(valid), pa.py_buffer(values)])
 
 
@@ -460,7 +461,7 @@ class WireRows(NamedTuple):
     """Rows in wire form (each the field count, then length and bytes of every field), PADDING behind the last."""
 
     buffer: bytes | bytearray
-    sizes: NDArray[np.int64]
+    sizes: Int64s
 
 
 def decode(rows: WireRows, plan: TablePlan, tally: Tally) -> pa.RecordBatch:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from psycopg2 import sql
 
 from ingest.pgcopy import EPOCH_DAYS, EPOCH_MICROSECONDS, MAX_DECIMAL_DIGITS, Column, TablePlan, postgres_errors
+from shared.arrays import Bytes, Doubles, Hashes, Int64s, Words
 from shared.errors import BadInput
 
 LONG = 1024
@@ -29,8 +30,6 @@ LONG = 1024
 
 OLDEST_SERVER = 14_00_00
 
-Words = NDArray[np.uint32]
-Hashes = NDArray[np.uint64]
 
 START = 0x9E3779B9 + 3923095
 """What lookup3 starts all three words from, before the value's length is added."""
@@ -162,13 +161,13 @@ def _hash_word(values: Words, seed: int) -> Hashes:
     return _finished(state)
 
 
-def _hash_int8(values: NDArray[np.int64], seed: int) -> Hashes:
+def _hash_int8(values: Int64s, seed: int) -> Hashes:
     """`hashint8extended`: the high half is folded into the low one so that an int8 hashes as the equal int4 does."""
     low, high = values.astype(np.uint32), (values >> 32).astype(np.uint32)
     return _hash_word(low ^ np.where(values >= 0, high, ~high), seed)
 
 
-def _hash_float8(values: NDArray[np.float64], seed: int) -> Hashes:
+def _hash_float8(values: Doubles, seed: int) -> Hashes:
     """`hashfloat8extended`: both zeros hash to the seed, all NaN alike."""
     canonical = np.where(np.isnan(values), np.float64("nan"), values)
     hashes = _lookup3(canonical.view(np.uint8), np.arange(0, 8 * len(values), 8), np.full(len(values), 8), seed)
@@ -200,7 +199,7 @@ LOW_BYTES = np.array([(1 << 8 * count) - 1 for count in range(5)], np.uint32)
 """Masks that keep 0 to 4 bytes of a word."""
 
 
-def _lookup3(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64], seed: int) -> Hashes:
+def _lookup3(data: Bytes, starts: Int64s, lengths: Int64s, seed: int) -> Hashes:
     """`hash_bytes_extended` of many byte strings at once: block i of all strings that have one is one step."""
     if not len(lengths):
         return np.empty(0, np.uint64)
@@ -212,7 +211,7 @@ def _lookup3(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArra
     padded = np.concatenate([data, np.zeros(BLOCK, np.uint8)])
     block_at = np.ndarray((len(data) + 1,), f"V{BLOCK}", padded, strides=(1,))
 
-    def words(at: NDArray[np.int64]) -> Words:
+    def words(at: Int64s) -> Words:
         return block_at[at].view("<u4").reshape(-1, 3)
 
     state = _seeded(lengths, seed)
@@ -232,7 +231,7 @@ def _lookup3(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArra
     return hashes
 
 
-def _seeded(lengths: NDArray[np.int64], seed: int) -> list[Words]:
+def _seeded(lengths: Int64s, seed: int) -> list[Words]:
     state = [(lengths + START).astype(np.uint32) for _ in range(3)]
     state[1] += np.uint32(seed)
     _mix(state)

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 
 from shared.errors import BadInput
 from shared.parquet import readable
-from shared.posts import POSTS, columns_named
+from shared.posts import POST_COLUMNS, columns_named
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,7 +67,7 @@ def header_of(head: bytes, name: str) -> list[str]:
     if not columns_named(names, "Id"):
         raise BadInput(
             f"{name} is neither a Parquet file nor a CSV file of posts: its first line must name the columns, separated"
-            f" by commas, {', '.join(column.name for column in POSTS)} among them; it begins with {line[:60]!r}"
+            f" by commas, {', '.join(column.name for column in POST_COLUMNS)} among them; it begins with {line[:60]!r}"
         )
     return names
 

@@ -21,7 +21,7 @@ from localcloud.settings import checked
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
-State = Annotated[Path, typer.Option("--state", help="Folder of data, ports and logs; kept between runs.")]
+StateFolder = Annotated[Path, typer.Option("--state", help="Folder of data, ports and logs; kept between runs.")]
 DEFAULT_STATE = PROJECT_ROOT / ".localcloud"
 LOOK_SECONDS = 0.2
 """How often `up` looks whether all parts run, and what they log."""
@@ -37,7 +37,7 @@ def _port_option(name: str) -> typer.models.OptionInfo:
 
 @app.command()
 def up(
-    state: State = DEFAULT_STATE,
+    state: StateFolder = DEFAULT_STATE,
     no_host: Annotated[bool, typer.Option("--no-host", help="Leave the functions to `func start`.")] = False,
     auth: Annotated[bool, typer.Option("--auth", help="Ask for keys, as Azure does.")] = False,
     log: Annotated[bool, typer.Option("--log", help="Show live what all parts log.")] = False,
@@ -122,7 +122,7 @@ def demo_command(
     by: Annotated[
         Literal["day", "month", "year", "all"], typer.Option(help="What one file of the dump holds.")
     ] = "month",
-    state: State = DEFAULT_STATE,
+    state: StateFolder = DEFAULT_STATE,
 ) -> None:
     """Run the main job and end: copy the tables, drop the files, show the topics of the day."""
     import pyarrow.parquet as pq
@@ -160,7 +160,7 @@ def demo_command(
 
 
 @app.command("reset")
-def reset_command(state: State = DEFAULT_STATE) -> None:
+def reset_command(state: StateFolder = DEFAULT_STATE) -> None:
     """Delete what the local cloud kept: blobs, lake, database, runs, logs."""
     try:
         reset(state)
@@ -172,7 +172,7 @@ def reset_command(state: State = DEFAULT_STATE) -> None:
 def invoke_command(
     function: Annotated[str, typer.Argument(help="Its name in function_app.py.")],
     given: Annotated[str, typer.Option("--input", help="A blob's path or a queue message; nothing for a timer.")] = "",
-    state: State = DEFAULT_STATE,
+    state: StateFolder = DEFAULT_STATE,
 ) -> None:
     """Fire one function of the running cloud and wait for it (with `func start`, only start it)."""
     try:

@@ -33,7 +33,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass
-class Run:
+class StandinRun:
     """One run of a job, as it is kept. Times are milliseconds since 1970; 0 is not yet.
 
     `life_cycle` and `result` are those of the service's older `state` block.
@@ -96,7 +96,7 @@ class JobsService:
         folders = [PROJECT_ROOT / name for name in sorted(packages)]
         self._workers = Workers(settings.preload, folders, settings.environment, logs, hold)
         self._faults: Counter[str] = Counter()
-        self._runs: dict[int, Run] = {}
+        self._runs: dict[int, StandinRun] = {}
         self._cancels: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._executions: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(settings.runs_at_once)
@@ -118,7 +118,7 @@ class JobsService:
     async def _lifetime(self, _: web.Application) -> AsyncIterator[None]:
         self._folder.mkdir(parents=True, exist_ok=True)
         for file in self._folder.glob("run-*.json"):
-            run = Run(**json.loads(file.read_text()))
+            run = StandinRun(**json.loads(file.read_text()))
             self._runs[run.run_id] = run
             if not run.is_over:
                 self._end(run, "FAILED", "INTERNAL_ERROR", "The stand-in was stopped during the run.", "INTERNAL_ERROR")
@@ -175,14 +175,14 @@ class JobsService:
             request.transport.abort()
         return web.json_response({"run_id": run.run_id, "number_in_job": run.number_in_job})
 
-    def _of_token(self, token: str) -> Run | None:
+    def _of_token(self, token: str) -> StandinRun | None:
         return next((run for run in self._runs.values() if token and run.idempotency_token == token), None)
 
-    def _new_run(self, job_id: int, token: str, parameters: dict[str, str]) -> Run:
+    def _new_run(self, job_id: int, token: str, parameters: dict[str, str]) -> StandinRun:
         """Record a run and set it going. No await in between: two requests of one token cannot both get here."""
         run_id = 1 + max((run.task_run_id for run in self._runs.values()), default=1000)
         number = 1 + sum(run.job_id == job_id for run in self._runs.values())
-        run = Run(run_id, run_id + 1, job_id, number, parameters, token, _now())
+        run = StandinRun(run_id, run_id + 1, job_id, number, parameters, token, _now())
         self._runs[run_id] = run
         self._save(run)
         task = asyncio.create_task(self._execute(run))
@@ -190,10 +190,10 @@ class JobsService:
         task.add_done_callback(self._executions.discard)
         return run
 
-    async def _execute(self, run: Run) -> None:
+    async def _execute(self, run: StandinRun) -> None:
         async with self._slots:
             if self._cancels[run.run_id].is_set():
-                self._end(run, "CANCELED", "USER_CANCELED", "Run cancelled.")
+                self._end(run, "CANCELED", "USER_CANCELED", "StandinRun cancelled.")
                 return
             run.life_cycle, run.started = "RUNNING", _now()
             self._save(run)
@@ -210,11 +210,11 @@ class JobsService:
         elif code is not None:
             self._end(run, "FAILED", "RUN_EXECUTION_ERROR", f"The job ended with code {code}.")
         elif self._cancels[run.run_id].is_set():
-            self._end(run, "CANCELED", "USER_CANCELED", "Run cancelled.")
+            self._end(run, "CANCELED", "USER_CANCELED", "StandinRun cancelled.")
         else:
             self._end(run, "TIMEDOUT", "CANCELED", f"The run took longer than {self._settings.time_limit:g} s.")
 
-    async def _watch(self, run: Run, worker: Worker) -> int | None:
+    async def _watch(self, run: StandinRun, worker: Worker) -> int | None:
         """See a run to its end and return its exit code; None where a cancel or the time limit came first."""
         working = asyncio.create_task(worker.run(self._order(run)))
         cancelling = asyncio.create_task(self._cancels[run.run_id].wait())
@@ -225,27 +225,27 @@ class JobsService:
             working.cancel()
             cancelling.cancel()
 
-    def _order(self, run: Run) -> Order:
+    def _order(self, run: StandinRun) -> Order:
         for fault in ("fail", "hang"):
             if self._strikes(fault):
                 return Order(self._log(run), "localcloud.faulty", (fault,))
         options = (word for name, value in run.parameters.items() for word in (f"--{name.replace('_', '-')}", value))
         return Order(self._log(run), self._settings.jobs[run.job_id], tuple(options))
 
-    def _end(self, run: Run, result: str, code: str, message: str, life_cycle: str = "TERMINATED") -> None:
+    def _end(self, run: StandinRun, result: str, code: str, message: str, life_cycle: str = "TERMINATED") -> None:
         run.life_cycle, run.result, run.code, run.message, run.ended = life_cycle, result, code, message, _now()
         self._save(run)
         seconds = (run.ended - (run.started or run.ended)) / 1000
         logger.info("run %d of job %d: %s after %.1f s %s", run.run_id, run.job_id, result, seconds, message)
 
-    def _save(self, run: Run) -> None:
+    def _save(self, run: StandinRun) -> None:
         """Replace the run's file at once, so that a kill leaves the old or the new."""
         file = self._folder / f"run-{run.run_id}.json"
         new = file.with_suffix(".new")
         new.write_text(json.dumps(asdict(run), indent=1))
         new.replace(file)
 
-    def _log(self, run: Run) -> Path:
+    def _log(self, run: StandinRun) -> Path:
         return self._logs / f"job-{run.run_id}.log"
 
     async def _get_run(self, request: web.Request) -> web.StreamResponse:
@@ -301,13 +301,13 @@ class JobsService:
             raise ApiError(400, "INVALID_PARAMETER_VALUE", f"Job {given} does not exist.")
         return job_id
 
-    def _run(self, given: object) -> Run:
+    def _run(self, given: object) -> StandinRun:
         found = self._runs.get(int(str(given))) if str(given).isdigit() else None
         if found is None:
-            raise ApiError(400, "INVALID_PARAMETER_VALUE", f"Run {given} does not exist.")
+            raise ApiError(400, "INVALID_PARAMETER_VALUE", f"StandinRun {given} does not exist.")
         return found
 
-    def _described(self, run: Run) -> dict[str, Any]:
+    def _described(self, run: StandinRun) -> dict[str, Any]:
         return {
             **_described_state(run),
             "job_id": run.job_id,
@@ -323,7 +323,7 @@ class JobsService:
             "tasks": [self._described_task(run)],
         }
 
-    def _described_task(self, run: Run) -> dict[str, Any]:
+    def _described_task(self, run: StandinRun) -> dict[str, Any]:
         module = self._settings.jobs.get(run.job_id, "")
         return {
             **_described_state(run),
@@ -344,7 +344,7 @@ class JobsService:
         return {"job_id": job_id, "creator_user_name": USER, "settings": settings}
 
 
-def _described_state(run: Run) -> dict[str, Any]:
+def _described_state(run: StandinRun) -> dict[str, Any]:
     """The part that a run and its task share: times, the older `state` block and the newer `status` block."""
     state: dict[str, Any] = {"life_cycle_state": run.life_cycle, "state_message": run.message}
     status: dict[str, Any] = {"state": "TERMINATED" if run.is_over else run.life_cycle}

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
 
-from classify.days.day import Contribution, DayTopics, topics_of_day
-from classify.registry.models import load_reference
-from classify.registry.summary import COUNTS
+from classify.days.day import Contribution, DayTopics, count_topics
+from classify.registry.models import load_behaviour
+from classify.registry.summary import COUNTS_FILE
 from shared import paths
 from shared.catalog import DayPointer, SourcePointer, day_pointer, move_pointer, source_pointer
 from shared.conditional import until_first
@@ -138,7 +138,7 @@ def _refresh(services: Services, day: date, reader: _Reader, source_id: str | No
         publish_id = _publish_id(day, sources)
         if pointer is not None and pointer.publish_id == publish_id:
             return False
-        topics = topics_of_day(day, [reader.contribution(output) for output in sources.values()], reader.reference)
+        topics = count_topics(day, [reader.contribution(output) for output in sources.values()], reader.behaviour)
         move_pointer(lake, paths.day_pointer(day), _write_topics(services, day, publish_id, sources, topics), etag)
         return True
 
@@ -157,11 +157,11 @@ class _Reader:
     def __init__(self, lake: Lake) -> None:
         self.contribution = cache(lambda output: self._contribution(lake, output))
         """What an output folder adds to its days."""
-        self.reference = cache(lambda model: load_reference(lake, model))
+        self.behaviour = cache(lambda model: load_behaviour(lake, model))
         """The calibration of a model."""
 
     def _contribution(self, lake: Lake, output: str) -> Contribution:
-        path = f"{output}/{COUNTS}"
+        path = f"{output}/{COUNTS_FILE}"
         return Contribution.from_parquet(lake.read(path), path)
 
 
@@ -175,8 +175,8 @@ def _write_topics(
     pointer = DayPointer(
         day=day,
         publish_id=publish_id,
-        parquet=paths.topics_of_day(day, publish_id, "parquet"),
-        csv=paths.topics_of_day(day, publish_id, "csv"),
+        parquet=paths.topics_file(day, publish_id, "parquet"),
+        csv=paths.topics_file(day, publish_id, "csv"),
         sources=sources,
         published_at=services.now(),
         **topics.figures.model_dump(),

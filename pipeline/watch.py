@@ -9,7 +9,7 @@ import logging
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from classify.registry.summary import REFUSED, SUMMARY, Summary
+from classify.registry.summary import REFUSED_FILE, SUMMARY_FILE, Summary
 from pipeline.looks import look, look_later
 from pipeline.publish import publish
 from shared import paths
@@ -53,7 +53,7 @@ def watch(services: Services, message: ClassificationStarted) -> FileRecord:
         summary = _summary(services, record)
         if summary is not None:
             return publish(services, _classified(services, record, summary, state))
-        state = RunState("failed", f"the run succeeded but {record.output}/{SUMMARY} is not there")
+        state = RunState("failed", f"the run succeeded but {record.output}/{SUMMARY_FILE} is not there")
     if (reason := _refused(services, record)) is not None:
         return _quarantined(services, record, reason)
     return _failed(services, record, message.run_id, state)
@@ -65,7 +65,7 @@ def _deadline(services: Services, record: FileRecord) -> datetime:
 
 def _summary(services: Services, record: FileRecord) -> Summary | None:
     try:
-        path = f"{record.output}/{SUMMARY}"
+        path = f"{record.output}/{SUMMARY_FILE}"
         return decode(Summary, services.lake.read(path), path)
     except NotFound:
         return None
@@ -117,7 +117,7 @@ def _failed(services: Services, record: FileRecord, run_id: int, state: RunState
 def _refused(services: Services, record: FileRecord) -> str | None:
     """Why the file cannot be classified, if the job says so."""
     try:
-        said = services.lake.read(f"{record.output}/{REFUSED}").decode()
+        said = services.lake.read(f"{record.output}/{REFUSED_FILE}").decode()
         return said.replace(paths.landing(record.source_id, record.version), record.source.name)[:MAX_REASON]
     except NotFound:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ValidationError
 
@@ -34,6 +34,19 @@ class JobArguments(BaseModel):
         if faults:
             raise BadInput("; ".join(faults))
         return parameters
+
+    @classmethod
+    def of_notebook(cls, databricks: Any, arguments: Sequence[str]) -> Self:
+        """In a notebook on Databricks from widgets, one for each field, which it makes; elsewhere from `arguments`.
+
+        `databricks` is the notebook's `dbutils`, None elsewhere. Raises BadInput like `from_arguments`.
+        """
+        if databricks is None:
+            return cls.from_arguments(arguments)
+        for name, field in cls.model_fields.items():
+            databricks.widgets.text(name, "" if field.is_required() else str(field.default))
+        given = {name: databricks.widgets.get(name) for name in cls.model_fields}
+        return cls.from_arguments([f"{_option(name)}={value}" for name, value in given.items() if value])
 
 
 def _option(name: str) -> str:

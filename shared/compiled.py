@@ -22,6 +22,8 @@ from llvmlite.binding import get_host_cpu_features
 from numba import types
 from numba.extending import intrinsic
 
+from shared.arrays import Bytes
+
 EACH_BYTE, HIGH_BITS, LOW_BITS = (np.uint64(byte * 0x0101010101010101) for byte in (0x01, 0x80, 0x7F))
 """A byte in each of the eight of a word: times the first, any byte; of the others, its highest bit and all below it."""
 
@@ -102,10 +104,10 @@ def _converts_halves() -> bool:
     return os.environ.get("NUMBA_CPU_NAME") is None and bool(get_host_cpu_features().get("f16c"))
 
 
-load_word = cast("Callable[[npt.NDArray[np.uint8], int], np.uint64]", intrinsic(_load_word))
+load_word = cast("Callable[[Bytes, int], np.uint64]", intrinsic(_load_word))
 """The eight bytes from `at` on, the first one lowest."""
 
-store_word = cast("Callable[[npt.NDArray[np.uint8], int, np.uint64], None]", intrinsic(_store_word))
+store_word = cast("Callable[[Bytes, int, np.uint64], None]", intrinsic(_store_word))
 """Write eight bytes from `at` on, the lowest one first."""
 
 prefetch = cast("Callable[[npt.NDArray[Any], int], None]", intrinsic(_prefetch))

@@ -113,7 +113,7 @@ def question_topics_of(bucket: int, origin: str) -> str:
 QUESTION_BUCKET = 1 << 20
 
 
-def topics_of_day(day: date, publish_id: str, suffix: str) -> str:
+def topics_file(day: date, publish_id: str, suffix: str) -> str:
     return f"topics/day={day.isoformat()}/{publish_id}.{suffix}"
 
 

@@ -21,7 +21,7 @@ class PostsColumn(NamedTuple):
     use: str
 
 
-POSTS = (
+POST_COLUMNS = (
     PostsColumn("Id", "whole number", True, "tells posts apart: of rows with one Id the last counts"),
     PostsColumn("PostTypeId", "whole number", True, "1 is a question, 2 an answer; other posts are not counted"),
     PostsColumn("CreationDate", "date", True, "its date in UTC is the day on which the post counts"),

@@ -13,12 +13,12 @@ from operator import add
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from classify.days.tally import Tally
-from classify.model.quantify import COVERED, DayStatistics, Estimate, Reference, estimate
+from classify.model.quantify import Behaviour, DayStatistics, Estimate, estimate, interval
+from shared.arrays import Doubles
 from shared.errors import BadInput
 from shared.topics import DayFigures, TopicRow
 
@@ -47,10 +47,6 @@ class Contribution:
         try:
             table = pq.read_table(io.BytesIO(data))
             metadata = table.schema.metadata
-            if "scored" not in table.column_names:  # margins and overlaps were once summed of what the model decided
-                table = table.append_column("scored", table["said"])
-            for name in {"inherited", "bundled"} - {*table.column_names}:  # all answers that inherit were once `known`
-                table = table.append_column(name, pa.repeat(pa.scalar(0, pa.int64()), len(table)))
             tally = Tally(tuple(json.loads(metadata[TOPICS])))
             tally.add_table(table)
             return cls(metadata[MODEL].decode(), tally)
@@ -65,13 +61,13 @@ class DayTopics(NamedTuple):
     figures: DayFigures
 
 
-def topics_of_day(
-    day: date, contributions: Sequence[Contribution], reference_of: Callable[[str], Reference]
+def count_topics(
+    day: date, contributions: Sequence[Contribution], behaviour_of: Callable[[str], Behaviour]
 ) -> DayTopics:
     """Add up what each file adds to `day`, most frequent topic first, ties by estimated share and name.
 
     A topic that the model named for no post but that a post may be about has a row too: estimated shares sum to one.
-    `reference_of` gives a model's calibration; it is asked only for models that decided a post of the day.
+    `behaviour_of` gives a model's calibration; it is asked only for models that decided a post of the day.
     """
     questions: dict[str, int] = defaultdict(int)
     answers: dict[str, int] = defaultdict(int)
@@ -85,7 +81,7 @@ def topics_of_day(
     posts = {topic: questions[topic] + answers[topic] for topic in questions}
     total = sum(posts.values())
     parts = [
-        _Part.of(reduce(add, statistics), topics, reference_of, model)
+        _Part.of(reduce(add, statistics), topics, behaviour_of, model)
         for (model, topics), statistics in by_model.items()
     ]
     shares = _combined(parts, total)
@@ -131,16 +127,16 @@ class _Part:
 
     topics: tuple[str, ...]
     statistics: DayStatistics
-    share: npt.NDArray[np.float64]
-    deviation: npt.NDArray[np.float64]
+    share: Doubles
+    deviation: Doubles
     estimate: Estimate | None
 
     @classmethod
     def of(
-        cls, statistics: DayStatistics, topics: tuple[str, ...], reference_of: Callable[[str], Reference], model: str
+        cls, statistics: DayStatistics, topics: tuple[str, ...], behaviour_of: Callable[[str], Behaviour], model: str
     ) -> _Part:
         if statistics.uncertain:
-            found = estimate(statistics, reference_of(model))
+            found = estimate(statistics, behaviour_of(model))
             return cls(topics, statistics, found.share, found.deviation, found)
         return cls(topics, statistics, statistics.known / max(statistics.posts, 1), np.zeros(len(topics)), None)
 
@@ -157,13 +153,10 @@ def _combined(parts: Sequence[_Part], total: int) -> dict[str, dict[str, float]]
             variance[topic] += (weight * part.deviation[number]) ** 2
             certain[topic] += part.statistics.known[number] / total if total else 0.0
     uncertain = sum(part.statistics.uncertain for part in parts) / total if total else 0.0
+    shares, variances, known = (np.array([sums[topic] for topic in share]) for sums in (share, variance, certain))
+    ends = interval(shares, np.sqrt(variances), known, uncertain)
+    names = ("estimated_share", "low", "high")
     return {
-        topic: {
-            "estimated_share": round(float(share[topic]), DIGITS),
-            "low": round(float(max(share[topic] - COVERED * variance[topic] ** 0.5, certain[topic])), DIGITS),
-            "high": round(
-                float(min(share[topic] + COVERED * variance[topic] ** 0.5, certain[topic] + uncertain)), DIGITS
-            ),
-        }
-        for topic in share
+        topic: {name: round(float(value), DIGITS) for name, value in zip(names, values, strict=True)}
+        for topic, *values in zip(share, shares, *ends, strict=True)
     }

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from classify.model.quantify import DayStatistics
 from classify.posts.clean import ANSWER, EPOCH, QUESTION
+from shared.arrays import Flags, Int32s, Int64s
 from shared.errors import BadInput
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 WHOLE = ("questions", "answers", "known", "said", "inherited", "bundled", "scored")
 SUMS = ("posteriors", "margins", "overlaps")
 
-COUNTS = pa.schema(
+COUNTS_SCHEMA = pa.schema(
     {"day": pa.date32(), "topic": pa.string()}
     | {name: pa.int64() for name in WHOLE}
     | {name: pa.float64() for name in SUMS}
@@ -61,10 +62,10 @@ class Tally:
 
     def add(
         self,
-        days: npt.NDArray[np.int32],
-        types: npt.NDArray[np.int64],
-        topics: npt.NDArray[np.int32],
-        guessed: npt.NDArray[np.bool_] | None = None,
+        days: Int32s,
+        types: Int64s,
+        topics: Int32s,
+        guessed: Flags | None = None,
         asked: Classified | None = None,
     ) -> None:
         """Count n posts; `asked` is what the model says of all n, if it was asked.
@@ -91,22 +92,20 @@ class Tally:
         for name, values in sums.items():
             self._sums[name][rows] += values.astype(self._sums[name].dtype)
 
-    def add_bundles(
-        self, days: npt.NDArray[np.int32], topics: npt.NDArray[np.int32], answers: npt.NDArray[np.int64]
-    ) -> None:
+    def add_bundles(self, days: Int32s, topics: Int32s, answers: Int64s) -> None:
         """Of questions that the model decided: on which of its `days` each has how many of the answers counted."""
         found, place = np.unique(days, return_inverse=True)
         np.add.at(self._sums["bundled"], (self._rows(found.tolist())[place], topics), np.square(answers))
 
     def to_table(self) -> pa.Table:
-        """COUNTS: by day, then topic as the model orders them; without rows that are zero throughout."""
+        """COUNTS_SCHEMA: by day, then topic as the model orders them; without rows that are zero throughout."""
         order = np.array(sorted(self._days, key=int), np.int32)
         rows = self._rows(order.tolist())
         sums = {name: values[rows] for name, values in self._sums.items()}
         filled = np.any([values != 0 for values in sums.values()], axis=0)
         day, topic = np.nonzero(filled)
         columns = [pa.array(order[day]).cast(pa.date32()), pa.array(self.topics).take(pa.array(topic))]
-        return pa.table([*columns, *(pa.array(sums[name][filled]) for name in (*WHOLE, *SUMS))], schema=COUNTS)
+        return pa.table([*columns, *(pa.array(sums[name][filled]) for name in (*WHOLE, *SUMS))], schema=COUNTS_SCHEMA)
 
     def add_table(self, table: pa.Table) -> None:
         """Add what `to_table` gave, for the same topics."""
@@ -148,7 +147,7 @@ class Tally:
         size = len(self.topics)
         return np.bincount(cell, values, minlength=days * size).reshape(days, size)
 
-    def _rows(self, days: list[int]) -> npt.NDArray[np.int64]:
+    def _rows(self, days: list[int]) -> Int64s:
         """Where the sums of days are; new days get rows of zeros. Raises BadInput when there are more than MAX_DAYS."""
         for day in days:
             self._days.setdefault(day, len(self._days))

@@ -12,13 +12,10 @@ from functools import cache
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
+from shared.arrays import Flags, Floats, Int32s, Int64s
 from shared.compiled import compiled
-
-Floats = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -43,12 +40,12 @@ TOPICS_AT_ONCE = 32
 NUMBERS_AT_ONCE = 1 << 24  # posts times topics; a thread's working memory is about seven times that, 4 bytes each
 
 
-def by_features(vectors: sparse.csr_matrix, posts: npt.NDArray[np.bool_] | None = None) -> sparse.csr_matrix:
+def by_features(vectors: sparse.csr_matrix, posts: Flags | None = None) -> sparse.csr_matrix:
     """Posts [n, F], or those chosen, by features [F, n]: as training reads them."""
     return (vectors if posts is None else vectors[posts]).T.tocsr()
 
 
-def train(transposed: sparse.csr_matrix, labels: Labels, start: Linear | None = None, steps: int = STEPS) -> Linear:
+def train(transposed: sparse.csr_matrix, labels: Flags, start: Linear | None = None, steps: int = STEPS) -> Linear:
     """One linear function a topic, from posts by features [F, n] and which topics each carries [n, K].
 
     Five steps from zero agree with liblinear's solution to a correlation of 0.999 of the margins on unseen posts;
@@ -63,7 +60,7 @@ def train(transposed: sparse.csr_matrix, labels: Labels, start: Linear | None = 
     return _by_topics(labels, some)
 
 
-def with_naive_bayes(transposed: sparse.csr_matrix, labels: Labels, linear: Linear) -> Linear:
+def with_naive_bayes(transposed: sparse.csr_matrix, labels: Flags, linear: Linear) -> Linear:
     """What was trained on these posts, and a share of naive Bayes on the same (Wang and Manning 2012 interpolate too).
 
     Where a post holds little that the hinge loss has weights for, the latter knows more: .003 of hit@1, .004 on titles.
@@ -78,7 +75,7 @@ def with_naive_bayes(transposed: sparse.csr_matrix, labels: Labels, linear: Line
     return _by_topics(labels, some)
 
 
-def _by_topics(labels: Labels, some: Callable[[slice], Linear]) -> Linear:
+def _by_topics(labels: Flags, some: Callable[[slice], Linear]) -> Linear:
     """Linear functions of all topics from those of some, as many at a time as memory allows, on all cores."""
     at_once = min(max(NUMBERS_AT_ONCE // max(len(labels), 1), 4), TOPICS_AT_ONCE)
     blocks = [slice(first, first + at_once) for first in range(0, labels.shape[1], at_once)]
@@ -90,8 +87,8 @@ def _by_topics(labels: Labels, some: Callable[[slice], Linear]) -> Linear:
 
 
 def train_left_out(
-    vectors: sparse.csr_matrix, labels: Labels, part: npt.NDArray[np.int64], enough: int
-) -> tuple[Linear, Floats, npt.NDArray[np.int64]]:
+    vectors: sparse.csr_matrix, labels: Flags, part: Int64s, enough: int
+) -> tuple[Linear, Floats, Int64s]:
     """`train`, and margins [m, K] of posts by models that had not seen them, and which posts [m]: all, or `enough`.
 
     To all of these naive Bayes is added. `part` [n] is 0, 1 or 2. Where part 0 has been left out, a model begins at the
@@ -105,7 +102,7 @@ def train_left_out(
 
     models: list[Linear] = []
     margins: list[Floats] = []
-    posts: list[npt.NDArray[np.int64]] = []
+    posts: list[Int64s] = []
     for one in range(PARTS):
         if sum(map(len, posts)) >= enough:
             break
@@ -129,7 +126,7 @@ def mean(models: list[Linear]) -> Linear:
 
 
 def minimise_hinge(
-    transposed: sparse.csr_matrix, labels: Labels, scale: Floats, start: Linear | None, steps: int
+    transposed: sparse.csr_matrix, labels: Flags, scale: Floats, start: Linear | None, steps: int
 ) -> Linear:
     """Weights scale * v and biases b that minimise, for each topic by itself,
 
@@ -219,7 +216,7 @@ def _dots(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> Floats:
     return cast("Floats", np.einsum("fk,fk->k", one[0], other[0]) + one[1] * other[1])
 
 
-def discriminance(transposed: sparse.csr_matrix, labels: Labels) -> Floats:
+def discriminance(transposed: sparse.csr_matrix, labels: Flags) -> Floats:
     """How much each feature says about each topic, one on average: float32 [F, K].
 
     The absolute log-odds of naive Bayes over the presence of features (NB-SVM, Wang and Manning 2012).
@@ -231,7 +228,7 @@ def discriminance(transposed: sparse.csr_matrix, labels: Labels) -> Floats:
     return ratio
 
 
-def log_odds(transposed: sparse.csr_matrix, labels: Labels) -> Floats:
+def log_odds(transposed: sparse.csr_matrix, labels: Flags) -> Floats:
     """What naive Bayes over the presence of features says of each feature and topic: float32 [F, K]."""
     inside = _sums(transposed, 0, labels.astype(np.float32))
     outside = np.diff(transposed.indptr).astype(np.float32)[:, None] - inside
@@ -252,8 +249,8 @@ def _sums(transposed: sparse.csr_matrix, power: int, numbers: Floats) -> Floats:
 
 @compiled
 def _add_powers(
-    posts: npt.NDArray[np.int32],
-    bounds: npt.NDArray[np.int32],
+    posts: Int32s,
+    bounds: Int32s,
     values: Floats,
     power: int,
     numbers: Floats,

@@ -18,14 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from shared.documents import decode
 from shared.errors import BadInput, ModelError
 
-FORMAT, READ = 2, (1, 2)
-"""What is written, and what is read: 1 had no `confusion`, see `Reference.from_arrays`."""
+FORMAT = 2
 MANIFEST, ARRAYS, CALIBRATION = "model.json", "arrays.npz", "calibration.npz"
 OTHER = "other"
 
 
 class TrainedOn(BaseModel):
-    """What describes the training posts; more may stand there, and in early models something else."""
+    """What describes the training posts; more may stand there."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -52,10 +51,10 @@ def read_manifest(files: Mapping[str, bytes]) -> Manifest:
         manifest = decode(Manifest, files[MANIFEST], MANIFEST)
     except BadInput as error:
         raise ModelError(f"not a topic model's manifest with topics and checksums: {error}") from error
-    if manifest.format not in READ:
+    if manifest.format != FORMAT:
         raise ModelError(
-            f"topic model has format {manifest.format}, this version reads {READ}: train another, or give the lake the"
-            " starter (manage.py models add classify/starter, then models promote)"
+            f"the topic model has format {manifest.format}, this app reads {FORMAT}: train another, or give the lake"
+            " the starter (manage.py models add classify/starter, then models promote)"
         )
     check_topics(manifest.topics)
     if not is_version(manifest.version):

@@ -25,11 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from classify.model.files import CALIBRATION, MANIFEST, check_array, read_arrays, read_manifest
+from shared.arrays import Doubles, Floats, Int32s, Int64s
 from shared.errors import ModelError
-
-Vector = npt.NDArray[np.float64]
-Matrix = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
 
 SHIFTS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 NO_SHIFT = 0.9  # how likely a day has no shift at all, before it is seen
@@ -43,7 +40,7 @@ FEW = 20.0  # posts, or as many as answers tell like: fewer exceed it 1 to 12 ti
 
 
 @dataclass(frozen=True)
-class Reference:
+class Behaviour:
     """How a model's posteriors behaved on posts with known topics: C = K + 1 topics, `other` last.
 
     `prior` [C]: shares of the primary topics. `response` [C, C]: mean posterior (columns) of the posts of each topic
@@ -52,16 +49,14 @@ class Reference:
     """
 
     topics: tuple[str, ...]
-    prior: Vector
-    response: Matrix
-    within: Matrix
-    confusion: Matrix
+    prior: Doubles
+    response: Doubles
+    within: Doubles
+    confusion: Doubles
     posts: int
 
     @classmethod
-    def measure(
-        cls, topics: tuple[str, ...], posteriors: npt.NDArray[np.float32], primary: npt.NDArray[np.int32]
-    ) -> "Reference":
+    def measure(cls, topics: tuple[str, ...], posteriors: Floats, primary: Int32s) -> "Behaviour":
         """From the posteriors [n, C] and true topics [n] of posts that the model had not seen."""
         size = len(topics)
         posts = np.bincount(primary, minlength=size).astype(np.float64)
@@ -72,7 +67,7 @@ class Reference:
         return cls(topics, posts / len(primary), response, within, confusion, len(primary))
 
     @property
-    def of_said(self) -> "Reference":
+    def of_said(self) -> "Behaviour":
         """The same of the topics that the model says in place of its posteriors."""
         seen = self.prior[:, None] * self.confusion
         within = np.diag(seen.sum(axis=0)) - self.confusion.T @ seen
@@ -89,11 +84,10 @@ class Reference:
         }
 
     @classmethod
-    def from_arrays(cls, topics: tuple[str, ...], arrays: Mapping[str, npt.NDArray[Any]]) -> "Reference":
+    def from_arrays(cls, topics: tuple[str, ...], arrays: Mapping[str, npt.NDArray[Any]]) -> "Behaviour":
         """What `arrays` stored. Raises ModelError where it is anything else, or of other topics."""
         names = ("prior", "response", "within", "confusion", "posts")
         try:
-            arrays = {"confusion": arrays["response"], **arrays}  # format 1 has none: near enough to count answers by
             prior, *matrices, posts = (arrays[name] for name in names)
         except KeyError as error:
             raise ModelError(f"calibration lacks {error}") from error
@@ -110,13 +104,13 @@ class Reference:
         return cls(topics, prior, response, within, confusion, int(posts))
 
     @classmethod
-    def from_files(cls, manifest: bytes, calibration: bytes) -> "Reference":
+    def from_files(cls, manifest: bytes, calibration: bytes) -> "Behaviour":
         """From a model's `model.json` and `calibration.npz` alone. Raises ModelError when they are damaged."""
         topics = read_manifest({MANIFEST: manifest, CALIBRATION: calibration}).topics
         return cls.from_arrays(topics, read_arrays(CALIBRATION, calibration))
 
 
-def _mean_by_topic(values: npt.NDArray[Any], primary: npt.NDArray[np.int32], size: int) -> Matrix:
+def _mean_by_topic(values: npt.NDArray[Any], primary: Int32s, size: int) -> Doubles:
     """Of values [n, C] of posts the means by topic [C, C]; what never was primary answers like any post."""
     posts, sums = np.bincount(primary, minlength=size), np.zeros((size, size))
     np.add.at(sums, primary, values.astype(np.float64))
@@ -138,10 +132,10 @@ class DayStatistics:
     vocabulary overlaps; `others`: how many of them it would have called `other`.
     """
 
-    known: Counts
-    said: Counts
-    posteriors: Vector
-    inherited: Counts
+    known: Int64s
+    said: Int64s
+    posteriors: Doubles
+    inherited: Int64s
     bundled: int = 0
     margins: float = 0.0
     overlaps: float = 0.0
@@ -153,14 +147,12 @@ class DayStatistics:
         return cls(np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size), np.zeros(size, np.int64))
 
     @classmethod
-    def of_known(cls, topic: npt.NDArray[np.int32], size: int) -> "DayStatistics":
+    def of_known(cls, topic: Int32s, size: int) -> "DayStatistics":
         """Of posts with known topics [n], of `size` topics in all."""
         return replace(cls.empty(size), known=np.bincount(topic, minlength=size))
 
     @classmethod
-    def of_classified(
-        cls, topic: npt.NDArray[np.int32], posteriors: npt.NDArray[np.float32], margin: npt.NDArray[np.float32]
-    ) -> "DayStatistics":
+    def of_classified(cls, topic: Int32s, posteriors: Floats, margin: Floats) -> "DayStatistics":
         """Of posts the model decided: their topic [n], posteriors [n, C] and margin [n]."""
         size = posteriors.shape[1]
         said = np.bincount(topic, minlength=size)
@@ -174,7 +166,7 @@ class DayStatistics:
         )
 
     @classmethod
-    def of_inherited(cls, topic: npt.NDArray[np.int32], answers: npt.NDArray[np.int64], size: int) -> "DayStatistics":
+    def of_inherited(cls, topic: Int32s, answers: Int64s, size: int) -> "DayStatistics":
         """Of the answers to questions that the model decided: what it said [n], and how many answers each has [n]."""
         inherited = np.bincount(topic, answers, minlength=size).astype(np.int64)
         return replace(cls.empty(size), inherited=inherited, bundled=int(np.square(answers).sum()))
@@ -223,10 +215,10 @@ class Estimate:
 
     topics: tuple[str, ...]
     posts: int
-    share: Vector
-    low: Vector
-    high: Vector
-    deviation: Vector
+    share: Doubles
+    low: Doubles
+    high: Doubles
+    deviation: Doubles
     drift: float
     drifted: bool
     mean_margin: float
@@ -234,31 +226,32 @@ class Estimate:
     other_share: float
 
 
-def estimate(day: DayStatistics, reference: Reference) -> Estimate:
+def estimate(day: DayStatistics, behaviour: Behaviour) -> Estimate:
     """The shares of topics of a day. Raises ValueError for a day without posts, or of another model's topics."""
-    if len(day.known) != len(reference.topics):
-        raise ValueError(f"a day of {len(day.known)} topics, a model of {len(reference.topics)}")
+    if len(day.known) != len(behaviour.topics):
+        raise ValueError(f"a day of {len(day.known)} topics, a model of {len(behaviour.topics)}")
     if not day.posts:
         raise ValueError("a day without posts has no shares")
     certain = day.known / day.posts
     inherited = int(day.inherited.sum())
-    groups: list[tuple[int, float, npt.NDArray[Any], Reference]] = []  # posts, as how many they tell, sums, behaviour
+    groups: list[tuple[int, float, npt.NDArray[Any], Behaviour]] = []  # posts, as how many they tell, sums, behaviour
     if day.guessed:
-        groups.append((day.guessed, day.guessed, day.posteriors, reference))
+        groups.append((day.guessed, day.guessed, day.posteriors, behaviour))
     if inherited:
-        groups.append((inherited, inherited**2 / day.bundled, day.inherited, reference.of_said))
+        groups.append((inherited, inherited**2 / day.bundled, day.inherited, behaviour.of_said))
     share, spread, drifts = certain, np.zeros(len(certain)), []
     for posts, telling, sums, behaviour in groups:
         histogram, deviation, drift = _infer(sums / posts, telling, behaviour)
         share, spread = share + posts / day.posts * histogram, spread + posts / day.posts * deviation
         drifts.append((telling, drift))
     told = sum(telling for telling, _ in drifts)
+    low, high = interval(share, spread, certain, day.uncertain / day.posts)
     return Estimate(
-        topics=reference.topics,
+        topics=behaviour.topics,
         posts=day.posts,
         share=share,
-        low=np.maximum(share - COVERED * spread, certain),
-        high=np.minimum(share + COVERED * spread, certain + day.uncertain / day.posts),
+        low=low,
+        high=high,
         deviation=spread,
         drift=sum(telling * drift for telling, drift in drifts) / told if told else 0.0,
         drifted=any(telling >= FEW and drift > DRIFTED for telling, drift in drifts),
@@ -268,13 +261,23 @@ def estimate(day: DayStatistics, reference: Reference) -> Estimate:
     )
 
 
-def _infer(mean_posterior: Vector, posts: float, reference: Reference) -> tuple[Vector, Vector, float]:
+def interval(share: Doubles, deviation: Doubles, certain: Doubles, uncertain: float) -> tuple[Doubles, Doubles]:
+    """The ends of the 95 % intervals of shares [C] with these standard deviations [C].
+
+    `certain` [C] are the shares of posts whose topic is known, by topic, and `uncertain` that of all others: no end
+    lies outside what they allow.
+    """
+    low = np.maximum(share - COVERED * deviation, certain)
+    return low, np.minimum(share + COVERED * deviation, certain + uncertain)
+
+
+def _infer(mean_posterior: Doubles, posts: float, behaviour: Behaviour) -> tuple[Doubles, Doubles, float]:
     """Histogram and standard deviations of the topics of posts with this mean posterior, and the drift."""
-    prior, response = reference.prior, reference.response.T
+    prior, response = behaviour.prior, behaviour.response.T
     surprise = mean_posterior - response @ prior
     sampling = np.diag(prior) - np.outer(prior, prior)
-    spread = reference.within + response @ sampling @ response.T  # the covariance of a single post's posterior
-    noise = reference.within / posts + CALIBRATION_NOISE / reference.posts * spread + 1e-10 * np.eye(len(prior))
+    spread = behaviour.within + response @ sampling @ response.T  # the covariance of a single post's posterior
+    noise = behaviour.within / posts + CALIBRATION_NOISE / behaviour.posts * spread + 1e-10 * np.eye(len(prior))
     movable = np.square(prior) / np.square(prior).sum()  # a shift multiplies shares: the rare stay rare
     shift = np.diag(movable) - np.outer(movable, movable)
     likelihoods, histograms, variances = [], [], []
@@ -293,7 +296,7 @@ def _infer(mean_posterior: Vector, posts: float, reference: Reference) -> tuple[
     histogram = weights @ np.array(histograms)
     variance = weights @ (np.array(variances) + np.square(np.array(histograms) - histogram))
     histogram = np.maximum(histogram, 0)
-    expected_square = np.diag(spread) * (1 / posts + 1 / reference.posts)
+    expected_square = np.diag(spread) * (1 / posts + 1 / behaviour.posts)
     large = (prior >= LARGE) & (expected_square > 0)  # a topic that the model never names says nothing of a day
     drift = float(np.mean(np.square(surprise[large]) / expected_square[large])) if large.any() else 0.0
     return histogram / histogram.sum(), np.sqrt(np.maximum(variance, 0)), drift

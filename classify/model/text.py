@@ -13,15 +13,11 @@ from enum import IntEnum
 from html.entities import html5
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shared.arrays import Bytes, Hashes, Int64s
 from shared.compiled import EACH_BYTE, HIGH_BITS, LOW_BITS, compiled, inlined, load_word, store_word, trailing_zeros
-
-Bytes = npt.NDArray[np.uint8]
-Indices = npt.NDArray[np.int64]
-Hashes = npt.NDArray[np.uint64]
 
 
 class Field(IntEnum):
@@ -115,7 +111,7 @@ class Occurrences:
     """
 
     keys: Hashes
-    bounds: Indices
+    bounds: Int64s
 
     @property
     def posts(self) -> int:
@@ -204,7 +200,7 @@ def _flat(array: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
     return array if array.type == kind else pc.cast(array, options=options)
 
 
-def _bytes_of(array: pa.Array | pa.ChunkedArray) -> tuple[Bytes, Indices]:
+def _bytes_of(array: pa.Array | pa.ChunkedArray) -> tuple[Bytes, Int64s]:
     """The bytes of all texts, and where in them each text starts and the last one ends: null is empty."""
     flat = pc.fill_null(_flat(array, pa.large_binary()), b"")
     _, offsets, data = flat.buffers()
@@ -217,9 +213,9 @@ def _bytes_of(array: pa.Array | pa.ChunkedArray) -> tuple[Bytes, Indices]:
 
 @compiled
 def _extract(
-    titles: Bytes, title_starts: Indices, title_sizes: Indices,
-    bodies: Bytes, body_starts: Indices, body_sizes: Indices,
-    keys: Hashes, bounds: Indices,
+    titles: Bytes, title_starts: Int64s, title_sizes: Int64s,
+    bodies: Bytes, body_starts: Int64s, body_sizes: Int64s,
+    keys: Hashes, bounds: Int64s,
 ) -> None:  # fmt: skip
     """Write the keys of all posts, one post after the other, and where those of each begin."""
     room = max(MAX_TITLE_BYTES, MAX_BODY_BYTES) + 10  # words are read over the end
@@ -604,7 +600,7 @@ def _body_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) ->
 
 
 @compiled
-def _distinct(keys: Hashes, bounds: Indices, found: Hashes) -> int:
+def _distinct(keys: Hashes, bounds: Int64s, found: Hashes) -> int:
     """Write the distinct keys of each post, post after post; returns how many."""
     longest = 1
     for post in range(len(bounds) - 1):

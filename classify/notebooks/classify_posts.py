@@ -20,13 +20,7 @@ from shared.services import Services  # noqa: E402
 
 # COMMAND ----------
 
-arguments = sys.argv[1:]
-if databricks:
-    for name, field in JobParameters.model_fields.items():
-        databricks.widgets.text(name, "" if field.is_required() else str(field.default))
-    given = {name: databricks.widgets.get(name) for name in JobParameters.model_fields}
-    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value]
-job = JobParameters.from_arguments(arguments)
+job = JobParameters.of_notebook(databricks, sys.argv[1:])
 
 # COMMAND ----------
 

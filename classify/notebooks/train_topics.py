@@ -14,18 +14,12 @@ here = Path.cwd() if databricks else Path(__file__).resolve().parent  # on Datab
 if str(here.parents[1]) not in sys.path:
     sys.path.insert(0, str(here.parents[1]))
 
-from classify.train import TrainParameters, train  # noqa: E402 - found by the line above
+from classify.learn.train import TrainParameters, train  # noqa: E402 - found by the line above
 from shared.services import Services  # noqa: E402
 
 # COMMAND ----------
 
-arguments = sys.argv[1:]
-if databricks:
-    for name, field in TrainParameters.model_fields.items():
-        databricks.widgets.text(name, "" if field.is_required() else str(field.default))
-    given = {name: databricks.widgets.get(name) for name in TrainParameters.model_fields}
-    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value]
-parameters = TrainParameters.from_arguments(arguments)
+parameters = TrainParameters.of_notebook(databricks, sys.argv[1:])
 
 # COMMAND ----------
 

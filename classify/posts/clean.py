@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shared.errors import BadColumn
-from shared.posts import POSTS
+from shared.posts import POST_COLUMNS
 
 QUESTION, ANSWER = 1, 2
 """PostTypeId of what is counted."""
 
-COLUMNS = tuple(column.name for column in POSTS)
+COLUMN_NAMES = tuple(column.name for column in POST_COLUMNS)
 LARGEST_WHOLE = {16: 1 << 11, 32: 1 << 24, 64: 1 << 53}
 """By the bits of a floating-point number: beyond this it no longer holds every whole number (IEEE 754)."""
 _DIGITS = r"^[+-]?[0-9]+(\.0*)?$"

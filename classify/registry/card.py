@@ -1,4 +1,4 @@
-"""What is written beside a model: how it did, as numbers (`report.json`) and for people (`card.md`)."""
+"""What is written beside a model: how it did, as numbers (`evaluation.json`) and for people (`card.md`)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from classify.registry.report import ANSWERS, DAY, SHIFT, Report
+from classify.registry.evaluation import ANSWERS, DAY, SHIFT, Evaluation
 
 if TYPE_CHECKING:
     from classify.model.model import TopicModel
 
-REPORT, CARD = "report.json", "card.md"
+EVALUATION, CARD = "evaluation.json", "card.md"
 
 
-def mean_report(reports: Sequence[Report]) -> dict[str, Any]:
-    """`folds`, and what Report.to_json gives: means over the folds, of posts and of what is counted by topic sums.
+def mean_evaluation(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """`folds`, and what Evaluation.to_json gives: means over the folds, of posts and of what is counted by topic sums.
 
     A topic that is none in some of the folds is counted in the others.
     """
-    documents = [report.to_json() for report in reports]
+    documents = [evaluation.to_json() for evaluation in evaluations]
     by_topic: dict[str, dict[str, Any]] = {}
     for row in (row for document in documents for row in document["by_topic"]):
         sums = by_topic.setdefault(row["topic"], {"topic": row["topic"], "posts": 0, "found": 0, "right": 0})
@@ -28,10 +28,10 @@ def mean_report(reports: Sequence[Report]) -> dict[str, Any]:
             sums[name] += row[name]
     for sums in by_topic.values():
         sums["f1"] = 2 * sums["right"] / max(sums["posts"] + sums["found"], 1)
-    posts = sum(report.posts for report in reports)
-    topics = max(report.topics for report in reports)
+    posts = sum(evaluation.posts for evaluation in evaluations)
+    topics = max(evaluation.topics for evaluation in evaluations)
     means = _mean(documents)
-    return {"folds": len(reports), **means, "posts": posts, "topics": topics, "by_topic": list(by_topic.values())}
+    return {"folds": len(evaluations), **means, "posts": posts, "topics": topics, "by_topic": list(by_topic.values())}
 
 
 def _mean(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -47,14 +47,20 @@ def _mean(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def card(
-    model: TopicModel, reports: Sequence[Report], files: Sequence[str], *, made_by: str, measured: str, remark: str = ""
+    model: TopicModel,
+    evaluations: Sequence[Evaluation],
+    files: Sequence[str],
+    *,
+    made_by: str,
+    measured: str,
+    remark: str = "",
 ) -> str:
     """The model card. `files` names what the training posts were read from, `made_by` the command, `measured` says on
-    which posts each of the reports was made, `remark` whatever else is to be known."""
-    several, by_topic = len(reports) > 1, mean_report(reports)["by_topic"]
+    which posts each of the evaluations was made, `remark` whatever else is to be known."""
+    several, by_topic = len(evaluations) > 1, mean_evaluation(evaluations)["by_topic"]
 
-    def row(what: str, measure: Callable[[Report], float]) -> str:
-        values = [measure(report) for report in reports]
+    def row(what: str, measure: Callable[[Evaluation], float]) -> str:
+        values = [measure(evaluation) for evaluation in evaluations]
         return f"| {what} | {np.mean(values):.4f} |" + several * f" {min(values):.4f} to {max(values):.4f} |"
 
     return "\n".join(
@@ -79,23 +85,27 @@ def card(
             "",
             "| | mean | folds |" if several else "| | |",
             "|---|---|---|" if several else "|---|---|",
-            row("hit@1: the best topic is among the post's tags", lambda report: report.hit_at_1),
-            row("primary topic found, of posts that carry a topic", lambda report: report.primary_accuracy),
-            row("topic found, `other` included, of all posts", lambda report: report.topic_accuracy),
-            row("macro-F1 of the topic", lambda report: report.macro_f1),
-            row("calibration error of the best topic's score", lambda report: report.calibration_error),
-            row("total variation of a day's estimated shares", lambda report: report.days.histogram_error),
-            row("the same of counted answers", lambda report: report.days.counted_error),
-            row("95 % intervals that hold the truth (shares of 2 % and more)", lambda report: report.days.coverage),
-            row("days marked as drifted", lambda report: report.days.drifted),
+            row("hit@1: the best topic is among the post's tags", lambda each: each.hit_at_1),
+            row("primary topic found, of posts that carry a topic", lambda each: each.primary_accuracy),
+            row("topic found, `other` included, of all posts", lambda each: each.topic_accuracy),
+            row("macro-F1 of the topic", lambda each: each.macro_f1),
+            row("calibration error of the best topic's score", lambda each: each.calibration_error),
+            row("total variation of a day's estimated shares", lambda each: each.days.histogram_error),
+            row("the same of counted answers", lambda each: each.days.counted_error),
             row(
-                "shifted days: total variation of estimated shares", lambda report: report.shifted_days.histogram_error
+                "95 % intervals that hold the truth (shares of 2 % and more)",
+                lambda each: each.days.coverage,
             ),
-            row("shifted days: that of counted answers", lambda report: report.shifted_days.counted_error),
-            row("shifted days: intervals that hold the truth", lambda report: report.shifted_days.coverage),
-            row("shifted days marked as drifted", lambda report: report.shifted_days.drifted),
-            row("days with answers: total variation", lambda report: report.answered_days.histogram_error),
-            row("days with answers: intervals that hold the truth", lambda report: report.answered_days.coverage),
+            row("days marked as drifted", lambda each: each.days.drifted),
+            row(
+                "shifted days: total variation of estimated shares",
+                lambda each: each.shifted_days.histogram_error,
+            ),
+            row("shifted days: that of counted answers", lambda each: each.shifted_days.counted_error),
+            row("shifted days: intervals that hold the truth", lambda each: each.shifted_days.coverage),
+            row("shifted days marked as drifted", lambda each: each.shifted_days.drifted),
+            row("days with answers: total variation", lambda each: each.answered_days.histogram_error),
+            row("days with answers: intervals that hold the truth", lambda each: each.answered_days.coverage),
             "",
             "By topic: posts whose primary topic it is, posts the model said are about it, and how many of those are.",
             "",

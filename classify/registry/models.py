@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel
 
 from classify.model.files import ARRAYS, CALIBRATION, MANIFEST, is_version, read_manifest
-from classify.registry.card import CARD, REPORT
+from classify.registry.card import CARD, EVALUATION
 from shared import paths
 from shared.catalog import move_pointer, read_pointer
 from shared.documents import decode
@@ -19,7 +19,7 @@ from shared.errors import BadInput, Conflict, ModelError, NotFound
 
 if TYPE_CHECKING:
     from classify.model.model import TopicModel
-    from classify.model.quantify import Reference
+    from classify.model.quantify import Behaviour
     from shared.lake import Lake
 
 STARTER = Path(__file__).parents[1] / "starter"
@@ -64,12 +64,12 @@ def load_model(lake: Lake, version: str) -> TopicModel:
     return TopicModel.from_files(_files(lake, version, ARRAYS, CALIBRATION))
 
 
-def load_reference(lake: Lake, version: str) -> Reference:
+def load_behaviour(lake: Lake, version: str) -> Behaviour:
     """What counting needs of one version: its manifest and calibration, not its weights. Raises ModelError."""
-    from classify.model.quantify import Reference
+    from classify.model.quantify import Behaviour
 
     files = _files(lake, version, CALIBRATION)
-    return Reference.from_files(files[MANIFEST], files[CALIBRATION])
+    return Behaviour.from_files(files[MANIFEST], files[CALIBRATION])
 
 
 def _files(lake: Lake, version: str, *names: str) -> dict[str, bytes]:
@@ -87,9 +87,9 @@ def _files(lake: Lake, version: str, *names: str) -> dict[str, bytes]:
         raise ModelError(f"model {version} is not whole: {error}") from error
 
 
-def store_model(lake: Lake, model: TopicModel, report: dict[str, Any], card: str) -> str:
-    """Write a model, its report and its card; returns its version. The same model is the same version."""
-    beside = {REPORT: json.dumps(report, indent=1).encode(), CARD: card.encode()}
+def store_model(lake: Lake, model: TopicModel, evaluation: dict[str, Any], card: str) -> str:
+    """Write a model, its evaluation and its card; returns its version. The same model is the same version."""
+    beside = {EVALUATION: json.dumps(evaluation, indent=1).encode(), CARD: card.encode()}
     _put_files(lake, model.version, {**beside, **model.to_files()})
     return model.version
 
@@ -101,17 +101,17 @@ def _put_files(lake: Lake, version: str, files: dict[str, bytes]) -> None:
 
 
 def add_model(lake: Lake, folder: Path) -> str:
-    """Write the model in a folder, with its report and card if it has them, to the lake; returns its version.
+    """Write the model in a folder, with its evaluation and card if it has them, to the lake; returns its version.
 
     A version that the lake has already, undamaged, stays as it is. Raises ModelError when the folder holds no model,
-    BadInput when its report is none.
+    BadInput when its evaluation is invalid.
     """
     from classify.model.model import TopicModel
 
     version = TopicModel.load(folder).version
-    names = (MANIFEST, ARRAYS, CALIBRATION, REPORT, CARD)
+    names = (MANIFEST, ARRAYS, CALIBRATION, EVALUATION, CARD)
     files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
-    decode(Report, files.get(REPORT, b"{}"), str(folder / REPORT))
+    decode(ReportedFigures, files.get(EVALUATION, b"{}"), str(folder / EVALUATION))
     try:
         load_model(lake, version)
     except ModelError:
@@ -119,8 +119,8 @@ def add_model(lake: Lake, folder: Path) -> str:
     return version
 
 
-class Report(BaseModel):
-    """What is listed of a model's report, where it has one."""
+class ReportedFigures(BaseModel):
+    """What is listed of a model's evaluation."""
 
     class Days(BaseModel):
         histogram_error: float | None = None
@@ -134,11 +134,11 @@ class Report(BaseModel):
 
 
 class Stored(NamedTuple):
-    """A model in the lake: what it was trained on, and its report (empty for one that has none)."""
+    """A model in the lake: what it was trained on, and its evaluation (empty if it has none)."""
 
     version: str
     trained_on: dict[str, Any]
-    report: dict[str, Any]
+    evaluation: dict[str, Any]
 
 
 class Damaged(NamedTuple):
@@ -149,16 +149,16 @@ class Damaged(NamedTuple):
 
 
 def versions(lake: Lake) -> Iterator[Stored | Damaged]:
-    """Every version, oldest first, by its manifest and report alone."""
+    """Every version, oldest first, by its manifest and evaluation alone."""
     manifests = (info for info in lake.list("models/topics") if info.path.endswith(f"/{MANIFEST}"))
     for info in sorted(manifests, key=lambda info: info.last_modified):
         version = info.path.split("/")[-2]
-        path = f"{paths.model(version)}/{REPORT}"
+        path = f"{paths.model(version)}/{EVALUATION}"
         try:
             trained_on = read_manifest(_files(lake, version)).trained_on.model_dump(exclude_unset=True)
-            report = lake.read(path) if lake.stat(path) else b"{}"
-            decode(Report, report, path)
-            yield Stored(version, trained_on, json.loads(report))
+            evaluation = lake.read(path) if lake.stat(path) else b"{}"
+            decode(ReportedFigures, evaluation, path)
+            yield Stored(version, trained_on, json.loads(evaluation))
         except (BadInput, ModelError) as error:
             yield Damaged(version, str(error))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-SUMMARY = "summary.json"
-COUNTS = "counts.parquet"
-REFUSED = "refused.txt"
+SUMMARY_FILE = "summary.json"
+COUNTS_FILE = "counts.parquet"
+REFUSED_FILE = "refused.txt"
 """Why the file can't be classified, by whatever attempt: there is this in place of a summary."""
 
 

@@ -20,7 +20,7 @@ from classify.posts import clean
 from classify.posts.clean import ANSWER, QUESTION, Posts
 from classify.posts.rowgroups import BATCH_ROWS, batches, reader
 from classify.registry.models import load_model
-from classify.registry.summary import COUNTS, SUMMARY, Summary
+from classify.registry.summary import COUNTS_FILE, SUMMARY_FILE, Summary
 from classify.run.census import Census
 from classify.run.inheritance import Heirs, Parents
 from classify.run.output import Clock, Output, Scored, check_dates, inherit, part, remove_parts_from, score
@@ -66,7 +66,7 @@ def run_arrow(
             check_dates(name or path, output.misdated, output.counted)
     remove_parts_from(lake, job, 1)
     with clock("counts"):
-        lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, output.tally).to_parquet())
+        lake.put(f"{job.output}/{COUNTS_FILE}", Contribution(job.model, output.tally).to_parquet())
         remember(lake, job.origin, parents.of_this_file())
     summary = Summary(
         source_id=job.source_id,
@@ -82,7 +82,7 @@ def run_arrow(
         engine="arrow",
         seconds=clock.seconds,
     )
-    lake.put(f"{job.output}/{SUMMARY}", summary.model_dump_json(indent=1).encode())
+    lake.put(f"{job.output}/{SUMMARY_FILE}", summary.model_dump_json(indent=1).encode())
     return summary
 
 
@@ -153,7 +153,7 @@ def _batches_of_texts(file: pq.ParquetFile) -> Iterator[pa.RecordBatch | pa.Tabl
     """
     waiting: list[pa.RecordBatch] = []
     rows = size = 0
-    for few in batches(file, clean.COLUMNS, rows=ROWS_AT_ONCE):
+    for few in batches(file, clean.COLUMN_NAMES, rows=ROWS_AT_ONCE):
         is_large = few.get_total_buffer_size() > LARGEST_BATCH
         if waiting and (
             is_large or rows + few.num_rows > BATCH_ROWS or size + few.get_total_buffer_size() > LARGEST_BATCH

@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 
 from classify.posts import clean
 from classify.posts.clean import ANSWER, QUESTION
+from classify.posts.repeats import repeated_rows
 from classify.posts.rowgroups import batches
-from shared.arrays import Flags, Int64s, among
+from shared.arrays import Flags, among
 
 
 class Census:
@@ -25,7 +26,7 @@ class Census:
             asks[rows], answers[rows] = types == QUESTION, types == ANSWER
             parents[rows] = clean.filled(clean.whole_numbers(batch, "ParentId"))
             first += batch.num_rows
-        self.repeated = _repeated(ids, has_id)
+        self.repeated = repeated_rows(ids, has_id)
         """Numbers of the rows whose Id comes again further down: the last one counts."""
         asks &= has_id
         answers &= parents != 0
@@ -44,12 +45,3 @@ class Census:
         counted = np.ones(rows, bool)
         counted[self.repeated[low:high] - first] = False
         return counted
-
-
-def _repeated(ids: Int64s, has_id: Flags) -> Int64s:
-    ordered = np.sort(ids[has_id])
-    if not (ordered[1:] == ordered[:-1]).any():
-        return np.empty(0, np.int64)  # a slice of `ordered` would keep all of it
-    rows = np.flatnonzero(has_id)
-    _, from_the_end = np.unique(ids[rows][::-1], return_index=True)
-    return np.setdiff1d(rows, rows[len(rows) - 1 - from_the_end], assume_unique=True)

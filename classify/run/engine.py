@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from classify.model.files import MANIFEST, read_manifest
 from classify.posts import rowgroups
-from classify.registry.summary import REFUSED, Summary
+from classify.registry.summary import REFUSED_FILE, Summary
 from classify.run.arrow import run_arrow
 from classify.run.output import begin_output
 from classify.run.parameters import JobParameters
@@ -47,7 +47,7 @@ def run(lake: Lake, job: JobParameters) -> Summary:
 
         return run_spark(spark, lake, job)
     except BadInput as error:
-        lake.put(f"{job.output}/{REFUSED}", str(error).encode())
+        lake.put(f"{job.output}/{REFUSED_FILE}", str(error).encode())
         raise
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from classify.days.tally import Tally
 from classify.model.text import parse_tags
 from classify.posts.clean import QUESTION, Posts
-from classify.registry.summary import REFUSED, SUMMARY
+from classify.registry.summary import REFUSED_FILE, SUMMARY_FILE
 from shared.errors import BadInput
 from shared.memory import give_back_memory
 
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from shared.lake import Lake
 
 GROUP_ROWS = 16_384
+BY_TAGS, BY_MODEL, BY_PARENT = "tags", "model", "parent"
+"""Who decided a post's topic: its own tags, the model, or its question."""
 POST_TOPICS = pa.schema(
     {"Id": pa.int64(), "PostTypeId": pa.int32(), "day": pa.date32(), "topic": pa.string(), "decided_by": pa.string()}
     | {f"topic_{rank}": pa.string() for rank in (1, 2, 3)}
     | {f"score_{rank}": pa.float32() for rank in (1, 2, 3)}
 )
-"""One row a post. `decided_by` is tags, model or parent. topic_1 to score_3 are the model's three best with their
+"""One row a post. `decided_by` is one of the three above. topic_1 to score_3 are the model's three best with their
 probabilities, null where the model was not asked."""
 
 
@@ -44,7 +46,7 @@ def part(job: JobParameters, number: int) -> str:
 
 def begin_output(lake: Lake, job: JobParameters) -> None:
     """Delete what an earlier run said of its output, which is about to be written anew."""
-    for name in (SUMMARY, REFUSED):
+    for name in (SUMMARY_FILE, REFUSED_FILE):
         lake.delete(f"{job.output}/{name}")
 
 
@@ -57,7 +59,7 @@ def remove_parts_from(lake: Lake, job: JobParameters, number: int) -> None:
 
 
 def check_dates(name: str, misdated: int, posts: int) -> None:
-    """Raises BadInput when the dates of most posts are none: the day of the file would be shown what is of others."""
+    """Raises BadInput when most dates are invalid: their posts would all count on the day of the file."""
     if 2 * misdated > posts:
         raise BadInput(
             f"{name}: the CreationDate of {misdated} of {posts} posts is no date: it must be ISO 8601 (2026-11-21)"
@@ -87,13 +89,13 @@ def score(posts: Posts, model: TopicModel, topic_source: str) -> Scored:
     names = pa.array(model.topics)
     best = {f"topic_{rank + 1}": names.take(pa.array(asked.top[:, rank])) for rank in range(asked.top.shape[1])}
     scores = {f"score_{rank + 1}": pa.array(asked.top_scores[:, rank]) for rank in range(asked.top.shape[1])}
-    rows = _rows(posts, names.take(pa.array(topics)), pc.if_else(pa.array(by_tags), "tags", "model"), best | scores)
+    rows = _rows(posts, names.take(pa.array(topics)), pc.if_else(pa.array(by_tags), BY_TAGS, BY_MODEL), best | scores)
     return Scored(rows, topics, ~by_tags, asked)
 
 
 def inherit(posts: Posts, topics: pa.Array) -> pa.Table:
     """The rows of POST_TOPICS of answers that take their questions' topics."""
-    return _rows(posts, topics, "parent", {})
+    return _rows(posts, topics, BY_PARENT, {})
 
 
 def _rows(posts: Posts, topics: pa.Array, decided_by: Any, asked: dict[str, pa.Array]) -> pa.Table:

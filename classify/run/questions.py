@@ -130,10 +130,6 @@ def _in_file(lake: Lake, path: str, wanted: Int64s | None) -> pa.Table:
     with readable(path, TerminalError, lost), rowgroups.reader(data, footer := pq.read_metadata(data)) as file:
         groups = list(range(file.num_row_groups) if wanted is None else _groups_with(file, wanted))
         table = file.read_row_groups(groups) if groups else footer.schema.to_arrow_schema().empty_table()
-    if "origin" not in table.column_names:
-        table = table.append_column("origin", pa.repeat(path.rpartition("/")[2].removesuffix(".parquet"), len(table)))
-    if "guessed" not in table.column_names:
-        table = table.append_column("guessed", pa.repeat(False, len(table)))
     table = table.select(QUESTION_TOPICS.names).cast(QUESTION_TOPICS)
     return table if wanted is None else table.filter(pc.is_in(table["Id"], pa.array(wanted)))
 

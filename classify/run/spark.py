@@ -29,17 +29,16 @@ from pyspark.sql import Column, DataFrame, DataFrameWriter, SparkSession
 from pyspark.sql import functions as F
 
 from classify.days.day import Contribution
-from classify.days.tally import COUNTS as COUNT_ROWS
-from classify.days.tally import MAX_DAYS, Tally, check_days
+from classify.days.tally import COUNTS_SCHEMA, MAX_DAYS, Tally, check_days
 from classify.model.model import TopicModel
 from classify.posts import clean
 from classify.posts.clean import ANSWER, QUESTION, Posts
 from classify.posts.rowgroups import BATCH_ROWS, batches, name_of, reader
 from classify.registry.models import load_model
-from classify.registry.summary import COUNTS, SUMMARY, Summary
-from classify.run.output import POST_TOPICS, Clock, check_dates, part, remove_parts_from, score
+from classify.registry.summary import COUNTS_FILE, SUMMARY_FILE, Summary
+from classify.run.output import BY_MODEL, BY_PARENT, POST_TOPICS, Clock, check_dates, part, remove_parts_from, score
 from classify.run.parameters import JobParameters
-from classify.run.questions import check_not_merged, files_of, merge
+from classify.run.questions import QUESTION_TOPICS, check_not_merged, files_of, merge
 from shared import paths
 from shared.errors import Conflict, TerminalError, TransientError
 from shared.parquet import readable
@@ -61,14 +60,26 @@ SETTINGS = {
 }
 BUCKET_BITS = paths.QUESTION_BUCKET.bit_length() - 1
 
+SPARK_TYPES = {
+    pa.int64(): "long",
+    pa.int32(): "int",
+    pa.float32(): "float",
+    pa.date32(): "date",
+    pa.string(): "string",
+    pa.bool_(): "boolean",
+}
+
+
+def ddl(schema: pa.Schema) -> str:
+    """A schema as Spark spells it."""
+    return ", ".join(f"{field.name} {SPARK_TYPES[field.type]}" for field in schema)
+
+
 CENSUS = "row_index long, Id long, PostTypeId long, ParentId long, day date, misdated boolean"
-ROWS = (
-    "Id long, PostTypeId int, day date, topic string, decided_by string, topic_1 string, topic_2 string,"
-    " topic_3 string, score_1 float, score_2 float, score_3 float"
-)
-"""POST_TOPICS as Spark spells it."""
-SCORED = f"{ROWS}, tally binary"
+SCORED = f"{ddl(POST_TOPICS)}, tally binary"
 """Rows of POST_TOPICS, and as the last of each partition a row that holds nothing but the partition's counts."""
+QUESTIONS = ddl(pa.schema([field for field in QUESTION_TOPICS if field.name != "origin"]))
+"""Rows of QUESTION_TOPICS whose origin is known to whoever asked."""
 
 Batches = Iterable[pa.RecordBatch]
 
@@ -104,7 +115,7 @@ def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
 def _check(lake: Lake, path: str, file_day: date) -> None:
     """Read and clean the columns that are used. Raises BadInput that names the file where that cannot be done."""
     with lake.open(path) as data, readable(path):
-        for batch in batches(reader(data, pq.read_metadata(data)), clean.COLUMNS):
+        for batch in batches(reader(data, pq.read_metadata(data)), clean.COLUMN_NAMES):
             clean.clean(batch, file_day)
 
 
@@ -122,9 +133,9 @@ def _run(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
             file = _File.of(lake, job)
             posts = file.read(spark)
             census = keep(_census(posts, file.moments, job.file_day))
-            superseded = keep(_superseded(census))
-            duplicates = superseded.count()
-            counted = census.join(superseded, "row_index", "left_anti")
+            repeated = keep(_repeated(census))
+            duplicates = repeated.count()
+            counted = census.join(repeated, "row_index", "left_anti")
             kinds = _kinds(counted)
             misdated = sum(kinds[kind][1] for kind in (QUESTION, ANSWER))
             check_dates(
@@ -137,7 +148,7 @@ def _run(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
             known = files_of(lake, buckets)
             earlier = keep(_earlier_topics(spark, job, elsewhere, known, model.topics))
             heirs = keep(_heirs(counted, earlier))
-            unread = keep(superseded.union(heirs.select("row_index")))
+            unread = keep(repeated.union(heirs.select("row_index")))
             unread.count()  # from now on its size is known: where it is small, the texts need no shuffle
             try:
                 check_not_merged(lake, buckets, known)
@@ -150,7 +161,7 @@ def _run(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
             scored = keep(texts.mapInArrow(scorer, SCORED))  # Spark broadcasts a function of this size
             tally = _tally_of(scored, model.topics)
             rows = scored.where("tally is null").drop("tally")
-            guessed = (F.col("decided_by") == "model").alias("guessed")
+            guessed = (F.col("decided_by") == BY_MODEL).alias("guessed")
             questions = rows.where((F.col("PostTypeId") == QUESTION) & F.col("Id").isNotNull())
             questions = questions.select("Id", "topic", guessed)
             inherited = keep(_inherited(heirs, questions.union(earlier)))
@@ -160,7 +171,7 @@ def _run(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
             totals = tally.to_table()
             decided_by = _numbers(rows.groupBy("decided_by").count())
             _write_rows(rows, -(-sum(decided_by.values()) // ROWS_A_PART), lake, job, folder)
-            lake.put(f"{job.output}/{COUNTS}", Contribution(job.model, tally).to_parquet())
+            lake.put(f"{job.output}/{COUNTS_FILE}", Contribution(job.model, tally).to_parquet())
             _write_question_topics(questions, lake, job, folder)
     summary = Summary(
         source_id=job.source_id,
@@ -176,7 +187,7 @@ def _run(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
         engine="spark",
         seconds=clock.seconds,
     )
-    lake.put(f"{job.output}/{SUMMARY}", summary.model_dump_json(indent=1).encode())
+    lake.put(f"{job.output}/{SUMMARY_FILE}", summary.model_dump_json(indent=1).encode())
     return summary
 
 
@@ -216,7 +227,7 @@ class _File:
                 column.path: column.physical_type for column in map(file.schema.column, range(len(file.schema)))
             }
             schema = file.schema_arrow
-            names = {name: found for name in clean.COLUMNS if (found := name_of(schema.names, name))}
+            names = {name: found for name in clean.COLUMN_NAMES if (found := name_of(schema.names, name))}
             kinds = {name: _spark_type(schema.field(found).type, physical[found]) for name, found in names.items()}
             types = {name: kind for name, kind in kinds.items() if kind}
             as_numbers = types.get("CreationDate") in ("int", "long")
@@ -225,7 +236,7 @@ class _File:
         return cls(_address(job, path), rows, names, types, moments)
 
     def read(self, spark: SparkSession) -> DataFrame:
-        """`row_index`, and all of clean.COLUMNS the file has, ids and types as numbers, 0 where PostTypeId is null."""
+        """`row_index`, and what the file has of clean.COLUMN_NAMES: Ids and types as numbers, 0 for a null type."""
         schema = ", ".join(f"`{self.names[name]}` {kind}" for name, kind in self.types.items())
         rows = spark.read.schema(schema).parquet(self.address)
         columns = {name: F.col(self.names[name]) for name in self.types}
@@ -288,14 +299,14 @@ def _census(posts: DataFrame, moments: pa.DataType | None, file_day: date) -> Da
     return posts.select(columns).mapInArrow(cleaned, CENSUS)
 
 
-def _superseded(census: DataFrame) -> DataFrame:
-    """The `row_index` of rows whose Id comes again further down: the last one counts."""
+def _repeated(census: DataFrame) -> DataFrame:
+    """The `row_index` of rows that do not count, by the rule of `classify.posts.repeats`."""
     last = census.where("Id is not null").groupBy("Id").agg(F.max("row_index").alias("last"), F.count("*").alias("n"))
     return census.join(last.where("n > 1"), "Id").where("row_index < last").select("row_index")
 
 
 def _kinds(counted: DataFrame) -> dict[int, tuple[int, int]]:
-    """By PostTypeId, 0 where it is null: how many posts, and of how many the CreationDate is none."""
+    """By PostTypeId, 0 where it is null: how many posts, and how many of them have an invalid CreationDate."""
     found = counted.groupBy("PostTypeId").agg(F.count("*"), F.sum(F.col("misdated").cast("int")))
     return {QUESTION: (0, 0), ANSWER: (0, 0)} | {kind: (posts, misdated) for kind, posts, misdated in found.collect()}
 
@@ -324,13 +335,11 @@ def _earlier_topics(
 ) -> DataFrame:
     """Id, topic and `guessed` of these questions as the newest file had them, if the model has the topic."""
     if not files:
-        return spark.createDataFrame([], "Id long, topic string, guessed boolean")
-    kinds = "Id long, topic string, guessed boolean, origin string"
-    known = spark.read.schema(kinds).parquet(*(_address(job, path) for path in files))
-    written_by = F.coalesce("origin", F.regexp_replace("_metadata.file_name", r"\.parquet$", ""))
-    found = F.struct("topic", F.coalesce("guessed", F.lit(False)).alias("guessed")).alias("found")
-    named = known.select("Id", found, written_by.alias("origin"))
-    newest = named.join(elsewhere, "Id", "left_semi").groupBy("Id").agg(F.max_by("found", "origin").alias("found"))
+        return spark.createDataFrame([], QUESTIONS)
+    known = spark.read.schema(ddl(QUESTION_TOPICS)).parquet(*(_address(job, path) for path in files))
+    found = F.struct("topic", "guessed").alias("found")
+    named = known.select("Id", found, "origin").join(elsewhere, "Id", "left_semi")
+    newest = named.groupBy("Id").agg(F.max_by("found", "origin").alias("found"))
     return newest.select("Id", "found.*").where(F.col("topic").isin(*topics))
 
 
@@ -343,10 +352,9 @@ def _heirs(counted: DataFrame, earlier: DataFrame) -> DataFrame:
 def _inherited(heirs: DataFrame, topics: DataFrame) -> DataFrame:
     """The rows of POST_TOPICS of answers, given Id, topic and `guessed` of their questions; with that, and ParentId."""
     found = heirs.join(topics.withColumnRenamed("Id", "ParentId"), "ParentId")
-    nothing = [F.lit(None).cast("string" if "topic" in name else "float").alias(name) for name in POST_TOPICS.names[5:]]
-    kind = F.col("PostTypeId").cast("int").alias("PostTypeId")
-    by = F.lit("parent").alias("decided_by")
-    return found.select("Id", kind, "day", "topic", by, *nothing, "guessed", "ParentId")
+    known = {name: F.col(name) for name in ("Id", "PostTypeId", "day", "topic")} | {"decided_by": F.lit(BY_PARENT)}
+    rows = [known.get(field.name, F.lit(None)).cast(SPARK_TYPES[field.type]).alias(field.name) for field in POST_TOPICS]
+    return found.select(*rows, "guessed", "ParentId")
 
 
 @lru_cache(maxsize=1)
@@ -385,13 +393,13 @@ def _tally_of(scored: DataFrame, topics: tuple[str, ...]) -> Tally:
 
 
 def _counts_of(inherited: DataFrame) -> pa.Table:
-    """The counts of answers that inherited their topics, as rows of `tally.COUNTS`."""
+    """The counts of answers that inherited their topics, as rows of `tally.COUNTS_FILE`."""
     n, uncertain = F.col("n"), F.col("guessed").cast("long")
     bundles = inherited.groupBy("day", "topic", "guessed", "ParentId").agg(F.count("*").alias("n"))
     sums = {"answers": n, "known": n * (1 - uncertain), "inherited": n * uncertain, "bundled": n * n * uncertain}
     found = bundles.groupBy("day", "topic").agg(*(F.sum(each).alias(name) for name, each in sums.items()))
-    rows = [dict.fromkeys(COUNT_ROWS.names[2:], 0) | row.asDict() for row in found.collect()]
-    return pa.Table.from_pylist(rows, COUNT_ROWS)
+    rows = [dict.fromkeys(COUNTS_SCHEMA.names[2:], 0) | row.asDict() for row in found.collect()]
+    return pa.Table.from_pylist(rows, COUNTS_SCHEMA)
 
 
 def _numbers(counts: DataFrame) -> dict[str, int]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.dump.report import DumpReport, Spool, Stopwatch, Tell, write_rejected
-from ingest.dump.rows import MOMENT, Check, Flags, Room, RowParser, XmlTable
+from ingest.dump.rows import MOMENT, Check, Room, RowParser, XmlTable
 from ingest.dump.scan import Array, Index, Spread, Unit, scan_file
 from ingest.dump.source import (
     WORK_FOLDER,
@@ -43,6 +43,7 @@ from ingest.dump.state import (
     refuse_another_unit,
     write_whole,
 )
+from shared.arrays import Flags
 from shared.errors import BadInput, Conflict, StackTopicsError
 from shared.memory import give_back_memory
 from shared.storage import storage_errors
@@ -55,7 +56,7 @@ INDEX_FILE = "index.npz"
 REPORT = "report.json"
 SCAN_REJECTED = "rejected-by-scan.spool"
 
-POSTS = XmlTable(
+POSTS_TABLE = XmlTable(
     root="posts",
     schema=pa.schema(
         {
@@ -102,7 +103,9 @@ PAGE_BYTES = 256 << 10
 """What stays in cache while it is compressed: 4 % less time than with pages of 1 MB, 0.2 % more bytes."""
 
 FEW_VALUES = ["PostTypeId", "ContentLicense"]
-DIFFERENCES = [item.name for item in POSTS.schema if item.type in (pa.int64(), MOMENT) and item.name not in FEW_VALUES]
+DIFFERENCES = [
+    item.name for item in POSTS_TABLE.schema if item.type in (pa.int64(), MOMENT) and item.name not in FEW_VALUES
+]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -356,8 +359,8 @@ def _goes_on(xml: Path, mine: Identity, saved: Identity) -> bool:
 def _check_end(origin: Path, is_truncated: bool, rows: int, *, allowed: bool) -> None:
     if is_truncated and not allowed:
         raise BadInput(
-            f"{origin}: {POSTS_XML} ends without </{POSTS.root}>, after {rows:,} rows, as when a download breaks off:"
-            " download it again; or give --truncated to take what is there, which the whole file may replace later"
+            f"{origin}: {POSTS_XML} ends without </{POSTS_TABLE.root}>, after {rows:,} rows, as when a download breaks"
+            " off: download it again; or give --truncated to take what is there, which the whole file may replace later"
         )
 
 
@@ -369,7 +372,7 @@ def _index(xml: Path, by: Unit, state: Path, spread: Spread, tell: Tell | None) 
     saved = state / INDEX_FILE
     if found := Index.load(saved):
         return found
-    index = scan_file(xml, POSTS.root, by, rejected=state / SCAN_REJECTED, spread=spread, tell=tell)
+    index = scan_file(xml, POSTS_TABLE.root, by, rejected=state / SCAN_REJECTED, spread=spread, tell=tell)
     index.save(saved)
     give_back_memory()  # here once: after every file it would take a tenth of the time
     return index
@@ -395,7 +398,7 @@ class _Files:
         return self.state / "rejected" / f"{name}.spool"
 
     def _do(self, stopwatch: Stopwatch, task: Iterable[Bucket]) -> list[Written]:
-        room = Room(POSTS)
+        room = Room(POSTS_TABLE)
         with self.xml.open("rb", buffering=0) as source:
             return [self._finish(self._write(source, bucket, room, stopwatch)) for bucket in task]
 
@@ -408,7 +411,7 @@ class _Files:
     def _write(self, source: FileIO, bucket: Bucket, room: Room, stopwatch: Stopwatch) -> Written:
         name = bucket.name(self.prefix)
         file = self.state / name
-        parser = RowParser(POSTS, _dated(bucket), room)
+        parser = RowParser(POSTS_TABLE, _dated(bucket), room)
         rows, group_bytes = 0, max(GROUP_BYTES, bucket.size // MAX_GROUPS)
         with open_writer(file) as writer, Spool(self.spool(name)) as spool:
             group: list[pa.RecordBatch] = []
@@ -466,7 +469,7 @@ def open_writer(file: Path) -> pq.ParquetWriter:
     """A Posts file: zstd 1, dictionaries where values repeat, numbers and moments as differences."""
     return pq.ParquetWriter(
         file,
-        POSTS.schema,
+        POSTS_TABLE.schema,
         compression="zstd",
         compression_level=1,
         use_dictionary=FEW_VALUES,
@@ -478,7 +481,7 @@ def open_writer(file: Path) -> pq.ParquetWriter:
 
 def write_group(writer: pq.ParquetWriter, batches: Sequence[pa.RecordBatch]) -> int:
     """Write one row group, none for no rows; returns the number of rows."""
-    table = pa.Table.from_batches(batches, POSTS.schema)
+    table = pa.Table.from_batches(batches, POSTS_TABLE.schema)
     if len(table):
         writer.write_table(table, row_group_size=len(table))
     return len(table)

@@ -19,18 +19,13 @@ from typing import BinaryIO, NamedTuple
 from xml.parsers import expat
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from ingest.dump.report import Rejected
 from ingest.dump.scan import WHITESPACE
+from shared.arrays import Bytes, Flags, Int32s, Int64s
 from shared.compiled import EACH_BYTE, HIGH_BITS, LOW_BITS, compiled, inlined, load_word, store_word, trailing_zeros
 from shared.errors import Conflict
-
-Bytes = npt.NDArray[np.uint8]
-Flags = npt.NDArray[np.bool_]
-Integers = npt.NDArray[np.int32]
-Numbers = npt.NDArray[np.int64]
 
 MOMENT = pa.timestamp("us")
 
@@ -76,7 +71,7 @@ class _Form(NamedTuple):
     integers how many bits they have [C]."""
 
     names: Bytes
-    bounds: Numbers
+    bounds: Int64s
     kinds: Bytes
     bits: Bytes
 
@@ -114,7 +109,7 @@ class RowParser:
         """
         return [batch for batch, _ in self.parse_with_places(rows)]
 
-    def parse_with_places(self, rows: Sequence[Rows]) -> list[tuple[pa.RecordBatch, Numbers]]:
+    def parse_with_places(self, rows: Sequence[Rows]) -> list[tuple[pa.RecordBatch, Int64s]]:
         """The same, each batch with the offsets of its rows in the file [n]."""
         block = _Block(rows, self._table, self._room)
         faults = self._faults(block.batch)
@@ -214,7 +209,7 @@ class Room:
             self._data = _pages(size)
             self._text = _pages(self._texts * size).reshape(self._texts, size)
 
-    def of_unknown(self, number: int) -> Numbers:
+    def of_unknown(self, number: int) -> Int64s:
         """Room for the attributes without a column that so many rows may have [n, 3]; overwritten by the next call."""
         if number > len(self._unknown):
             self._unknown = _pages(number * 3 * 8).view(np.int64).reshape(number, 3)
@@ -262,7 +257,7 @@ class _Block:
         return Rows(int(self.places[number]), self._data[start:end].tobytes().rstrip(WHITESPACE), 1)
 
     @cached_property
-    def places(self) -> Numbers:
+    def places(self) -> Int64s:
         """Where in the file each of the rows begins [n]."""
         bounds = np.fromiter(accumulate((len(some.data) for some in self._rows), initial=0), np.int64)
         offsets = np.fromiter((some.offset for some in self._rows), np.int64)
@@ -274,13 +269,13 @@ class _Block:
         return [(row, self._data[start:end].tobytes().decode()) for row, start, end in self._unknown.tolist()]
 
 
-def _texts(text: Bytes, ends: Integers, present: Flags) -> pa.Array:
+def _texts(text: Bytes, ends: Int32s, present: Flags) -> pa.Array:
     """Strings from their bytes, which are copied, and their bounds [n + 1]."""
     content = pa.py_buffer(text[: ends[-1]].tobytes())
     return pa.StringArray.from_buffers(len(present), pa.py_buffer(ends), content, _validity(present))
 
 
-def _numbers(kind: pa.DataType, values: Numbers, present: Flags) -> pa.Array:
+def _numbers(kind: pa.DataType, values: Int64s, present: Flags) -> pa.Array:
     fitting = values.astype(f"i{kind.bit_width // 8}", copy=False)
     return pa.Array.from_buffers(kind, len(present), [_validity(present), pa.py_buffer(fitting)])
 
@@ -291,8 +286,8 @@ def _validity(present: Flags) -> pa.Buffer | None:
 
 @compiled
 def _read_rows(
-    data: Bytes, names: Bytes, name_bounds: Numbers, kinds: Bytes, bits: Bytes,
-    starts: Numbers, odd: Flags, values: Numbers, present: Flags, text: Bytes, ends: Integers, unknown: Numbers,
+    data: Bytes, names: Bytes, name_bounds: Int64s, kinds: Bytes, bits: Bytes,
+    starts: Int64s, odd: Flags, values: Int64s, present: Flags, text: Bytes, ends: Int32s, unknown: Int64s,
 ) -> tuple[int, int]:  # fmt: skip
     """Read all rows into columns; returns how many there were, and how many attributes had no column.
 
@@ -333,8 +328,8 @@ def _read_rows(
 
 @inlined
 def _read_row(
-    data: Bytes, at: int, row: int, names: Bytes, name_bounds: Numbers, kinds: Bytes, bits: Bytes, slot: Numbers,
-    values: Numbers, present: Flags, text: Bytes, ends: Integers, unknown: Numbers, unknown_before: int,
+    data: Bytes, at: int, row: int, names: Bytes, name_bounds: Int64s, kinds: Bytes, bits: Bytes, slot: Int64s,
+    values: Int64s, present: Flags, text: Bytes, ends: Int32s, unknown: Int64s, unknown_before: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Read the attributes from here on; returns where the next row begins (-1 for a row of another form) and how many
     entries `unknown` has then."""
@@ -407,7 +402,7 @@ def _same(one: Bytes, at: int, other: Bytes, other_at: int, size: int) -> bool:
 
 
 @inlined
-def _column_of(data: Bytes, at: int, size: int, names: Bytes, bounds: Numbers, likely: int) -> int:
+def _column_of(data: Bytes, at: int, size: int, names: Bytes, bounds: Int64s, likely: int) -> int:
     """The column of the name that stands here, looked for from the likely one on; -1 when there is none."""
     columns = len(bounds) - 1
     for i in range(likely, likely + columns):

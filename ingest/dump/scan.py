@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, Literal, NamedTuple, Self
 from zipfile import BadZipFile
 
 import numpy as np
-import numpy.typing as npt
 
 from ingest.dump.report import Rejected, Spool, Stopwatch, Tell
+from shared.arrays import Bytes, Flags, Int32s, Int64s
 from shared.compiled import EACH_BYTE, HIGH_BITS, LOW_BITS, compiled, inlined, load_word, trailing_zeros
 from shared.errors import BadInput, Conflict
 
@@ -349,9 +349,7 @@ _ROW_MASK = np.uint64((1 << 8 * len(_ROW)) - 1)
 
 
 @compiled
-def _find(
-    data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], days: npt.NDArray[np.int32], odd: npt.NDArray[np.bool_]
-) -> int:
+def _find(data: Bytes, starts: Int64s, days: Int32s, odd: Flags) -> int:
     rows = at = 0
     size = len(data) - len(_END)
     while at <= size:
@@ -379,7 +377,7 @@ def _ends_name(byte: int) -> bool:
 
 
 @inlined
-def _is_end(data: npt.NDArray[np.uint8], at: int) -> bool:
+def _is_end(data: Bytes, at: int) -> bool:
     """Whether `/>` and white space come before this byte."""
     while data[at - 1] == 32 or 9 <= data[at - 1] <= 10 or data[at - 1] == 13:
         at -= 1
@@ -387,7 +385,7 @@ def _is_end(data: npt.NDArray[np.uint8], at: int) -> bool:
 
 
 @inlined
-def _find_date(data: npt.NDArray[np.uint8], at: int) -> int:
+def _find_date(data: Bytes, at: int) -> int:
     """What comes behind the next `CreationDate="`, or the next `<` if that comes first."""
     while data[at] != 60:  # <
         if load_word(data, at) == _CREATED_WORD and load_word(data, at + len(_CREATED) - 8) == _DATE_WORD:
@@ -397,7 +395,7 @@ def _find_date(data: npt.NDArray[np.uint8], at: int) -> int:
 
 
 @inlined
-def _day(data: npt.NDArray[np.uint8], at: int) -> int:
+def _day(data: Bytes, at: int) -> int:
     """The number 20120612 for 2012-06-12; -1 for what is not of that form."""
     number = 0
     for i in range(10):

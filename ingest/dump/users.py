@@ -21,11 +21,12 @@ import pyarrow.csv
 from psycopg2.extensions import encodings
 
 from ingest.dump.report import KEPT_BYTES, DumpReport, Rejected, Spool, Stopwatch, Tell, write_rejected
-from ingest.dump.rows import MOMENT, Check, Flags, RowParser, XmlTable, read_rows
+from ingest.dump.rows import MOMENT, Check, RowParser, XmlTable, read_rows
 from ingest.dump.scan import MAX_ROW, Index, scan_file
 from ingest.dump.source import WORK_FOLDER, Source, dump_file, dump_identity, dump_origin
 from ingest.dump.state import make_folder, only_one, write_whole
 from ingest.pgcopy import postgres_errors
+from shared.arrays import Flags
 from shared.errors import BadInput, Conflict
 
 USERS_XML = "Users.xml"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 import pytest
 
-from classify.learn.fit import evaluate, fit, folds_of, own_topics, primary_of, report_on_days, tagged_questions
+from classify.learn.evaluate import evaluate, evaluate_days
+from classify.learn.fit import fit
+from classify.learn.questions import folds_of, own_topics, primary_of, tagged_questions
 from tests.real_posts import RealPosts
 
 STRONG = 1.5
@@ -14,7 +16,7 @@ STRONG = 1.5
 
 def test_a_fold_of_real_questions(real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds are a little below what the worst of five folds reaches with 100 topics."""
-    monkeypatch.setattr("classify.learn.fit.DAYS", 20)
+    monkeypatch.setattr("classify.learn.evaluate.DAYS", 20)
     questions = tagged_questions(pq.read_table(real_posts("posts.parquet")))
     fold = folds_of(questions.ids, 5)
     unseen = questions.take(fold == 0)
@@ -33,4 +35,4 @@ def test_a_fold_of_real_questions(real_posts: RealPosts, monkeypatch: pytest.Mon
         model.read_out(model.score(unseen.titles, unseen.bodies)),
         own_topics(unseen.tags, model.topics[:-1]),
     )
-    assert report_on_days(model.reference, found, primary_of(primary), shift=STRONG).drifted > 0.95
+    assert evaluate_days(model.behaviour, found, primary_of(primary), shift=STRONG).drifted > 0.95

@@ -21,7 +21,7 @@ import pytest
 from classify.days.tally import MAX_DAYS
 from classify.posts import clean
 from classify.registry.models import current_version
-from classify.registry.summary import COUNTS, REFUSED, SUMMARY, Summary
+from classify.registry.summary import COUNTS_FILE, REFUSED_FILE, SUMMARY_FILE, Summary
 from classify.run.engine import run
 from classify.run.output import POST_TOPICS
 from classify.run.parameters import JobParameters
@@ -101,7 +101,9 @@ def rows_of(lake: FolderLake, job: JobParameters) -> pa.Table:
 
 
 def summary_of(lake: FolderLake, job: JobParameters) -> dict[str, Any]:
-    return Summary.model_validate_json(lake.read(f"{job.output}/{SUMMARY}")).model_dump(exclude={"engine", "seconds"})
+    return Summary.model_validate_json(lake.read(f"{job.output}/{SUMMARY_FILE}")).model_dump(
+        exclude={"engine", "seconds"}
+    )
 
 
 def assert_close(left: pa.Table, right: pa.Table, tolerance: float) -> None:
@@ -120,7 +122,7 @@ def assert_same_outputs(arrow: FolderLake, spark: FolderLake, source: str = "s",
     rows = rows_of(spark, by_spark)
     assert rows.schema.remove_metadata() == POST_TOPICS
     assert_close(rows_of(arrow, by_arrow), rows, 1e-5)
-    counts = [pq.read_table(lake.root / by_arrow.output / COUNTS, partitioning=None) for lake in (arrow, spark)]
+    counts = [pq.read_table(lake.root / by_arrow.output / COUNTS_FILE, partitioning=None) for lake in (arrow, spark)]
     assert counts[0].schema.metadata == counts[1].schema.metadata
     assert_close(*counts, 1e-6 * max(rows.num_rows, 1))
     assert summary_of(arrow, by_arrow) == summary_of(spark, by_spark)
@@ -178,10 +180,9 @@ def with_earlier(root: Path) -> FolderLake:
     ):
         for bucket in {number >> 20 for number in topics}:
             found = {number: topic for number, topic in topics.items() if number >> 20 == bucket}
-            columns = [list(found), list(found.values()), [True] * len(found), [name] * len(found)]
+            guessed = [name.startswith("20260102")] * len(found)
+            columns = [list(found), list(found.values()), guessed, [name] * len(found)]
             table = pa.table(columns, schema=QUESTION_TOPICS)
-            if name.startswith("20260101"):  # from before who decided was kept
-                table = table.drop_columns(["guessed"])
             lake.put(paths.question_topics_of(bucket, name), parquet(table))
     return lake
 
@@ -327,7 +328,7 @@ def test_a_file_that_cannot_be_classified_is_refused_as_by_the_arrow_engine(spar
         lake.put(paths.landing("s", "v"), content)
         with pytest.raises(BadInput, match=said):
             run(lake, job)
-        assert said in lake.read(f"{job.output}/{REFUSED}").decode()
+        assert said in lake.read(f"{job.output}/{REFUSED_FILE}").decode()
 
 
 def test_no_summary_speaks_for_parts_of_two_engines(spark: Any, tmp_path: Path) -> None:
@@ -337,7 +338,7 @@ def test_no_summary_speaks_for_parts_of_two_engines(spark: Any, tmp_path: Path) 
     with pytest.raises(Crash, match=r"part-00000\.parquet"):
         run(DiesAtTheFirstPart(tmp_path), job)
     assert (lake.root / job.output / "part-00000.parquet").read_bytes() != first
-    assert lake.stat(f"{job.output}/{SUMMARY}") is None
+    assert lake.stat(f"{job.output}/{SUMMARY_FILE}") is None
 
 
 def test_the_notebook_classifies_by_the_session_it_runs_in(
@@ -349,7 +350,7 @@ def test_the_notebook_classifies_by_the_session_it_runs_in(
     job = parameters(by_spark, "spark")
     widgets = {name: str(value) for name, value in job.model_dump().items()}
     result = Summary.model_validate_json(run_on_databricks(monkeypatch, "classify_posts.py", **widgets))
-    assert result == Summary.model_validate_json(by_spark.read(f"{job.output}/{SUMMARY}"))
+    assert result == Summary.model_validate_json(by_spark.read(f"{job.output}/{SUMMARY_FILE}"))
     assert result.engine == "spark"
     assert_same_outputs(arrow, by_spark)
 
@@ -378,7 +379,7 @@ def test_auto_takes_spark_for_large_files_where_it_can_be_had(
 ) -> None:
     def engine_of(choice: str, spark_from_bytes: int = 10) -> str:
         lake = classified(tmp_path, posts(PYTHON), choice, spark_from_bytes=spark_from_bytes)
-        return Summary.model_validate_json(lake.read(f"{parameters(lake, choice).output}/{SUMMARY}")).engine
+        return Summary.model_validate_json(lake.read(f"{parameters(lake, choice).output}/{SUMMARY_FILE}")).engine
 
     assert (engine_of("auto", 1 << 20), engine_of("auto"), engine_of("arrow")) == ("arrow", "spark", "arrow")
 

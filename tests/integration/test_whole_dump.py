@@ -26,7 +26,7 @@ from azure.storage.blob import BlobServiceClient
 
 from ingest.contracts import check_posts
 from ingest.dump import import_dump, import_users, posts, users
-from ingest.dump.posts import POSTS, WORK_FOLDER
+from ingest.dump.posts import POSTS_TABLE, WORK_FOLDER
 from ingest.dump.rows import XmlTable
 from ingest.dump.source import dump_file
 from ingest.dump.state import only_one
@@ -81,11 +81,11 @@ def test_every_value_of_every_post(any_dump: Path, tmp_path: Path, by: Any, digi
     def period(post: dict[str, Any]) -> str:
         return post["CreationDate"].isoformat()[:digits] or "all"
 
-    expected = sorted(by_etree(any_dump / "Posts.xml", POSTS), key=period)
+    expected = sorted(by_etree(any_dump / "Posts.xml", POSTS_TABLE), key=period)
     report = import_dump(any_dump, tmp_path, by=by, prefix="x")
     rows = len(expected)
     assert (report.rows_in, report.rows_out, report.rejected, report.truncated) == (rows, rows, 0, False)
-    assert report.not_imported == unknown_attributes(any_dump / "Posts.xml", POSTS)
+    assert report.not_imported == unknown_attributes(any_dump / "Posts.xml", POSTS_TABLE)
     assert report.files == tuple(f"posts-x-{each}.parquet" for each in sorted({*map(period, expected)}))
     found = []
     for name in report.files:
@@ -533,4 +533,4 @@ def test_killed_in_the_middle_and_started_again(dump: Path, tmp_path: Path) -> N
     report = import_dump(dump, out)
     assert report.resumed == len(report.files) == 464
     found = [post for name in report.files for post in pq.read_table(out / name).to_pylist()]
-    assert found == by_etree(dump / "Posts.xml", POSTS)
+    assert found == by_etree(dump / "Posts.xml", POSTS_TABLE)

@@ -8,8 +8,8 @@ from datetime import date
 import pytest
 
 from classify import job, train
+from classify.learn.train import TrainParameters
 from classify.run.parameters import JobParameters
-from classify.train import TrainParameters
 from shared.errors import BadInput
 
 GIVEN = ["--lake-root", "/lake", "--source-id", "s", "--version", "v", "--file-day", "2026-11-22", "--model", "m"]

@@ -17,7 +17,7 @@ import cli.options
 from classify.learn.fit import fit
 from classify.model.files import ARRAYS, CALIBRATION, MANIFEST
 from classify.model.model import TopicModel
-from classify.registry.card import CARD, REPORT
+from classify.registry.card import CARD, EVALUATION
 from classify.registry.models import current_version, load_model, store_model, versions
 from classify.registry.summary import Training
 from classify.run.output import POST_TOPICS
@@ -78,7 +78,7 @@ def test_train_reads_all_files_and_writes_model_card_and_report(
     assert made.trained_on["questions"] == 300
     assert f"{made.version} is in new" in out
     assert "on posts left out in turn" in out
-    report = json.loads((tmp_path / "new" / REPORT).read_text())
+    report = json.loads((tmp_path / "new" / EVALUATION).read_text())
     assert (report["folds"], report["posts"], report["topics"]) == (1, 300, 4)
     assert "a.parquet, b.parquet by `manage.py train`" in (tmp_path / "new" / CARD).read_text()
     assert f"hit_at_1              {report['hit_at_1']:.4g}".split() in [line.split() for line in out.splitlines()]
@@ -89,7 +89,7 @@ def test_train_reads_all_files_and_writes_model_card_and_report(
 def test_train_measures_by_cross_validation(run: Run, tmp_path: Path) -> None:
     given = ("--posts", "a.parquet", "b.parquet", "--out", "new", "--topics", "4", "--cross-validate", "3", "--json")
     code, out, _ = run("train", *given)
-    report = json.loads(out)["report"]
+    report = json.loads(out)["evaluation"]
     assert (code, report["folds"], report["posts"]) == (0, 3, 300)
     assert report["hit_at_1"] > 0.8
     card = (tmp_path / "new" / CARD).read_text()
@@ -238,14 +238,14 @@ def test_a_model_made_of_files_is_added_and_promoted(
 ) -> None:
     current_version(lake)
     model.save(tmp_path / "made")
-    (tmp_path / "made" / REPORT).write_text('{"hit_at_1": 0.91234}')
+    (tmp_path / "made" / EVALUATION).write_text('{"hit_at_1": 0.91234}')
     (tmp_path / "made" / CARD).write_text("# A card")
     (tmp_path / "made" / "notes.txt").write_text("stays here")
     said = f"{model.version} is in the lake: `python manage.py models promote {model.version}` makes it current\n"
     assert run("models", "add", "made")[:2] == (0, said)
     folder = lake.root / paths.model(model.version)
     written = {file.name: file.read_bytes() for file in folder.iterdir()}
-    assert written.keys() == {MANIFEST, ARRAYS, CALIBRATION, REPORT, CARD}
+    assert written.keys() == {MANIFEST, ARRAYS, CALIBRATION, EVALUATION, CARD}
     assert load_model(lake, model.version).topics == model.topics
     assert "0.9123" in run("models")[1]
 
@@ -264,11 +264,11 @@ def test_a_folder_that_is_no_model_is_not_added(run: Run, lake: FolderLake, mode
     model.save(tmp_path / "damaged")
     (tmp_path / "damaged" / ARRAYS).write_bytes(b"damaged")
     model.save(tmp_path / "no-report")
-    (tmp_path / "no-report" / REPORT).write_text('{"hit_at_1": "high"}')
+    (tmp_path / "no-report" / EVALUATION).write_text('{"hit_at_1": "high"}')
     for folder, words in (
         ("nowhere", "no topic model in nowhere: "),
         ("damaged", f"{ARRAYS} does not match the checksum"),
-        ("no-report", f"no-report/{REPORT} holds no Report (hit_at_1: "),
+        ("no-report", f"no-report/{EVALUATION} holds no ReportedFigures (hit_at_1: "),
     ):
         code, _, err = run("models", "add", folder)
         assert (code, err.startswith(f"manage.py: {words}")) == (1, True), err
@@ -280,9 +280,9 @@ def test_a_folder_that_is_no_model_is_not_added(run: Run, lake: FolderLake, mode
     [
         (MANIFEST, b"{}", "not a topic model's manifest"),
         (MANIFEST, None, "holds topics"),
-        (REPORT, b"[]", f"{REPORT} holds no Report"),
-        (REPORT, b"\xff", f"{REPORT} holds no Report"),
-        (REPORT, b'{"days": {"coverage": "all"}}', "days.coverage"),
+        (EVALUATION, b"[]", f"{EVALUATION} holds no ReportedFigures"),
+        (EVALUATION, b"\xff", f"{EVALUATION} holds no ReportedFigures"),
+        (EVALUATION, b'{"days": {"coverage": "all"}}', "days.coverage"),
     ],
 )
 def test_a_damaged_model_hides_no_other(
@@ -290,7 +290,7 @@ def test_a_damaged_model_hides_no_other(
 ) -> None:
     starter, damaged = current_version(lake), "topics4-0123456789ab"
     whole = store_model(lake, model, {}, "")
-    for file in (MANIFEST, REPORT):
+    for file in (MANIFEST, EVALUATION):
         lake.put(f"{paths.model(damaged)}/{file}", lake.read(f"{paths.model(whole)}/{file}"))
     if content is not None:
         manifest = json.loads(lake.read(f"{paths.model(damaged)}/{MANIFEST}")) | {"version": damaged}

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from classify.days.day import Contribution, topics_of_day
-from classify.days.tally import COUNTS, Tally
+from classify.days.day import Contribution, count_topics
+from classify.days.tally import COUNTS_SCHEMA, Tally
 from classify.model.model import Classified
-from classify.model.quantify import Reference
+from classify.model.quantify import Behaviour
 from shared.errors import BadInput
 from tests.world import starter
 
@@ -40,7 +40,7 @@ def tally(
     return made
 
 
-def no_reference(model: str) -> Reference:
+def no_behaviour(model: str) -> Behaviour:
     raise AssertionError(f"{model} is not needed")
 
 
@@ -78,7 +78,7 @@ def test_batches_add_up_to_the_whole() -> None:
 
 def test_known_topics_are_exact_and_need_no_model() -> None:
     files = [Contribution("m1", tally([0, 0, 1])), Contribution("m2", tally([1, 1], types=[2, 2]))]
-    found = topics_of_day(DAY, files, no_reference)
+    found = count_topics(DAY, files, no_behaviour)
     assert [(row.topic, row.posts, row.questions, row.answers) for row in found.rows] == [
         ("java", 3, 1, 2),
         ("c#", 2, 2, 0),
@@ -94,13 +94,13 @@ def test_what_the_model_decided_has_an_interval() -> None:
     model = starter()
     size, asked = len(model.topics), 400
     generator = np.random.default_rng(1)
-    topics = generator.choice(size, asked, p=model.reference.prior).astype(np.int32)
+    topics = generator.choice(size, asked, p=model.behaviour.prior).astype(np.int32)
     made = Tally(model.topics)
-    posteriors = model.reference.response[topics].astype(np.float32)
+    posteriors = model.behaviour.response[topics].astype(np.float32)
     days, types = np.full(asked, NUMBER, np.int32), np.ones(asked, np.int64)
     made.add(days, types, topics, np.ones(asked, bool), said(topics, posteriors, 1.0, 0.5))
     made.add(days[:100], types[:100], np.zeros(100, np.int32))  # a hundred answers whose parents have tags
-    found = topics_of_day(DAY, [Contribution(model.version, made)], lambda _: model.reference)
+    found = count_topics(DAY, [Contribution(model.version, made)], lambda _: model.behaviour)
     assert (found.figures.posts, found.figures.guessed) == (500, 400)
     assert sum(row.share for row in found.rows) == pytest.approx(1)
     for row in found.rows[:10]:
@@ -121,7 +121,7 @@ def test_answers_whose_question_the_model_decided_are_estimated_too() -> None:
     made.add_bundles(days[:2], topics[1:3], np.array([2, 1]))
     read = Contribution.from_parquet(Contribution(model.version, made).to_parquet(), "here")
     assert (read.tally.of(DAY)[1].known[7], read.tally.of(DAY)[1].bundled) == (1, 5)
-    found = topics_of_day(DAY, [read], lambda _: model.reference)
+    found = count_topics(DAY, [read], lambda _: model.behaviour)
     assert (found.figures.posts, found.figures.answers, found.figures.guessed) == (4, 4, 3)
     assert (found.figures.drift > 0, found.figures.drifted) == (True, False)
     rows = {row.topic: row for row in found.rows}
@@ -137,11 +137,11 @@ def test_estimated_shares_sum_to_one_with_the_topics_that_nobody_named() -> None
     asked, size = 200, len(model.topics)
     made = Tally(model.topics)
     topics = np.full(asked, size - 1, np.int32)
-    posteriors = np.tile(model.reference.prior.astype(np.float32), (asked, 1))  # "other", but of nothing sure
+    posteriors = np.tile(model.behaviour.prior.astype(np.float32), (asked, 1))  # "other", but of nothing sure
     days, types = np.full(asked, NUMBER, np.int32), np.ones(asked, np.int64)
     made.add(days, types, topics, np.ones(asked, bool), said(topics, posteriors, 0.1, 0.2))
     made.add(days[:3], types[:3], np.array([7, 7, 3], np.int32))
-    found = topics_of_day(DAY, [Contribution(model.version, made)], lambda _: model.reference)
+    found = count_topics(DAY, [Contribution(model.version, made)], lambda _: model.behaviour)
     assert sum(row.estimated_share for row in found.rows) == pytest.approx(1)
     assert [row.posts for row in found.rows[:4]] == [200, 2, 1, 0]
     assert [row.rank for row in found.rows] == list(range(1, len(found.rows) + 1))
@@ -160,20 +160,18 @@ def test_how_well_a_model_knows_a_day_is_measured_whoever_decides(guess: bool) -
     days, types = np.full(4, NUMBER, np.int32), np.ones(4, np.int64)
     made.add(days, types, decided, np.full(4, guess), said(model_says, posteriors, 0.5, 0.25))
     made.add(days, types + 1, decided)  # answers of which nobody asked the model
-    reference = Reference.measure(NAMES, np.eye(3, dtype=np.float32), np.arange(3, dtype=np.int32))
-    found = topics_of_day(DAY, [Contribution("m", made)], lambda _: reference)
+    behaviour = Behaviour.measure(NAMES, np.eye(3, dtype=np.float32), np.arange(3, dtype=np.int32))
+    found = count_topics(DAY, [Contribution("m", made)], lambda _: behaviour)
     assert (found.figures.scored, found.figures.guessed, found.figures.other_share) == (4, 4 * guess, 0.75)
     assert (found.figures.mean_margin, found.figures.vocabulary_overlap) == (0.5, 0.25)
 
 
-def test_counts_from_before_all_posts_were_measured_are_read() -> None:
-    made = tally([0, 1, 1], guess=True)
-    table = pq.read_table(io.BytesIO(Contribution("m1", made).to_parquet()))
-    table = table.drop_columns(["scored", "inherited", "bundled"])
+def test_counts_without_one_of_their_columns_are_refused() -> None:
+    table = pq.read_table(io.BytesIO(Contribution("m1", tally([0, 1, 1], guess=True)).to_parquet()))
     out = io.BytesIO()
-    pq.write_table(table, out)
-    read = Contribution.from_parquet(out.getvalue(), "here").tally.of(DAY)[1]
-    assert (read.scored, read.mean_margin, read.inherited.sum(), read.bundled) == (3, 0.5, 0, 0)
+    pq.write_table(table.drop_columns(["scored"]), out)
+    with pytest.raises(BadInput, match=r"here does not hold the counts of a classification: .*scored"):
+        Contribution.from_parquet(out.getvalue(), "here")
 
 
 def test_a_file_of_many_days_is_not_copied_day_by_day(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,10 +182,10 @@ def test_a_file_of_many_days_is_not_copied_day_by_day(monkeypatch: pytest.Monkey
     for day in range(1_000):
         made.add(np.array([day], np.int32), np.array([1]), np.array([day % 3], np.int32))
     monkeypatch.undo()
-    assert sum(copies) < 1_000 * 2 * len(COUNTS.names)  # of rows, in all columns
+    assert sum(copies) < 1_000 * 2 * len(COUNTS_SCHEMA.names)  # of rows, in all columns
     assert len(made.days()) == made.to_table().num_rows == 1_000
 
 
 def test_a_day_without_posts_is_empty() -> None:
-    found = topics_of_day(DAY, [], no_reference)
+    found = count_topics(DAY, [], no_behaviour)
     assert (found.rows, found.figures.posts) == ([], 0)

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ingest.contracts import POSTS as CONTRACT
 from ingest.contracts import check_posts
 from ingest.dump import DumpReport, Progress, import_dump, posts, scan, site_prefix, state
 from ingest.dump import report as reports
@@ -28,6 +27,7 @@ from ingest.dump.state import only_one
 from ingest.footer import MAX_CHUNKS
 from shared.errors import BadInput, Conflict, NotFound
 from shared.paths import file_day
+from shared.posts import POST_COLUMNS as CONTRACT
 
 HEAD = b'\xef\xbb\xbf<?xml version="1.0" encoding="utf-8"?>\n<posts>\n'
 
@@ -278,7 +278,7 @@ def test_a_file_has_no_more_row_groups_than_landing_reads(tmp_path: Path, monkey
     monkeypatch.setattr(posts, "PARSE_BYTES", 1)
     monkeypatch.setattr(posts, "GROUP_BYTES", 1)
     monkeypatch.setattr(scan, "BLOCK", 100)  # less than a row: each is a run of its own
-    rows = 2 * MAX_CHUNKS // len(posts.POSTS.schema)
+    rows = 2 * MAX_CHUNKS // len(posts.POSTS_TABLE.schema)
     dump = write(tmp_path / "dump", (row(number, Body="") for number in range(rows)))
     (name,) = import_dump(dump, tmp_path / "out", by="all").files
     with (tmp_path / "out" / name).open("rb") as file:
@@ -421,9 +421,9 @@ def test_both_ways_of_reading_a_row_agree() -> None:
     compiled = refused = 0
     for _ in range(3000):
         text = mutated(chance, full)
-        fast = RowParser(posts.POSTS, lambda _: ())
-        block = _Block([Rows(0, text, 1)], posts.POSTS, Room(posts.POSTS))
-        slow = RowParser(posts.POSTS, lambda _: ())
+        fast = RowParser(posts.POSTS_TABLE, lambda _: ())
+        block = _Block([Rows(0, text, 1)], posts.POSTS_TABLE, Room(posts.POSTS_TABLE))
+        slow = RowParser(posts.POSTS_TABLE, lambda _: ())
         expected = slow._parse_alone(Rows(0, text, 1))
         assert fast.parse([Rows(0, text, 1)]) == expected, text
         assert fast.not_imported == slow.not_imported, text

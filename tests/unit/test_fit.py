@@ -10,20 +10,12 @@ from scipy import sparse
 from scipy.optimize import minimize
 
 from classify.learn import fit as fitting
-from classify.learn.fit import (
-    chance_curve,
-    cross_validate,
-    evaluate,
-    fit,
-    folds_of,
-    learn_vocabulary,
-    most_frequent_tags,
-    own_topics,
-    primary_of,
-    tagged_questions,
-)
+from classify.learn.evaluate import evaluate
+from classify.learn.fit import chance_curve, cross_validate, fit, learn_vocabulary
 from classify.learn.hinge import COST, discriminance, train, train_left_out
-from classify.model.model import Calibration, TopicModel
+from classify.learn.questions import folds_of, most_frequent_tags, own_topics, primary_of, tagged_questions
+from classify.model.calibration import Calibration
+from classify.model.model import TopicModel
 from classify.model.text import Field, key_of, occurrences
 from shared.errors import BadInput
 from tests.real_posts import RealPosts

@@ -17,7 +17,7 @@ from classify import job
 from classify.days import tally
 from classify.days.day import Contribution
 from classify.posts import rowgroups
-from classify.registry.summary import COUNTS, REFUSED, SUMMARY, Summary
+from classify.registry.summary import COUNTS_FILE, REFUSED_FILE, SUMMARY_FILE, Summary
 from classify.run import arrow, census, output
 from classify.run.engine import run
 from classify.run.parameters import JobParameters
@@ -48,8 +48,8 @@ def classify(lake: FolderLake, table: pa.Table, source: str = "s", **changes: An
     summary = run(lake, parameters)
     with lake.open(f"{parameters.output}/part-00000.parquet") as file:
         rows = pq.read_table(file)
-    assert Summary.model_validate_json(lake.read(f"{parameters.output}/{SUMMARY}")) == summary
-    with lake.open(f"{parameters.output}/{COUNTS}") as file:
+    assert Summary.model_validate_json(lake.read(f"{parameters.output}/{SUMMARY_FILE}")) == summary
+    with lake.open(f"{parameters.output}/{COUNTS_FILE}") as file:
         counts = pq.read_table(file)
     assert sum(counts["questions"].to_pylist()) == summary.questions
     assert sum(counts["answers"].to_pylist()) == summary.answers
@@ -89,7 +89,7 @@ def test_an_answer_is_as_uncertain_as_its_question(lake: FolderLake) -> None:
     answers[4]["CreationDate"] = datetime(2026, 11, 22)
     classify(lake, posts({**guessed, "Id": 2}, {**PYTHON, "Id": 3}, *answers))
     output = paths.post_topics("s", "v", MODEL_VERSION, "tags")
-    counted = Contribution.from_parquet(lake.read(f"{output}/{COUNTS}"), "here").tally
+    counted = Contribution.from_parquet(lake.read(f"{output}/{COUNTS_FILE}"), "here").tally
     css = counted.topics.index("css")
     found = counted.of(date(2026, 11, 21))[1]
     assert (found.known.sum(), found.said.sum(), found.inherited.sum()) == (2, 1, 4)
@@ -113,7 +113,7 @@ def test_how_well_the_model_knows_the_posts_is_kept_also_where_tags_decide(lake:
     for source in ("tags", "model"):
         summary, _ = classify(lake, table, topic_source=source)
         output = paths.post_topics("s", "v", MODEL_VERSION, source)
-        tally = Contribution.from_parquet(lake.read(f"{output}/{COUNTS}"), source).tally
+        tally = Contribution.from_parquet(lake.read(f"{output}/{COUNTS_FILE}"), source).tally
         found.append(tally.of(date(2026, 11, 21))[1])
         assert summary.answers == 1
     by_tags, by_model = found
@@ -173,7 +173,7 @@ def test_one_bad_date_does_not_keep_a_file_from_being_published(lake: FolderLake
     table = table.set_column(table.schema.get_field_index("CreationDate"), "CreationDate", dates)
     assert check_posts(io.BytesIO(parquet(table)), "a.parquet").rows == 2
     classify(lake, table)
-    counts = lake.read(f"{paths.post_topics('s', 'v', MODEL_VERSION, 'tags')}/{COUNTS}")
+    counts = lake.read(f"{paths.post_topics('s', 'v', MODEL_VERSION, 'tags')}/{COUNTS_FILE}")
     assert Contribution.from_parquet(counts, "counts").tally.days() == [date(2026, 1, 1), date(2026, 1, 2)]
 
 
@@ -274,7 +274,7 @@ def test_damage_behind_a_good_footer_names_the_file(lake: FolderLake, column: st
     with pytest.raises(BadInput, match=f"^{said}"):
         run(lake, parameters)
     (left,) = lake.list(parameters.output)
-    assert left.path.endswith(REFUSED)
+    assert left.path.endswith(REFUSED_FILE)
     assert said in lake.read(left.path).decode()
     classify(lake, posts(PYTHON))
     with pytest.raises(NotFound):
@@ -287,7 +287,7 @@ def test_a_damaged_file_of_question_topics_is_not_blamed_on_the_posts(lake: Fold
     lake.put(kept.path, b"PAR1 and nothing else PAR1")
     with pytest.raises(TerminalError, match=f"^{kept.path} cannot be read as a Parquet file"):
         classify(lake, posts({**ANSWER, "ParentId": 5}))
-    assert not any(REFUSED in info.path for info in lake.list("post_topics"))
+    assert not any(REFUSED_FILE in info.path for info in lake.list("post_topics"))
 
 
 def test_a_run_that_comes_after_publication_leaves_the_output_whole(lake: FolderLake) -> None:
@@ -298,7 +298,7 @@ def test_a_run_that_comes_after_publication_leaves_the_output_whole(lake: Folder
     )
     with pytest.raises(NotFound):
         run(lake, parameters)
-    assert Summary.model_validate_json(lake.read(f"{parameters.output}/{SUMMARY}")) == summary
+    assert Summary.model_validate_json(lake.read(f"{parameters.output}/{SUMMARY_FILE}")) == summary
 
 
 def test_an_output_that_is_being_written_anew_is_not_called_whole(
@@ -311,7 +311,7 @@ def test_an_output_that_is_being_written_anew_is_not_called_whole(
     with pytest.raises(TypeError):
         classify(lake, table)
     with pytest.raises(NotFound):
-        lake.read(f"{output}/{SUMMARY}")
+        lake.read(f"{output}/{SUMMARY_FILE}")
 
 
 def test_long_texts_come_in_smaller_batches(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from scipy import sparse
 from classify.learn.fit import fit
 from classify.model.files import ARRAYS, CALIBRATION, MANIFEST, version_of
 from classify.model.model import TopicModel
-from classify.model.quantify import Reference
+from classify.model.quantify import Behaviour
 from classify.model.text import Field, key_of, occurrences
 from shared.errors import ModelError
 from tests.unit.topic_posts import questions
@@ -182,7 +182,7 @@ def test_a_calibration_that_cannot_be_is_refused(changes: dict[str, object], wor
     with pytest.raises(ModelError, match=words):
         TopicModel.from_files(files)
     with pytest.raises(ModelError, match=words):
-        Reference.from_files(files[MANIFEST], files[CALIBRATION])
+        Behaviour.from_files(files[MANIFEST], files[CALIBRATION])
 
 
 def zipped(change: Callable[[bytearray], None]) -> dict[str, bytes]:
@@ -214,19 +214,19 @@ def test_a_zip_that_cannot_be_unpacked_is_refused(change: Callable[[bytearray], 
     with pytest.raises(ModelError, match=f"{CALIBRATION} does not hold plain arrays"):
         TopicModel.from_files(files)
     with pytest.raises(ModelError, match=f"{CALIBRATION} does not hold plain arrays"):
-        Reference.from_files(files[MANIFEST], files[CALIBRATION])
+        Behaviour.from_files(files[MANIFEST], files[CALIBRATION])
 
 
 def test_whatever_the_bytes_of_an_array_say_ends_in_a_model_error() -> None:
     files, random, refused = small_model().to_files(), np.random.default_rng(0), 0
-    stored, whole = files[CALIBRATION], TopicModel.from_files(files).reference
+    stored, whole = files[CALIBRATION], TopicModel.from_files(files).behaviour
     heads = [at for at in range(len(stored)) if stored[at : at + 2] in (b"PK", b"\x93N", b"{'")]
     for _ in range(500):
         content = bytearray(stored)
         at = min(int(random.choice(heads)) + int(random.integers(120)), len(content) - 1)
         content[at] ^= int(random.integers(1, 256))
         try:
-            loaded = TopicModel.from_files(with_arrays(files, CALIBRATION, bytes(content))).reference
+            loaded = TopicModel.from_files(with_arrays(files, CALIBRATION, bytes(content))).behaviour
         except ModelError:
             refused += 1
         else:
@@ -248,12 +248,12 @@ def test_a_file_cut_short_is_refused() -> None:
 
 def test_the_reference_alone_is_checked_too() -> None:
     files = small_model().to_files()
-    assert Reference.from_files(files[MANIFEST], files[CALIBRATION]).topics == small_model().topics
+    assert Behaviour.from_files(files[MANIFEST], files[CALIBRATION]).topics == small_model().topics
     for manifest in (files[MANIFEST].replace(b"sha256", b"md5"), b"[]", with_manifest(files, sha256=[])[MANIFEST]):
         with pytest.raises(ModelError, match="checksum"):
-            Reference.from_files(manifest, files[CALIBRATION])
+            Behaviour.from_files(manifest, files[CALIBRATION])
     with pytest.raises(ModelError, match="format 3"):
-        Reference.from_files(with_manifest(files, format=3)[MANIFEST], files[CALIBRATION])
+        Behaviour.from_files(with_manifest(files, format=3)[MANIFEST], files[CALIBRATION])
 
 
 def test_arrays_that_would_run_code_are_not_opened() -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from classify.registry.models import current_version, load_model
-from classify.registry.summary import SUMMARY, Summary, Training
+from classify.registry.summary import SUMMARY_FILE, Summary, Training
 from classify.run.parameters import JobParameters
 from shared import paths
 from shared.errors import BadInput
@@ -59,7 +59,7 @@ def test_the_classification_takes_the_jobs_parameters_from_widgets(
     summary = Summary.model_validate_json(result)
     assert (summary.questions, summary.decided_by, summary.engine) == (1, {"model": 1}, "arrow")
     output = JobParameters.model_validate(given | {"topic_source": "model"}).output
-    assert Summary.model_validate_json(lake.read(f"{output}/{SUMMARY}")) == summary
+    assert Summary.model_validate_json(lake.read(f"{output}/{SUMMARY_FILE}")) == summary
 
 
 def test_the_classification_is_plain_python_too(landed: tuple[FolderLake, dict[str, str]], tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_classification_is_plain_python_too(landed: tuple[FolderLake, dict[s
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     subprocess.run([sys.executable, NOTEBOOKS / "classify_posts.py", *arguments], cwd=tmp_path, check=True)
     output = JobParameters.model_validate(given).output
-    assert Summary.model_validate_json(lake.read(f"{output}/{SUMMARY}")).decided_by == {"tags": 1}
+    assert Summary.model_validate_json(lake.read(f"{output}/{SUMMARY_FILE}")).decided_by == {"tags": 1}
 
 
 def test_a_missing_parameter_stops_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:

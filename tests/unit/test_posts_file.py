@@ -19,7 +19,7 @@ from serve.topics import topics_of_day
 from shared import paths
 from shared.errors import BadColumn, BadInput
 from shared.ledger import FileRecord, State
-from shared.posts import ACCEPTED, POSTS
+from shared.posts import ACCEPTED, POST_COLUMNS
 from tests import exports
 from tests.world import World, parquet, posts
 
@@ -205,7 +205,7 @@ def test_an_encrypted_file_is_refused_as_one() -> None:
 
 def test_the_documents_table_is_that_of_the_contract() -> None:
     page = (Path(__file__).parents[2] / "docs" / "posts-file.md").read_text()
-    for wanted in POSTS:
+    for wanted in POST_COLUMNS:
         need = "required" if wanted.required else "optional"
         use = wanted.use.replace("|", r"\|")  # in a table of Markdown a bar ends the cell, in code too
         assert f"| `{wanted.name}` | {wanted.kind} | {need} | {use} |" in page

@@ -22,13 +22,13 @@ def test_the_threads_of_linear_algebra_do_not_compete_with_those_of_days(
     with world.undisturbed():
         world.lake.delete(paths.CURRENT_MODEL)  # the lake gets the starter
     threads: list[int] = []
-    count = publish.topics_of_day
+    count = publish.count_topics
 
-    def topics_of_day(*arguments: Any) -> Any:
+    def count_topics(*arguments: Any) -> Any:
         threads.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
         return count(*arguments)
 
-    monkeypatch.setattr(publish, "topics_of_day", topics_of_day)
+    monkeypatch.setattr(publish, "count_topics", count_topics)
     world.upload("a.parquet", posts(*({"CreationDate": datetime(2026, 11, day)} for day in (1, 2, 3))))
     world.work()
     assert threads

@@ -75,13 +75,6 @@ def test_the_newest_version_tells(lake: CountingLake) -> None:
     assert known(lake, -(2**63), 2**63 - 1) == {}
 
 
-def test_files_from_before_rows_told_their_origin_and_who_decided_are_read(lake: CountingLake) -> None:
-    remember(lake, origin(1), topics({1: "css", 2: "css"}))
-    lake.put(paths.question_topics_of(0, origin(2)), parquet(topics({1: "c"}).drop_columns(["guessed"])))
-    assert known(lake, 1, 2) == {1: "c", 2: "css"}
-    assert newest_topics(lake, np.array([1, 2]))["guessed"].to_pylist() == [False, True]
-
-
 def test_of_a_large_file_little_is_read(lake: CountingLake) -> None:
     random = np.random.default_rng(1)
     ids = np.cumsum(random.integers(1, 4, 200_000))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from azurefunctions.extensions.base import meta
 
-from classify.train import TrainParameters
+from classify.learn.train import TrainParameters
 from pipeline.retrain import TRAININGS_A_WEEK, retrain
 from shared.databricks import RunState
 from shared.errors import NotFound, TerminalError

@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from cli.screen import Cell, Column, Screen, visible
+from cli.screen import Cell, Heading, Screen, visible
 
-COLUMNS = [Column(""), Column("file"), Column("state"), Column("posts", right=True), Column("now")]
+COLUMNS = [Heading(""), Heading("file"), Heading("state"), Heading("posts", right=True), Heading("now")]
 NAME = "incoming/2026/11/22/posts-of-the-whole-network-2026-11-22-and-one-day-more.parquet"
 ROWS: list[list[Cell | str]] = [
     ["*", NAME, Cell("published", "green"), "1,024", ""],
@@ -58,7 +58,7 @@ def test_names_from_outside_are_text() -> None:
     file = io.StringIO()
     screen = Screen(Console(file=file, width=80, highlight=False))
     screen.line("[/x].parquet [bold]a[/bold]")
-    screen.rows([Column("file"), Column("state")], [["a\r\n\x1b[2Jb.parquet", "[/x]"]])
+    screen.rows([Heading("file"), Heading("state")], [["a\r\n\x1b[2Jb.parquet", "[/x]"]])
     screen.paragraph("[/x]\x07")
     said = file.getvalue()
     assert "[/x].parquet [bold]a[/bold]" in said

@@ -12,8 +12,7 @@ from serve.topics import check_names, latest_day, parse_day, parse_format, parse
 from shared.catalog import DayPointer, move_pointer
 from shared.errors import BadInput, NotFound, TransientError
 from shared.lake import FolderLake
-from shared.paths import day_pointer
-from shared.paths import topics_of_day as topics_file
+from shared.paths import day_pointer, topics_file
 from shared.services import Services
 
 

@@ -15,24 +15,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from classify import train as train_module
-from classify.learn.fit import cross_validate, fit, tagged_questions
-from classify.model.files import ARRAYS, CALIBRATION
-from classify.model.model import MANIFEST, TopicModel
+from classify.learn import train as train_module
+from classify.learn.fit import cross_validate, fit
+from classify.learn.questions import tagged_questions
+from classify.learn.train import TrainParameters, archived_questions, sample, train
+from classify.model.files import ARRAYS, CALIBRATION, MANIFEST
+from classify.model.model import TopicModel
 from classify.posts import rowgroups
 from classify.registry import models
-from classify.registry.card import CARD, REPORT, card, mean_report
+from classify.registry.card import CARD, EVALUATION, card, mean_evaluation
 from classify.registry.models import (
     current_model,
     current_version,
+    load_behaviour,
     load_model,
-    load_reference,
     promote,
     rollback,
     store_model,
     versions,
 )
-from classify.train import Training, TrainParameters, archived_questions, main, sample, train
+from classify.registry.summary import Training
+from classify.train import main
 from shared import paths
 from shared.catalog import SourcePointer, move_pointer
 from shared.errors import BadInput, Conflict, ModelError, TransientError
@@ -279,12 +282,12 @@ def test_a_model_that_cannot_be_used_is_replaced(filled: FolderLake) -> None:
     assert load_model(filled, result.candidate).version == result.candidate
 
 
-def test_the_card_and_the_report_tell_what_was_measured(filled: FolderLake) -> None:
+def test_the_card_and_the_evaluation_say_what_was_measured(filled: FolderLake) -> None:
     kept = train(filled, parameters(margin=1.0))
     folder = paths.model(kept.candidate)
-    report, text = json.loads(filled.read(f"{folder}/{REPORT}")), filled.read(f"{folder}/{CARD}").decode()
+    report, text = json.loads(filled.read(f"{folder}/{EVALUATION}")), filled.read(f"{folder}/{CARD}").decode()
     assert (report["folds"], report["posts"], report["topics"]) == (1, kept.held_out, 4)
-    assert {found.version: found.report for found in versions(filled)}[kept.candidate] == report
+    assert {found.version: found.evaluation for found in versions(filled)}[kept.candidate] == report
     for said in (kept.reason, "CC BY-SA", "in the 7 days to 2026-11-22", f"{report['hit_at_1']:.4f}"):
         assert said in text
     for part in ("days", "shifted_days"):
@@ -297,7 +300,7 @@ def test_the_card_and_the_report_tell_what_was_measured(filled: FolderLake) -> N
 def test_the_report_of_folds_is_their_mean() -> None:
     model, _ = fit(questions(300), topics=4)
     reports = cross_validate(questions(300), topics=4, folds=2)
-    found = mean_report(reports)
+    found = mean_evaluation(reports)
     assert (found["folds"], found["posts"], found["topics"]) == (2, 300, 4)
     assert found["days"]["coverage"] == pytest.approx((reports[0].days.coverage + reports[1].days.coverage) / 2)
     assert sum(row["posts"] for row in found["by_topic"]) == 300
@@ -401,7 +404,7 @@ def test_a_folder_holds_the_version_it_is_named_by(lake: FolderLake, others: lis
     one, other = (store_model(lake, model, {}, "") for model in others)
     for name in MODEL_FILES:
         lake.put(f"{paths.model(other)}/{name}", lake.read(f"{paths.model(one)}/{name}"))
-    for load in (load_model, load_reference):
+    for load in (load_model, load_behaviour):
         with pytest.raises(ModelError, match=f"{other} holds {one}, not the model"):
             load(lake, other)
     with pytest.raises(ModelError, match="holds"):
@@ -426,16 +429,16 @@ def test_of_a_model_no_file_is_read_that_is_none_of_it(lake: FolderLake, others:
         load_model(lake, version)
 
 
-def test_the_starter_comes_with_its_report_where_it_has_one(
+def test_the_starter_comes_with_its_evaluation(
     lake: FolderLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: list[TopicModel]
 ) -> None:
     starter = tmp_path / "starter"
     others[0].save(starter)
-    (starter / REPORT).write_text('{"folds": 5, "hit_at_1": 0.5}')
+    (starter / EVALUATION).write_text('{"folds": 5, "hit_at_1": 0.5}')
     monkeypatch.setattr(models, "STARTER", starter)
     assert list(versions(lake)) == []
     version = current_version(lake)
-    assert [found.report for found in versions(lake)] == [{"folds": 5, "hit_at_1": 0.5}]
+    assert [found.evaluation for found in versions(lake)] == [{"folds": 5, "hit_at_1": 0.5}]
     assert (starter / MANIFEST).read_bytes() == lake.read(f"{paths.model(version)}/{MANIFEST}")
 
 

@@ -11,7 +11,7 @@ ANSWERS = 1.5  # to a question on answered days, by Poisson: 24 million question
 
 
 @dataclass(frozen=True)
-class DayReport:
+class DayEvaluation:
     """How well the topics of days of 500 posts are counted; all are means over sampled days.
 
     `histogram_error`: total variation between true and estimated shares, `other` included. `mean_posterior_error`,
@@ -27,7 +27,7 @@ class DayReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class Evaluation:
     """How well a model does on posts that it had not seen.
 
     Of the posts that carry one of the K topics: `hit_at_1` is the share whose best topic is among their tags,
@@ -43,9 +43,9 @@ class Report:
     topic_accuracy: float
     macro_f1: float
     calibration_error: float
-    days: DayReport
-    shifted_days: DayReport
-    answered_days: DayReport
+    days: DayEvaluation
+    shifted_days: DayEvaluation
+    answered_days: DayEvaluation
     by_topic: list[dict[str, Any]]
 
     def to_json(self) -> dict[str, Any]:
