@@ -23,7 +23,7 @@ POSTS_TRIGGER_SOURCE = func.BlobSource(os.environ.get("POSTS_TRIGGER_SOURCE", fu
 @app.timer_trigger(arg_name="timer", schedule="%REFERENCE_SCHEDULE%", run_on_startup=False, use_monitor=True)
 def copy_reference(timer: func.TimerRequest) -> None:
     """Copy the reference tables from Postgres to the lake."""
-    from ingest.reference import copy_reference
+    from ingest.reference.copy import copy_reference
 
     if timer.past_due:
         log.warning("the copy of the reference tables is late")

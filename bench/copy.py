@@ -35,8 +35,11 @@ import psycopg2
 import pyarrow as pa
 
 from bench.common import Bound, conclude, options, peak_bytes
-from ingest.pgcopy import RowSink, TableCopy, WireRows, begin_snapshot, decode, plan_table
-from ingest.reference import copy_reference, write_parquet
+from ingest.postgres.connect import begin_snapshot
+from ingest.postgres.plan import plan_table
+from ingest.postgres.wire import RowSink, TableCopy, WireRows, decode
+from ingest.reference.copy import copy_reference
+from ingest.reference.snapshot import write_parquet
 from localcloud import postgres
 from localcloud.processes import free_ports
 from shared.lake import FolderLake

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -16,7 +15,15 @@ from pydantic import SecretStr
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, hint, is_local, open_services
 from cli.screen import Screen, print_json
 from shared.errors import NotFound, StackTopicsError
-from shared.settings import BINDING_SETTINGS, HOST_SETTINGS, Connection, Settings, names_tried, read_local_settings
+from shared.settings import (
+    BINDING_SETTINGS,
+    HOST_SETTINGS,
+    Connection,
+    Settings,
+    environment,
+    names_tried,
+    read_local_settings,
+)
 from shared.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -74,7 +81,7 @@ def settings(file: SettingsFile = DEFAULT_FILE, as_json: AsJson = False) -> None
 
 def _setting(name: str, field: FieldInfo, below: dict[str, str], file: Path) -> tuple[str, str | None, str]:
     """Name, value (None: missing) and origin of one setting."""
-    places = (("environment", dict(os.environ)), (file.name, below))
+    places = (("environment", environment()), (file.name, below))
     for place, values in places:
         known = {variable.lower(): value for variable, value in values.items() if value}
         for variable in names_tried(name, field):
@@ -134,10 +141,10 @@ def _lake(services: Services) -> str:
 
 
 def _table(services: Services, table: str) -> str:
-    from ingest.pgcopy import begin_snapshot
-    from ingest.reference import plan_of
+    from ingest.postgres.connect import begin_snapshot, connect
+    from ingest.reference.copy import plan_of
 
-    with closing(services.postgres()) as connection:
+    with closing(connect(services)) as connection:
         begin_snapshot(connection, services.settings.reference_deadline_seconds)
         try:
             plan = plan_of(connection, services.settings, table)

@@ -52,6 +52,7 @@ def import_dump_command(
     from ingest.dump import dump_origin, import_dump, import_users, site_prefix
     from ingest.dump.posts import POSTS_XML
     from ingest.dump.source import WORK_FOLDER
+    from ingest.postgres.connect import connect
 
     services, screen = open_services(file, patient=True), Screen(Console(stderr=True, highlight=False, markup=False))
     if posts and out is None:
@@ -62,7 +63,7 @@ def import_dump_command(
     reports: list[DumpReport] = []
     with _progress(screen) as tell:
         if users:
-            with closing(services.postgres()) as connection:
+            with closing(connect(services)) as connection:
                 report = import_users(
                     source,
                     connection,

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from classify.registry.summary import Training
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
 from cli.screen import Cell, Heading, Screen, number_of, print_json
-from ingest.reference import last_record
+from ingest.reference.records import last_record
 from shared import paths
 from shared.catalog import DayPointer, day_pointer, published_days, source_pointer
 from shared.documents import decode
@@ -23,7 +23,7 @@ from shared.queues import poison_queues
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ingest.reference import ReferenceRecord
+    from ingest.reference.records import ReferenceRecord
     from shared.services import Services
 
 DAYS_SHOWN = 10

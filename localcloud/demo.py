@@ -23,6 +23,7 @@ from cli.screen import Screen
 from cli.topics import show_topics
 from ingest.dump import import_dump, import_users
 from ingest.dump.scan import Unit
+from ingest.postgres.connect import connect
 from localcloud import samples, tables
 from localcloud.cloud import LocalCloud, invoke
 from localcloud.processes import LocalCloudError
@@ -50,7 +51,7 @@ def demo(cloud: LocalCloud, files: Sequence[tuple[str, Content]], users: pa.Tabl
     Raises LocalCloudError when anything failed.
     """
     services = Services(cloud.settings_file)
-    with closing(services.postgres()) as connection:
+    with closing(connect(services)) as connection:
         tables.fill(connection, users)
     _copy_reference(cloud, services, screen)
     started = time.monotonic()
@@ -63,7 +64,7 @@ def demo_dump(cloud: LocalCloud, dump: Path, by: Unit, screen: Screen) -> None:
     services = Services(cloud.settings_file)
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        with closing(services.postgres()) as connection:
+        with closing(connect(services)) as connection:
             users = import_users(dump, connection, rejected=out / "rejected-users.jsonl", max_shrink=1)
         screen.line(dump_line(users))
         posts = import_dump(dump, out, by=by, workers=os.cpu_count() or 1)

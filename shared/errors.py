@@ -12,7 +12,7 @@
     └── Conflict              somebody else changed the same thing first: read again, decide again
 
 Vendors' errors are translated where the vendor is called (`shared/storage.py`, `shared/databricks.py`,
-`shared/services.py`, `ingest/pgcopy.py`) and keep the original as `__cause__`.
+`ingest/postgres/errors.py`) and keep the original as `__cause__`.
 """
 
 from __future__ import annotations

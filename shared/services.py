@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from shared.errors import AccessDenied, NotFound, TerminalError, TransientError
+from shared.errors import TerminalError
 
 if TYPE_CHECKING:
     from azure.storage.blob import BlobClient, BlobServiceClient, ContainerClient
@@ -60,15 +59,14 @@ class Services:
     @cached_property
     def secrets(self) -> Secrets:
         from shared.secrets import Secrets
-        from shared.settings import read_local_settings
+        from shared.settings import environment
 
         vault = None
         if self.settings.key_vault_url:
             from azure.keyvault.secrets import SecretClient
 
             vault = SecretClient(self.settings.key_vault_url, self.identity(None))
-        environment = {**read_local_settings(self._local_settings), **os.environ}
-        return Secrets(environment, vault, self.settings.secret_cache_seconds)
+        return Secrets(environment(self._local_settings), vault, self.settings.secret_cache_seconds)
 
     @cached_property
     def lake(self) -> Lake:
@@ -140,48 +138,28 @@ class Services:
         return Queue(client)
 
     def postgres(self) -> Any:
-        """A new psycopg2 connection to the reference database; the caller closes it.
+        """A new psycopg2 connection to the reference database, with psycopg2's own errors; the caller closes it.
 
-        Raises TransientError when the server cannot be reached, AccessDenied when it refuses the login, NotFound when
-        it has no such database, TerminalError when it cannot be trusted or speaks no TLS.
+        `ingest.postgres.connect` is how the product asks for one.
         """
         import psycopg2
 
         settings = self.settings
-        secret = settings.postgres_password_secret
-        where = f"Postgres {settings.postgres_host}:{settings.postgres_port}/{settings.postgres_database}"
         verifies = settings.postgres_sslmode.startswith("verify")
-        try:
-            return psycopg2.connect(
-                host=settings.postgres_host,
-                port=settings.postgres_port,
-                dbname=settings.postgres_database,
-                user=settings.postgres_user,
-                password=self.secrets.get(secret).get_secret_value(),
-                sslmode=settings.postgres_sslmode,
-                sslrootcert=settings.postgres_sslrootcert or (_system_certificates() if verifies else None),
-                connect_timeout=CONNECT_TIMEOUT_SECONDS if self._patient else HURRIED_POSTGRES_SECONDS,
-                keepalives_idle=30,
-                keepalives_interval=10,
-                keepalives_count=3,
-                application_name="stacktopics",
-            )
-        except psycopg2.OperationalError as error:
-            said = " ".join(str(error).split())
-            if "does not match host name" in said:
-                raise TerminalError(f"{where}: {said}; POSTGRES_HOST must be a name in the certificate") from error
-            if "certificate" in said:
-                hint = "set POSTGRES_SSLROOTCERT to a file with the server's CA (for Amazon RDS, Amazon's bundle)"
-                raise TerminalError(f"{where}: {said}; {hint}") from error
-            if "does not support SSL" in said:
-                hint = "turn TLS on there; POSTGRES_SSLMODE=disable sends all in the clear"
-                raise TerminalError(f"{where}: {said}; {hint}") from error
-            if "authentication failed" in said or "no pg_hba.conf entry" in said:
-                self.secrets.forget(secret)
-                raise AccessDenied(f"{where} refuses {settings.postgres_user}: {said}") from error
-            if "does not exist" in said:
-                raise NotFound(f"{where}: {said}") from error
-            raise TransientError(f"{where} cannot be reached: {said}") from error
+        return psycopg2.connect(
+            host=settings.postgres_host,
+            port=settings.postgres_port,
+            dbname=settings.postgres_database,
+            user=settings.postgres_user,
+            password=self.secrets.get(settings.postgres_password_secret).get_secret_value(),
+            sslmode=settings.postgres_sslmode,
+            sslrootcert=settings.postgres_sslrootcert or (_system_certificates() if verifies else None),
+            connect_timeout=CONNECT_TIMEOUT_SECONDS if self._patient else HURRIED_POSTGRES_SECONDS,
+            keepalives_idle=30,
+            keepalives_interval=10,
+            keepalives_count=3,
+            application_name="stacktopics",
+        )
 
     def lake_at(self, root: str) -> Lake:
         """The lake a job was told of: a folder, `abfss://file-system@host`, or `https://host/file-system`.
@@ -191,7 +169,7 @@ class Services:
         from pydantic import ValidationError
 
         from shared.lake import FolderLake
-        from shared.settings import Connection
+        from shared.settings import Connection, environment
 
         if "://" not in root:
             return FolderLake(Path(root))
@@ -200,7 +178,7 @@ class Services:
             address = f"https://{host}"
         else:
             address, _, file_system = root.rstrip("/").rpartition("/")
-        given = os.environ.get("LAKE_STORAGE") or {"dfsserviceuri": address}
+        given = environment().get("LAKE_STORAGE") or {"dfsserviceuri": address}
         try:
             return self._adls(Connection.model_validate(given), file_system)
         except ValidationError as error:

@@ -174,9 +174,8 @@ class Settings(BaseSettings):
 
         Raises SettingsError with every fault at once, each with every name that was tried.
         """
-        values = {**read_local_settings(local_file), **os.environ}
         try:
-            return cls.model_validate(_Values(cls, values)())
+            return cls.model_validate(_Values(cls, environment(local_file))())
         except ValidationError as error:
             raise SettingsError([_fault(cls, fault) for fault in error.errors()]) from None  # values may be secret
 
@@ -216,6 +215,11 @@ class _Values(EnvSettingsSource):
 
     def _load_env_vars(self) -> Mapping[str, str | None]:
         return self._values
+
+
+def environment(local_file: Path | None = None) -> dict[str, str]:
+    """This process's environment, and below it what `local_file` says; nothing else reads `os.environ`."""
+    return {**read_local_settings(local_file), **os.environ}
 
 
 def read_local_settings(file: Path | None) -> dict[str, str]:

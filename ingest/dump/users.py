@@ -25,7 +25,7 @@ from ingest.dump.rows import MOMENT, Check, RowParser, XmlTable, read_rows
 from ingest.dump.scan import MAX_ROW, Index, scan_file
 from ingest.dump.source import WORK_FOLDER, Source, dump_file, dump_identity, dump_origin
 from ingest.dump.state import make_folder, only_one, write_whole
-from ingest.pgcopy import postgres_errors
+from ingest.postgres.errors import postgres_errors
 from shared.arrays import Flags
 from shared.errors import BadInput, Conflict
 

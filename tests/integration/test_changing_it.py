@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from azurefunctions.extensions.base.meta import _ConverterMeta as registry
 
-from ingest.reference import copy_reference
+from ingest.reference.copy import copy_reference
 from localcloud.cloud import LocalCloud
 from localcloud.host.app import HostedFunction, load_functions
 from localcloud.host.ncrontab import Schedule

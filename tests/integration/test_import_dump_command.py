@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.dump.source import WORK_FOLDER
+from ingest.postgres.connect import connect
 from localcloud.cloud import LocalCloud
 from localcloud.processes import free_ports
 from shared.services import Services
@@ -37,7 +38,7 @@ def _clear(services: Services) -> None:
 
 
 def sql(services: Services, statement: str) -> list[tuple[Any, ...]]:
-    with closing(services.postgres()) as connection, connection, connection.cursor() as cursor:
+    with closing(connect(services)) as connection, connection, connection.cursor() as cursor:
         cursor.execute(statement)
         return cursor.fetchall() if cursor.description else []
 

@@ -12,8 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ingest import pgcopy, pghash
-from ingest.pgcopy import Irregular, TableCopy, begin_snapshot, limit_statements, plan_table
+from ingest.postgres import checksum, wire
+from ingest.postgres import plan as planning
+from ingest.postgres.connect import begin_snapshot, limit_statements
+from ingest.postgres.plan import plan_table
+from ingest.postgres.wire import Irregular, TableCopy
 from shared.errors import AccessDenied, BadInput, NotFound, TransientError
 from tests.postgres_fixtures import Database
 from tests.waiting import eventually
@@ -32,8 +35,8 @@ def carried(connection: Any, database: Database, irregular: Irregular | None = N
     begin_snapshot(connection, 60)
     copy = TableCopy(connection, plan_table(connection, database.schema, "t"), irregular)
     batches = list(copy.batches())
-    server = pghash.server_checksum(connection, copy.plan, copy.emptied)
-    assert server == (copy.rows, sum(map(pghash.batch_checksum, batches)) % 2**64)
+    server = checksum.server_checksum(connection, copy.plan, copy.emptied)
+    assert server == (copy.rows, sum(checksum.batch_checksum(batch, copy.plan.columns) for batch in batches) % 2**64)
     return copy, pa.Table.from_batches(batches, copy.plan.arrow_schema)
 
 
@@ -272,7 +275,7 @@ def test_batches_are_bounded_in_bytes(database: Database, connection: Any) -> No
     copy = TableCopy(connection, plan_table(connection, database.schema, "t"))
     sizes = [batch.nbytes for batch in copy.batches()]
     assert len(sizes) >= 3
-    assert max(sizes) < 1.2 * pgcopy.BYTES_PER_BATCH
+    assert max(sizes) < 1.2 * wire.BYTES_PER_BATCH
 
 
 def test_names_are_quoted_and_columns_left_out(database: Database, connection: Any) -> None:
@@ -282,7 +285,7 @@ def test_names_are_quoted_and_columns_left_out(database: Database, connection: A
     plan = plan_table(connection, database.schema, 'Odd "%s" {t}; --', frozenset({"secret"}))
     batches = list(TableCopy(connection, plan).batches())
     assert [batch.to_pylist() for batch in batches] == [[{'a "b" %s {c}': 1, "select": "x"}]]
-    assert pghash.server_checksum(connection, plan) == (1, pghash.batch_checksum(batches[0]))
+    assert checksum.server_checksum(connection, plan) == (1, checksum.batch_checksum(batches[0], plan.columns))
 
 
 def test_a_misspelled_exclusion_does_not_let_the_column_through(database: Database, connection: Any) -> None:
@@ -416,8 +419,8 @@ def test_a_key_is_counted_unless_the_server_keeps_it(
 ) -> None:
     database.run(KEYED)
     counts = []
-    count = pgcopy._check_key
-    monkeypatch.setattr(pgcopy, "_check_key", lambda *of: counts.append(1) or count(*of))
+    count = planning._check_key
+    monkeypatch.setattr(planning, "_check_key", lambda *of: counts.append(1) or count(*of))
     begin_snapshot(connection, 60)
     assert plan_table(connection, database.schema, table, key=named).key == key
     assert bool(counts) is counted

@@ -1,4 +1,4 @@
-"""`Services.postgres()` against real servers: what stands in the way is told apart, with the way out."""
+"""`connect` against real servers: what stands in the way is told apart, with the way out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ingest.postgres.connect import connect
 from localcloud.processes import free_ports
 from shared.errors import AccessDenied, NotFound, StackTopicsError, TerminalError, TransientError
 from shared.secrets import Secrets
@@ -36,7 +37,7 @@ def services(database: Database, password: str | None = None, **changes: Any) ->
 
 def test_a_connection_is_a_new_one_each_time(database: Database) -> None:
     made = services(database)
-    with closing(made.postgres()) as first, closing(made.postgres()) as second:
+    with closing(connect(made)) as first, closing(connect(made)) as second:
         assert first.info.backend_pid != second.info.backend_pid
         assert first.info.parameter_status("application_name") == "stacktopics"
 
@@ -59,13 +60,13 @@ def test_what_stands_in_the_way_is_told_apart(
     database: Database, changes: dict[str, Any], error: type[StackTopicsError], said: str
 ) -> None:
     with pytest.raises(error, match=said) as raised:
-        services(database, **changes).postgres()
+        connect(services(database, **changes))
     assert type(raised.value) is error
 
 
 def test_a_port_where_nobody_listens_is_transient(database: Database) -> None:
     with pytest.raises(TransientError, match=r"cannot be reached: .*Connection refused"):
-        services(database, postgres_port=free_ports(1)[0]).postgres()
+        connect(services(database, postgres_port=free_ports(1)[0]))
 
 
 def test_a_refused_password_is_read_anew(database: Database) -> None:
@@ -79,8 +80,8 @@ def test_a_refused_password_is_read_anew(database: Database) -> None:
 
     made = services(database).replace(secrets=Secrets({}, Vault()))  # type: ignore[arg-type]
     with pytest.raises(AccessDenied):
-        made.postgres()
-    made.postgres().close()
+        connect(made)
+    connect(made).close()
 
 
 # ---- TLS ----------------------------------------------------------------------------------------------------------
@@ -160,16 +161,16 @@ def test_a_server_is_trusted_by_its_certificate_only(
     with tls_before(database, certificate) as port:
         verified = {"postgres_sslmode": "verify-full", "postgres_port": port}
         with pytest.raises(TerminalError, match="certificate verify failed; set POSTGRES_SSLROOTCERT") as refused:
-            services(database, **verified, postgres_host="localhost").postgres()
+            connect(services(database, **verified, postgres_host="localhost"))
         assert "Amazon's bundle" in str(refused.value)
         with pytest.raises(TerminalError, match=r"/no/such/file.* does not exist.*; set POSTGRES_SSLROOTCERT"):
-            services(database, **verified, postgres_host="localhost", postgres_sslrootcert="/no/such/file").postgres()
+            connect(services(database, **verified, postgres_host="localhost", postgres_sslrootcert="/no/such/file"))
         with closing(
-            services(database, **verified, postgres_host="localhost", postgres_sslrootcert=trusted).postgres()
+            connect(services(database, **verified, postgres_host="localhost", postgres_sslrootcert=trusted))
         ) as connection:
             assert connection.info.ssl_in_use
         with pytest.raises(TerminalError, match="POSTGRES_HOST must be a name in the certificate"):
-            services(database, **verified, postgres_host="127.0.0.1", postgres_sslrootcert=trusted).postgres()
+            connect(services(database, **verified, postgres_host="127.0.0.1", postgres_sslrootcert=trusted))
         monkeypatch.setenv("SSL_CERT_FILE", trusted)  # where the system's certificates are
-        with closing(services(database, **verified, postgres_host="localhost").postgres()) as connection:
+        with closing(connect(services(database, **verified, postgres_host="localhost"))) as connection:
             assert connection.info.ssl_in_use

@@ -3,7 +3,7 @@
 import io
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +18,12 @@ from azure.storage.filedatalake import FileSystemClient
 from tenacity import wait_none
 
 from cli import check
-from ingest import pgcopy, reference
-from ingest.reference import ReferenceRecord, copy_reference, read_snapshot
+from ingest.postgres import wire
+from ingest.reference import copy as reference
+from ingest.reference import proof, snapshot
+from ingest.reference.copy import copy_reference
+from ingest.reference.records import ReferenceRecord
+from ingest.reference.snapshot import read_snapshot
 from localcloud import azurite
 from localcloud.cloud import LocalCloud
 from shared import paths
@@ -65,6 +69,12 @@ class Company:
     def table(self, name: str = "users") -> pa.Table:
         return pq.read_table(self.lake.root / paths.reference(name))
 
+    def checksum(self, table: str) -> int:
+        """That of the published file, as this side computes it."""
+        with closing(self.database.connect()) as connection:
+            plan = reference.plan_of(connection, self.services().settings, table)
+        return proof.file_checksum(self.lake, paths.reference(table), plan)[1]
+
     def record(self, week: str = WEEK) -> ReferenceRecord:
         return ReferenceRecord.model_validate_json(self.lake.read(paths.reference_record(week)))
 
@@ -95,7 +105,7 @@ def test_both_tables_arrive_with_a_record(company: Company) -> None:
     assert written.bytes == (company.lake.root / paths.reference("users")).stat().st_size
     assert written.columns == {"id": "int32", "name": "string", "about": "string", "born": "date32[day]"}
     assert written.checksum is not None
-    assert int(written.checksum, 16) == reference.file_checksum(company.lake, paths.reference("users"))[1]
+    assert int(written.checksum, 16) == company.checksum("users")
 
 
 def test_running_twice_gives_the_same_lake(company: Company) -> None:
@@ -379,14 +389,14 @@ def test_a_file_that_was_damaged_on_its_way_is_copied_again(
         def create(self, path: str) -> Iterator[BinaryIO]:
             with super().create(path) as out:
                 yield out
-                self.written += reference.INCOMING in path
+                self.written += snapshot.INCOMING in path
                 if self.written == 1:
                     out.truncate(out.tell() // 2)
 
     monkeypatch.setattr(reference, "BACK_OFF", wait_none())
     company.lake = DamagingLake(company.lake.root)
     with pytest.raises(
-        TransientError, match=rf"users/{reference.INCOMING}\w+ cannot be read as a Parquet file: .*; copy it again"
+        TransientError, match=rf"users/{snapshot.INCOMING}\w+ cannot be read as a Parquet file: .*; copy it again"
     ):
         company.copy(reference_proof=proof)
     company.lake = DamagingLake(company.lake.root)
@@ -425,7 +435,7 @@ def test_a_lake_that_fails_half_way_leaves_no_thread_and_no_file(company: Compan
 
 
 def test_counting_is_proof_enough_where_the_settings_say_so(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(reference, "server_checksum")
+    monkeypatch.delattr(proof, "server_checksum")
     assert company.copy(reference_proof="rows").tables["users"].checksum is None
     assert company.table().num_rows == 1000
 
@@ -550,7 +560,7 @@ def test_every_error_is_recorded_and_what_was_published_stays_in_the_record(
     company: Company, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = company.copy()
-    monkeypatch.setattr(reference, "file_checksum", lambda *_: 1 // 0)
+    monkeypatch.setattr(proof, "file_checksum", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         company.copy()
     record = company.record()
@@ -571,7 +581,7 @@ def test_a_lake_that_fails_altogether_does_not_hide_why(company: Company, caplog
     company.lake = LostLake(company.lake.root)
     with pytest.raises(BadInput, match="10 in column born"):
         company.copy()
-    for said in (f"{reference.INCOMING}", "could not be deleted", f"{WEEK}.json could not be written"):
+    for said in (f"{snapshot.INCOMING}", "could not be deleted", f"{WEEK}.json could not be written"):
         assert said in caplog.text
 
 
@@ -695,9 +705,9 @@ def test_a_refused_login_is_not_tried_again(company: Company) -> None:
 
 
 def test_leftovers_of_dead_runs_are_deleted_after_a_day(company: Company) -> None:
-    dead = f"reference/users/{reference.INCOMING}dead"
+    dead = f"reference/users/{snapshot.INCOMING}dead"
     company.lake.put(dead, b"half")
-    unfinished = company.lake.root / "reference/users" / f"{paths.TEMPORARY_PREFIX}0-{reference.INCOMING}killed"
+    unfinished = company.lake.root / "reference/users" / f"{paths.TEMPORARY_PREFIX}0-{snapshot.INCOMING}killed"
     unfinished.write_bytes(b"less than half")
     copy_reference(company.services(), datetime.now(UTC))
     assert company.lake.stat(dead)
@@ -797,7 +807,7 @@ def test_however_wide_the_rows_are_little_is_held_at_once(
     decoded, written, read_back = [], [], []
     write_parquet, batch_checksum, write_table = (
         reference.write_parquet,
-        reference.batch_checksum,
+        proof.batch_checksum,
         pq.ParquetWriter.write_table,
     )
 
@@ -808,20 +818,20 @@ def test_however_wide_the_rows_are_little_is_held_at_once(
         written.append(table.nbytes)
         write_table(writer, table, **given)
 
-    def reading_back(batch: pa.RecordBatch) -> int:
+    def reading_back(batch: pa.RecordBatch, columns: Any) -> int:
         read_back.append(batch.nbytes)
-        return batch_checksum(batch)
+        return batch_checksum(batch, columns)
 
     monkeypatch.setattr(reference, "write_parquet", writing)
-    monkeypatch.setattr(reference, "batch_checksum", reading_back)
+    monkeypatch.setattr(proof, "batch_checksum", reading_back)
     monkeypatch.setattr(pq.ParquetWriter, "write_table", writing_group)
     record = company.copy(reference_tables="wide", reference_exclude_columns=())
     assert record.tables["wide"].rows == rows
     whole = rows * (bytes_a_row // 32 * 32 + 8)
     for held, most in (
-        (decoded, pgcopy.BYTES_PER_BATCH),
-        (written, reference.BYTES_PER_GROUP + pgcopy.BYTES_PER_BATCH),
-        (read_back, reference.READ_BACK_BYTES),
+        (decoded, wire.BYTES_PER_BATCH),
+        (written, snapshot.BYTES_PER_GROUP + wire.BYTES_PER_BATCH),
+        (read_back, proof.READ_BACK_BYTES),
     ):
         assert sum(held) == pytest.approx(whole, rel=0.01)
         assert max(held) <= max(1.1 * most, 1.001 * bytes_a_row)

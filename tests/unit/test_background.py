@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ingest.background import run_ahead
+from ingest.postgres.background import run_ahead
 from tests.waiting import PATIENCE
 
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli import main, options
-from ingest.reference import ReferenceRecord, TableRecord
+from ingest.reference.records import ReferenceRecord, TableRecord
 from shared import paths
 from tests.world import START, World
 

@@ -294,6 +294,14 @@ def test_the_design_draws_the_tree_that_there_is() -> None:
     assert drawn - {"function_app.py", "manage.py"} == there
 
 
+def test_the_table_of_postgres_types_says_what_the_entries_say() -> None:
+    from ingest.postgres.types import TYPES
+
+    table = (DOCS / "operations.md").read_text().split("| Postgres | in the lake |\n|---|---|\n")[1]
+    rows = [f"| {', '.join(f'`{name}`' for name in entry.names)} | {entry.becomes} |" for entry in TYPES]
+    assert table.splitlines()[: len(rows)] == rows
+
+
 # ---- recipes ----------------------------------------------------------------------------------------------------
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -88,3 +91,83 @@ def test_packages_say_nothing_when_they_are_imported() -> None:
     rooms = [PROJECT / room for room in ("cli", "pipeline", "ingest", "classify", "serve", "shared")]
     told = [file for room in rooms for file in room.rglob("__init__.py") if file.read_text().strip()]
     assert [str(file.relative_to(PROJECT)) for file in told] == ["ingest/dump/__init__.py"]  # a room with one door
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    """But for the trigger's source, which a decorator needs before any setting is read, and what libraries are told."""
+    rooms = [PROJECT / room for room in ROOMS if room != "localcloud"]
+    reads = {
+        str(file.relative_to(PROJECT)): len(re.findall(r"\bos\.(?:environ|getenv)\b", file.read_text()))
+        for file in [*(file for room in rooms for file in room.rglob("*.py")), PROJECT / "function_app.py"]
+    }
+    assert {file: number for file, number in reads.items() if number} == {
+        "function_app.py": 1,
+        "shared/settings.py": 2,  # one of them in the sentence that says so
+        "classify/run/spark.py": 1,  # sets PYSPARK_PYTHON
+        "shared/compiled.py": 1,  # looks whether Numba was told a processor
+    }
+
+
+# ---- the contracts themselves ---------------------------------------------------------------------------------------
+
+SEEDS = {
+    "shared/memory.py": "import ingest.posts",
+    "ingest/contracts.py": "import classify.job",
+    "classify/posts/clean.py": "import classify.run.engine",
+    "pipeline/launch.py": "import classify.learn.fit",
+    "classify/model/files.py": "import shared.lake",
+    "serve/topics.py": "import localcloud.settings",
+    "serve/health.py": "import rich",
+    "shared/logs.py": "import azurefunctions.extensions.base",
+}
+"""A wrong import for each contract of pyproject.toml, and for the two rooms that must not know each other."""
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages, this file and the contracts, in a folder where wrong imports may be added."""
+    folder = tmp_path_factory.mktemp("house")
+    for room in ROOMS:
+        shutil.copytree(PROJECT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__", "starter"))
+    shutil.copy(PROJECT / "pyproject.toml", folder)
+    (folder / "tests" / "unit").mkdir(parents=True)
+    shutil.copy(__file__, folder / "tests" / "unit")
+    return folder
+
+
+@contextmanager
+def seeded(folder: Path, seeds: dict[str, str]) -> Iterator[None]:
+    before = {name: (folder / name).read_text() for name in seeds}
+    for name, line in seeds.items():
+        (folder / name).write_text(f"{before[name]}\n{line}\n")
+    yield
+    for name, text in before.items():
+        (folder / name).write_text(text)
+
+
+def broken(folder: Path) -> list[str]:
+    """The contracts that import-linter finds broken there."""
+    ran = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=folder, capture_output=True, text=True
+    )
+    assert "Contracts" in ran.stdout, ran.stdout + ran.stderr
+    return re.findall(r"^(.+?) BROKEN$", re.sub(r"\n(?=[a-z])", " ", ran.stdout), re.MULTILINE)
+
+
+def test_each_import_contract_is_broken_by_a_wrong_import(copied: Path) -> None:
+    contracts = (PROJECT / "pyproject.toml").read_text().count("[[tool.importlinter.contracts]]")
+    assert broken(copied) == []
+    with seeded(copied, SEEDS):
+        assert len(broken(copied)) == contracts
+    with seeded(copied, {"ingest/contracts.py": SEEDS["ingest/contracts.py"]}):
+        assert len(broken(copied)) == 1
+
+
+def test_the_test_of_circles_fails_where_there_is_one(copied: Path) -> None:
+    test = f"tests/unit/{Path(__file__).name}::{test_no_modules_import_each_other_in_a_circle.__name__}"
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
+    assert subprocess.run(run, cwd=copied, capture_output=True).returncode == 0
+    with seeded(copied, {"ingest/contracts.py": "import ingest.posts"}):
+        ran = subprocess.run(run, cwd=copied, capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "'ingest.contracts', 'ingest.posts'" in ran.stdout

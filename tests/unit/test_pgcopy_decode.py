@@ -8,18 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ingest import pgcopy
-from ingest.pgcopy import Column, TablePlan, WireRows, decode
+from ingest.postgres import decode as decoding
+from ingest.postgres import wire as wired
+from ingest.postgres.plan import TablePlan
+from ingest.postgres.types import BY_NAME, SourceColumn
+from ingest.postgres.wire import WireRows, decode
 from shared.errors import BadInput, TransientError
 
 PLAN = TablePlan(
     "raw",
     "t",
     (
-        Column("id", "int4", pa.int32()),
-        Column("name", "text", pa.string()),
-        Column("price", "numeric", pa.decimal128(5, 2)),
-        Column("born", "date", pa.date32()),
+        SourceColumn("id", BY_NAME["int4"], pa.int32()),
+        SourceColumn("name", BY_NAME["text"], pa.string()),
+        SourceColumn("price", BY_NAME["numeric"], pa.decimal128(5, 2)),
+        SourceColumn("born", BY_NAME["date"], pa.date32()),
     ),
     "UTF8",
 )
@@ -32,7 +35,7 @@ def row(*values: bytes | None) -> bytes:
 
 
 def wire(*rows: bytes) -> WireRows:
-    return WireRows(b"".join(rows) + pgcopy.PADDING, np.array([len(r) for r in rows]))
+    return WireRows(b"".join(rows) + wired.PADDING, np.array([len(r) for r in rows]))
 
 
 def int4(value: int) -> bytes:
@@ -44,15 +47,15 @@ EMPTY = row(None, None, None, None)
 
 
 def test_values_and_nulls() -> None:
-    tally: pgcopy.Tally = Counter()
-    batch = decode(wire(FULL, EMPTY, row(int4(-1), b"", None, int4(-1))), PLAN, tally)
+    irregularities: decoding.Irregularities = Counter()
+    batch = decode(wire(FULL, EMPTY, row(int4(-1), b"", None, int4(-1))), PLAN, irregularities)
     batch.validate(full=True)
     assert batch.schema == PLAN.arrow_schema
     assert batch["id"].to_pylist() == [7, None, -1]
     assert batch["name"].to_pylist() == ["né", None, ""]
     assert batch["price"].to_pylist() == [Decimal("-1.50"), None, None]
     assert [str(day) for day in batch["born"].to_pylist()] == ["2001-01-01", "None", "1999-12-31"]
-    assert not tally
+    assert not irregularities
 
 
 @pytest.mark.parametrize("single", [FULL, EMPTY])
@@ -64,15 +67,15 @@ def test_a_single_row_is_decoded_as_it_is_among_others(single: bytes) -> None:
 
 
 def test_a_null_at_the_very_end_reads_nothing_beyond_the_rows() -> None:
-    plan = TablePlan("raw", "t", (Column("n", "uuid", pa.binary(16)),), "UTF8")
+    plan = TablePlan("raw", "t", (SourceColumn("n", BY_NAME["uuid"], pa.binary(16)),), "UTF8")
     assert decode(wire(row(None)), plan, Counter())["n"].to_pylist() == [None]
 
 
 def test_irregular_values_become_null_and_are_counted() -> None:
-    tally: pgcopy.Tally = Counter()
-    last, first = pgcopy.LAST_DAY, pgcopy.FIRST_DAY
+    irregularities: decoding.Irregularities = Counter()
+    last, first = decoding.LAST_DAY, decoding.FIRST_DAY
     days = [2**31 - 1, -(2**31), last, last + 1, first, first - 1]
-    batch = decode(wire(*(row(None, None, b"NaN", int4(day)) for day in days)), PLAN, tally)
+    batch = decode(wire(*(row(None, None, b"NaN", int4(day)) for day in days)), PLAN, irregularities)
     assert [str(day) for day in batch["born"].to_pylist()] == [
         "None",
         "None",
@@ -82,7 +85,7 @@ def test_irregular_values_become_null_and_are_counted() -> None:
         "None",
     ]
     assert batch["price"].null_count == 6
-    assert tally == {("born", "infinity"): 2, ("born", "out_of_range"): 2, ("price", "nan"): 6}
+    assert irregularities == {("born", "infinity"): 2, ("born", "out_of_range"): 2, ("price", "nan"): 6}
 
 
 @pytest.mark.parametrize(
@@ -105,12 +108,12 @@ def test_a_malformed_row_is_refused_wherever_it_stands(bad: bytes, said: str) ->
             decode(wire(*rows), PLAN, Counter())
 
 
-HEADER = pgcopy.SIGNATURE + struct.pack("!iI", 0, 0)
+HEADER = wired.SIGNATURE + struct.pack("!iI", 0, 0)
 
 
 def collected(messages: list[bytes]) -> list[WireRows]:
     found: list[WireRows] = []
-    sink = pgcopy.RowSink(found.append, "raw.t")
+    sink = wired.RowSink(found.append, "raw.t")
     for message in messages:
         sink.write(message)
     sink.finish()
@@ -120,30 +123,30 @@ def collected(messages: list[bytes]) -> list[WireRows]:
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 511, 512, 8191, 8192, 8193, 8448])
 def test_rows_are_joined_in_order_and_the_end_mark_left_out(count: int) -> None:
     rows = [row(int4(i)) for i in range(count)]
-    messages = [*rows, pgcopy.END_MARK]
+    messages = [*rows, wired.END_MARK]
     messages[0] = HEADER + messages[0]
     found = collected(messages)
-    assert b"".join(batch.buffer.removesuffix(pgcopy.PADDING) for batch in found) == b"".join(rows)
+    assert b"".join(batch.buffer.removesuffix(wired.PADDING) for batch in found) == b"".join(rows)
     assert [size for batch in found for size in batch.sizes] == [10] * count
-    assert all(len(batch.sizes) <= pgcopy.ROWS_PER_BATCH for batch in found)
+    assert all(len(batch.sizes) <= wired.ROWS_PER_BATCH for batch in found)
 
 
 def test_few_large_rows_make_a_batch() -> None:
     large = row(bytes(3 << 20))
-    found = collected([HEADER + row(int4(1)), *[large] * 10, pgcopy.END_MARK])
+    found = collected([HEADER + row(int4(1)), *[large] * 10, wired.END_MARK])
     assert [size for batch in found for size in batch.sizes] == [10, *[len(large)] * 10]
-    assert max(len(batch.buffer) for batch in found) <= pgcopy.BYTES_PER_BATCH + 2 * len(large)
+    assert max(len(batch.buffer) for batch in found) <= wired.BYTES_PER_BATCH + 2 * len(large)
 
 
 def test_a_header_extension_is_skipped() -> None:
-    header = pgcopy.SIGNATURE + struct.pack("!iI", 0, 3) + b"abc"
-    assert [len(batch.sizes) for batch in collected([header + row(int4(1)), pgcopy.END_MARK])] == [1]
+    header = wired.SIGNATURE + struct.pack("!iI", 0, 3) + b"abc"
+    assert [len(batch.sizes) for batch in collected([header + row(int4(1)), wired.END_MARK])] == [1]
 
 
-@pytest.mark.parametrize("first", [b"", b"1\tone\n", HEADER[:-1], pgcopy.SIGNATURE + struct.pack("!iI", 1 << 16, 0)])
+@pytest.mark.parametrize("first", [b"", b"1\tone\n", HEADER[:-1], wired.SIGNATURE + struct.pack("!iI", 1 << 16, 0)])
 def test_another_format_is_refused(first: bytes) -> None:
     with pytest.raises(BadInput, match="binary COPY format"):
-        collected([first, pgcopy.END_MARK])
+        collected([first, wired.END_MARK])
 
 
 @pytest.mark.parametrize("messages", [[], [HEADER + row(int4(1))]])

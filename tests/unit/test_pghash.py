@@ -8,7 +8,9 @@ from uuid import UUID
 import pyarrow as pa
 import pytest
 
-from ingest.pghash import LONG, batch_checksum, column_hashes
+from ingest.postgres.checksum import batch_checksum
+from ingest.postgres.lookup3 import LONG, without_nulls
+from ingest.postgres.types import TYPES, PostgresType, SourceColumn
 
 SEED = 3
 OF_THE_SERVER: list[tuple[pa.DataType, Any, int]] = [
@@ -39,6 +41,22 @@ OF_THE_SERVER: list[tuple[pa.DataType, Any, int]] = [
 ]
 
 
+def entry_of(kind: pa.DataType) -> PostgresType:
+    """The first type that becomes this one; every decimal is a numeric."""
+    return next(
+        entry for entry in TYPES if entry.arrow == kind or (pa.types.is_decimal(kind) and entry.names == ("numeric",))
+    )
+
+
+def column_hashes(column: pa.Array, seed: int) -> Any:
+    return without_nulls(entry_of(column.type).hash, column, seed)
+
+
+def checksum_of(batch: pa.RecordBatch) -> int:
+    columns = [SourceColumn(field.name, entry_of(field.type), field.type) for field in batch.schema]
+    return batch_checksum(batch, columns)
+
+
 @pytest.mark.parametrize(("kind", "value", "hashed"), OF_THE_SERVER)
 def test_hashes_are_those_of_the_server(kind: pa.DataType, value: Any, hashed: int) -> None:
     alone = column_hashes(pa.array([value], kind), SEED)
@@ -56,11 +74,11 @@ def test_strings_of_all_lengths_hash_together_as_they_do_alone() -> None:
 
 def test_no_rows_no_checksum() -> None:
     columns = [pa.array([], kind) for kind, _, _ in OF_THE_SERVER]
-    assert batch_checksum(pa.RecordBatch.from_arrays(columns, names=[str(i) for i in range(len(columns))])) == 0
+    assert checksum_of(pa.RecordBatch.from_arrays(columns, names=[str(i) for i in range(len(columns))])) == 0
 
 
 def checksum(**columns: list[Any]) -> int:
-    return batch_checksum(pa.RecordBatch.from_pydict(columns))
+    return checksum_of(pa.RecordBatch.from_pydict(columns))
 
 
 def test_the_checksum_sees_values_rows_columns_and_repetition_but_not_order() -> None:

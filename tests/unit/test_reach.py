@@ -63,7 +63,7 @@ def test_the_functions_reach_what_they_import_when_they_run_and_not_what_the_job
     reached = reach.modules_reached("function_app")
     assert {
         "ingest.posts",
-        "ingest.pghash",
+        "ingest.postgres.checksum",
         "pipeline.publish",
         "serve.topics",
         "psycopg2",
