@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
+LOCKED := requirements requirements-local requirements-dev requirements-bench
+INSTALL = @echo "setting up (once) ..." && $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -r $< && touch $@
 
-.PHONY: help demo up test test-all lint format bench clean
+.PHONY: help demo up test test-all coverage lint format lock bench clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -27,22 +29,26 @@ lint: $(VENV)/.dev ## ruff, mypy --strict, one-way imports
 format: $(VENV)/.dev ## format the code and fix what can be fixed
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
+lock: | $(VENV)/bin/uv ## compile requirements*.in into requirements*.txt; ARGS=--upgrade takes the newest versions
+	@for name in $(LOCKED); do \
+	  $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes $(ARGS) $$name.in -o $$name.txt || exit; done
+
 bench: $(VENV)/.bench ## every benchmark, as tables; says first which and how long they take
 	@$(BIN)/python -m bench
 
 clean: ## remove what set-up and runs made
-	rm -rf $(VENV) .tools .localcloud .import-dump
+	rm -rf $(VENV) .tools .localcloud .import-dump .coverage*
 
 $(VENV)/bin/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "StackTopics needs Python 3.11 to 3.13; set PYTHON=... to one"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q --disable-pip-version-check 'uv>=0.9,<1'
 
-$(VENV)/.local: requirements-local.txt requirements.txt | $(VENV)/bin/uv
-	@echo "setting up (once) ..." && $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -r $< && touch $@
+$(VENV)/.local: requirements-local.txt | $(VENV)/bin/uv
+	$(INSTALL)
 
-$(VENV)/.dev: requirements-dev.txt requirements-local.txt requirements.txt | $(VENV)/bin/uv
-	@echo "setting up (once) ..." && $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -r $< && touch $@ $(VENV)/.local
+$(VENV)/.dev: requirements-dev.txt | $(VENV)/bin/uv
+	$(INSTALL) $(VENV)/.local
 
-$(VENV)/.bench: requirements-bench.txt requirements-dev.txt requirements-local.txt requirements.txt | $(VENV)/bin/uv
-	@echo "setting up (once) ..." && $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -r $< && touch $@ $(VENV)/.dev $(VENV)/.local
+$(VENV)/.bench: requirements-bench.txt | $(VENV)/bin/uv
+	$(INSTALL) $(VENV)/.dev $(VENV)/.local

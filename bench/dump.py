@@ -244,7 +244,7 @@ def parquet_alone(job: Job) -> Work:
     xml = Path(job.xml)
     lo, hi = row_ranges(xml, POSTS_TABLE.root, GROUP_BYTES)[0]
     with xml.open("rb", buffering=0) as file:
-        runs = scan_range(xml, lo, hi, POSTS_TABLE.root, None, [].extend).runs.tolist()
+        runs = scan_range(xml, lo, hi, POSTS_TABLE.root, None, list[Any]().extend).runs.tolist()
         rows = [read_rows(file, start, end, number) for _, start, end, number in runs]
     batches = RowParser(POSTS_TABLE, lambda _: ()).parse(rows)
 

@@ -102,11 +102,11 @@ def main(arguments: Sequence[str]) -> int:
     table = Table(title=f"Landing {given.megabytes} MB on Azurite, {given.rounds} rounds")
     for name in ("way", "seconds", "CPU s here", "MiB above start", "MiB in all", "× ranges"):
         table.add_column(name, justify="left" if name == "way" else "right")
-    base = next(each["seconds"] for each in results if each["way"] == "ranges through us")
+    base = next(float(each["seconds"]) for each in results if each["way"] == "ranges through us")
     for each in results:
-        ratio = f"{each['seconds'] / base:.2f}"
+        ratio = f"{float(each['seconds']) / base:.2f}"
         memory = f"{each['mib']:,.0f}", f"{each['peak_mib']:,.0f}"
-        table.add_row(each["way"], f"{each['seconds']:.1f}", f"{each['cpu']:.1f}", *memory, ratio)
+        table.add_row(str(each["way"]), f"{each['seconds']:.1f}", f"{each['cpu']:.1f}", *memory, ratio)
     Console().print(table)
     return conclude(bounds, given)
 

@@ -1,8 +1,8 @@
 """Python environments that hold what users have, and nothing that only the tests bring.
 
-They are made by uv in `.tools/environments/` of the project, once: again when a file of requirements, the packages or
-the interpreter changes. Interpreters of other versions than the running one's are found where an environment variable
-such as PYTHON312 names one, on PATH, or in pyenv's folder; tests that need a missing one are skipped.
+uv makes each one once, in `.tools/environments/` of the project, and again when a file of requirements, the packages or
+the interpreter changes. Interpreters of other versions than the running one are those that an environment variable such
+as PYTHON312 names, then those on PATH, then those in pyenv's folder. A test whose interpreter is missing is skipped.
 """
 
 import fcntl
@@ -29,12 +29,13 @@ EVERY_VERSION = [
     )
     for version in VERSIONS
 ]
-"""Parameters of a test: the running interpreter's version, and the others where all tests are run. Those of one version
-share what they set up, so one process runs them."""
+"""Parameters of a test: the running interpreter's version, and in `make test-all` the others. The tests of one version
+share their environment, so one process runs them."""
 
 
 def make_environment(version: str, *wanted: str) -> Path:
-    """The interpreter of an environment with these packages and what these files of requirements name, alone.
+    """The interpreter of an environment that holds nothing but these packages and those that these compiled files of
+    requirements name.
 
     Skips the test where no interpreter of the version is found. Raises CalledProcessError where uv fails.
     """
@@ -43,12 +44,12 @@ def make_environment(version: str, *wanted: str) -> Path:
         pytest.skip(f"no Python {version}: set {_variable(version)} to one, or have it on PATH or in pyenv")
     files = [name for name in wanted if name.endswith(".txt")]
     packages = [word for name in wanted for word in (("-r", name) if name in files else (name,))]
-    key = hashlib.sha256(repr([_answer(base), packages, [_content(PROJECT / name) for name in files]]).encode())
+    key = hashlib.sha256(repr([_answer(base), packages, [(PROJECT / name).read_bytes() for name in files]]).encode())
     home = TOOLS / "environments" / f"{version}-{Path(wanted[0]).stem}{'-and-more' if len(wanted) > 1 else ''}"
     python, stamp = home / "bin" / "python", home / "made-of.sha256"
     home.parent.mkdir(parents=True, exist_ok=True)
     with home.with_name(f"{home.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of the session may want it too
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of the test run may want it too
         if not stamp.exists() or stamp.read_text() != key.hexdigest():
             shutil.rmtree(home, ignore_errors=True)
             _uv("venv", "--seed", "--python", str(base), str(home))
@@ -77,17 +78,10 @@ def _variable(version: str) -> str:
 
 @functools.cache
 def _answer(python: Path) -> str:
-    """Version and folder of an interpreter; nothing where it does not run. It is asked, because pyenv's `python3.13` on
-    PATH refuses to run where another version is chosen."""
+    """Version and folder of an interpreter; an empty text where it does not run, as pyenv's `python3.13` on PATH does
+    not where another version is chosen."""
     question = "import platform, sys; print(platform.python_version(), sys.base_prefix)"
     return subprocess.run([python, "-c", question], capture_output=True, text=True, check=False).stdout
-
-
-def _content(requirements: Path) -> str:
-    """What a file of requirements says, and those that it names."""
-    text = requirements.read_text()
-    named = [line.removeprefix("-r").strip() for line in text.splitlines() if line.startswith("-r")]
-    return text + "".join(_content(requirements.with_name(name)) for name in named)
 
 
 def _uv(*arguments: str) -> None:

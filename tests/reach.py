@@ -62,7 +62,8 @@ def _codes(module: str) -> list[Code]:
 def _nodes(tree: ast.AST, *, into_functions: bool) -> Iterator[ast.AST]:
     """What stands below a node, for type checkers only excepted, and the insides of functions only if that is said."""
     is_for_checkers = isinstance(tree, ast.If) and "TYPE_CHECKING" in ast.unparse(tree.test)
-    for node in tree.orelse if is_for_checkers else ast.iter_child_nodes(tree):
+    below = tree.orelse if isinstance(tree, ast.If) and is_for_checkers else ast.iter_child_nodes(tree)
+    for node in below:
         yield node
         if into_functions or not isinstance(node, Function):
             yield from _nodes(node, into_functions=into_functions)

@@ -11,7 +11,7 @@ measured by it: no test passes or fails by how fast a machine is."""
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T], what: str | Callable[[], str]) -> T:
+def eventually(look: Callable[[], T | None], what: str | Callable[[], str]) -> T:
     """What `look` returns once that is truthy; fails, naming `what` was waited for, when it never is."""
     deadline = time.monotonic() + PATIENCE
     while not (found := look()):

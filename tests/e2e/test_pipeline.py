@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime
 from pathlib import Path
@@ -36,7 +37,7 @@ PYTHON, JAVA = {"Tags": "<python><list>"}, {"Tags": "|java|"}
 ANSWER = {"PostTypeId": 2, "Title": None, "Tags": None}
 
 
-def on(day: date, *rows: dict[str, object]) -> bytes:
+def on(day: date, *rows: Mapping[str, object]) -> bytes:
     return parquet(posts(*({"CreationDate": datetime(day.year, day.month, day.day, 12), **row} for row in rows)))
 
 

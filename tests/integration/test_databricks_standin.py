@@ -6,13 +6,15 @@ import os
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from databricks.sdk import WorkspaceClient
 from databricks.sdk.errors import PermissionDenied, ResourceDoesNotExist
 from databricks.sdk.errors.platform import InvalidParameterValue
-from databricks.sdk.service.jobs import Run, RunLifeCycleState, RunLifecycleStateV2State, RunResultState
+from databricks.sdk.service.jobs import RunLifeCycleState, RunLifecycleStateV2State, RunResultState
 
 from localcloud import workers
 from localcloud.databricks import JobsService, JobsSettings
@@ -35,7 +37,7 @@ class StandIn:
         service = JobsService(settings, folder / "databricks", folder / "logs")
         self._loop.serve(service.application(), self.port)
         self.client = self.connect(settings.token)
-        self.jobs = self.client.jobs
+        self.jobs: Any = self.client.jobs
 
     @property
     def url(self) -> str:
@@ -48,12 +50,12 @@ class StandIn:
         run_id: int = self.jobs.run_now(SAMPLE, job_parameters=parameters).run_id
         return run_id
 
-    def wait(self, run_id: int) -> Run:
-        """The run, once it is over."""
+    def wait(self, run_id: int) -> Any:
+        """The run, once it is over, as the SDK's `Run`, all of whose fields it declares optional."""
         return self.wait_for(run_id, lambda run: run.state.life_cycle_state.value in ("TERMINATED", "INTERNAL_ERROR"))
 
-    def wait_for(self, run_id: int, condition: Callable[[Run], bool]) -> Run:
-        def look() -> Run | None:
+    def wait_for(self, run_id: int, condition: Callable[[Any], bool]) -> Any:
+        def look() -> Any:
             run = self.jobs.get_run(run_id)
             return run if condition(run) else None
 
@@ -71,6 +73,10 @@ class StandIn:
             self._loop.stop()
 
 
+def has_lines(log: Path, lines: int) -> bool:
+    return log.exists() and len(log.read_text().splitlines()) == lines
+
+
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., StandIn]]:
     """Starts stand-ins on one state folder; arguments change fields of `SETTINGS`."""
@@ -79,7 +85,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "no-such-file"))
     started: list[StandIn] = []
 
-    def start(**changes: object) -> StandIn:
+    def start(**changes: Any) -> StandIn:
         started.append(StandIn(tmp_path, replace(SETTINGS, **changes)))
         return started[-1]
 
@@ -300,7 +306,7 @@ class TestWorkers:
         pids = set()
         for run_id in [stand_in.start(describe="pid", sleep_seconds="600") for _ in range(2)]:
             log = tmp_path / "logs" / f"job-{run_id}.log"
-            stand_in.wait_for(run_id, lambda _, log=log: log.exists() and len(log.read_text().splitlines()) == 3)
+            eventually(partial(has_lines, log, 3), f"three lines of run {run_id}")
             pids.add(log.read_text().splitlines()[2])
         assert len(pids) == 2
 

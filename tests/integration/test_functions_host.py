@@ -50,7 +50,7 @@ def host(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hos
 def open_host(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     """A host that asks for no keys."""
     cloud.blobs.create_container("open")
-    settings = {"INBOX": "open", "WORK_QUEUE": "none-here", "AzureFunctionsWebHost__hostid": "open"}
+    settings: dict[str, Any] = {"INBOX": "open", "WORK_QUEUE": "none-here", "AzureFunctionsWebHost__hostid": "open"}
     running = HostProcess(tmp_path_factory.mktemp("open-host"), cloud, **settings)
     yield running
     running.process.stop()
@@ -132,7 +132,11 @@ class TestBlobs:
 
     def test_receipts_outlive_the_host(self, cloud: Cloud, tmp_path: Path) -> None:
         cloud.blobs.create_container("restarted")
-        settings = {"INBOX": "restarted", "WORK_QUEUE": "none-here", "AzureFunctionsWebHost__hostid": "restarted"}
+        settings: dict[str, Any] = {
+            "INBOX": "restarted",
+            "WORK_QUEUE": "none-here",
+            "AzureFunctionsWebHost__hostid": "restarted",
+        }
         cloud.upload("restarted", "old.txt", "old")
         first = HostProcess(tmp_path, cloud, **settings)
         first.wait_for("on_blob", blob="old.txt")
@@ -314,7 +318,11 @@ class TestTimers:
         status = cloud.blobs.get_blob_client("azure-webjobs-hosts", "timers/late/Host.Functions.tick.Listener/status")
         missed = {"Last": "2020-01-01T03:00:00+00:00", "Next": "2020-01-02T03:00:00+00:00"}
         status.upload_blob(json.dumps(missed | {"LastUpdated": missed["Last"]}))
-        settings = {"INBOX": "none-here", "WORK_QUEUE": "none-here", "AzureFunctionsWebHost__hostid": "late"}
+        settings: dict[str, Any] = {
+            "INBOX": "none-here",
+            "WORK_QUEUE": "none-here",
+            "AzureFunctionsWebHost__hostid": "late",
+        }
         late = HostProcess(tmp_path, cloud, **settings)
         (seen,) = late.wait_for("tick")
         assert seen["past_due"] is True

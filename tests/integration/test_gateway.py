@@ -20,8 +20,13 @@ from localcloud import azurite
 from localcloud.cloud import LocalCloud
 from tests.localcloud_fixtures import CREDENTIAL
 
-STALE = {"etag": '"0x0"', "match_condition": MatchConditions.IfNotModified}
+STALE: dict[str, Any] = {"etag": '"0x0"', "match_condition": MatchConditions.IfNotModified}
 MISSING: dict[str, Any] = {"match_condition": MatchConditions.IfMissing}
+
+
+def code_of(refused: pytest.ExceptionInfo[Any]) -> str:
+    """The storage service's error code, which the SDKs add to their exceptions."""
+    return str(refused.value.error_code)
 
 
 def put(file_system: FileSystemClient, path: str, content: bytes = b"x") -> str:
@@ -64,7 +69,7 @@ class TestWriting:
         client.append_data(b"four", 0, 4)
         with pytest.raises(HttpResponseError) as refused:
             client.flush_data(position)
-        assert (refused.value.status_code, refused.value.error_code) == (400, "InvalidFlushPosition")
+        assert (refused.value.status_code, code_of(refused)) == (400, "InvalidFlushPosition")
 
     def test_an_abandoned_upload_leaves_nothing_in_the_next_one(self, file_system: FileSystemClient) -> None:
         abandoned = file_system.create_file("f")
@@ -76,7 +81,7 @@ class TestWriting:
     def test_appending_needs_the_file(self, file_system: FileSystemClient) -> None:
         with pytest.raises(ResourceNotFoundError) as refused:
             file_system.get_file_client("none").append_data(b"x", 0, 1)
-        assert refused.value.error_code == "PathNotFound"
+        assert code_of(refused) == "PathNotFound"
 
     def test_a_file_written_as_a_blob_can_be_appended_to(
         self, file_system: FileSystemClient, blob_service: BlobServiceClient
@@ -110,7 +115,7 @@ class TestWriting:
         put(file_system, "a")
         with pytest.raises(HttpResponseError) as refused:
             put(file_system, "a/b")
-        assert (refused.value.status_code, refused.value.error_code) == (409, "PathConflict")
+        assert (refused.value.status_code, code_of(refused)) == (409, "PathConflict")
 
     def test_a_file_system_that_is_not_there(self, local_cloud: LocalCloud, file_system: FileSystemClient) -> None:
         url = azurite.endpoint(local_cloud.ports["lake"])
@@ -119,7 +124,7 @@ class TestWriting:
             pytest.raises(ResourceNotFoundError) as refused,
         ):
             missing.create_file("f")
-        assert refused.value.error_code == "FilesystemNotFound"
+        assert code_of(refused) == "FilesystemNotFound"
 
 
 class TestConditions:
@@ -127,7 +132,7 @@ class TestConditions:
         put(file_system, "f", b"first")
         with pytest.raises(ResourceExistsError) as refused:
             file_system.get_file_client("f").create_file(**MISSING)
-        assert (refused.value.status_code, refused.value.error_code) == (409, "PathAlreadyExists")
+        assert (refused.value.status_code, code_of(refused)) == (409, "PathAlreadyExists")
         assert read(file_system, "f") == b"first"
 
     def test_writing_under_a_stale_etag(self, file_system: FileSystemClient) -> None:
@@ -143,7 +148,7 @@ class TestConditions:
         client.append_data(b"x", 0, 1)
         with pytest.raises(ResourceModifiedError) as refused:
             client.flush_data(1, **STALE)
-        assert refused.value.error_code == "ConditionNotMet"
+        assert code_of(refused) == "ConditionNotMet"
 
     def test_deleting_under_a_stale_etag(self, file_system: FileSystemClient) -> None:
         put(file_system, "f")
@@ -160,7 +165,7 @@ class TestConditions:
             source.rename_file(target, **MISSING)
         with pytest.raises(ResourceModifiedError) as stale:
             source.rename_file(target, **STALE)
-        assert (exists.value.error_code, stale.value.error_code) == ("PathAlreadyExists", "ConditionNotMet")
+        assert (code_of(exists), code_of(stale)) == ("PathAlreadyExists", "ConditionNotMet")
         assert read(file_system, "old") == b"old"
         source.rename_file(target, etag=etag, match_condition=MatchConditions.IfNotModified)
         assert read(file_system, "old") == b"new"
@@ -175,10 +180,10 @@ class TestConditions:
 
     def test_renaming_a_source_that_has_changed(self, file_system: FileSystemClient) -> None:
         put(file_system, "f")
-        conditions = {"source_etag": '"0x0"', "source_match_condition": MatchConditions.IfNotModified}
+        conditions: dict[str, Any] = {"source_etag": '"0x0"', "source_match_condition": MatchConditions.IfNotModified}
         with pytest.raises(HttpResponseError) as refused:
             file_system.get_file_client("f").rename_file(f"{file_system.file_system_name}/g", **conditions)
-        assert (refused.value.status_code, refused.value.error_code) == (412, "SourceConditionNotMet")
+        assert (refused.value.status_code, code_of(refused)) == (412, "SourceConditionNotMet")
 
     def test_of_writers_that_rename_onto_one_name_at_once_exactly_one_wins(self, file_system: FileSystemClient) -> None:
         writers = 8
@@ -229,13 +234,13 @@ class TestRenaming:
     def test_a_missing_source(self, file_system: FileSystemClient) -> None:
         with pytest.raises(ResourceNotFoundError) as refused:
             file_system.get_file_client("none").rename_file(f"{file_system.file_system_name}/f")
-        assert refused.value.error_code == "SourcePathNotFound"
+        assert code_of(refused) == "SourcePathNotFound"
 
     def test_a_target_without_its_directory(self, file_system: FileSystemClient) -> None:
         put(file_system, "f")
         with pytest.raises(ResourceNotFoundError) as refused:
             file_system.get_file_client("f").rename_file(f"{file_system.file_system_name}/nowhere/f")
-        assert refused.value.error_code == "RenameDestinationParentPathNotFound"
+        assert code_of(refused) == "RenameDestinationParentPathNotFound"
 
     def test_a_directory_with_all_that_is_in_it(self, file_system: FileSystemClient) -> None:
         put(file_system, "from/a", b"a")
@@ -250,7 +255,7 @@ class TestRenaming:
         put(file_system, "d/f")
         with pytest.raises(HttpResponseError) as refused:
             file_system.get_directory_client("d").rename_directory(f"{file_system.file_system_name}/d/e")
-        assert refused.value.error_code == "InvalidRenameSourcePath"
+        assert code_of(refused) == "InvalidRenameSourcePath"
 
     def test_a_directory_onto_one_that_holds_something_is_refused(self, file_system: FileSystemClient) -> None:
         put(file_system, "d/f")
@@ -275,7 +280,7 @@ class TestDeleting:
     def test_a_missing_file(self, file_system: FileSystemClient) -> None:
         with pytest.raises(ResourceNotFoundError) as refused:
             file_system.get_file_client("none").delete_file()
-        assert refused.value.error_code == "PathNotFound"
+        assert code_of(refused) == "PathNotFound"
 
     def test_a_directory_goes_with_all_that_is_in_it(self, file_system: FileSystemClient) -> None:
         put(file_system, "d/e/f")
@@ -287,7 +292,7 @@ class TestDeleting:
         put(file_system, "d/f")
         with pytest.raises(HttpResponseError) as refused:
             file_system.get_file_client("d").delete_file()
-        assert (refused.value.status_code, refused.value.error_code) == (409, "DirectoryNotEmpty")
+        assert (refused.value.status_code, code_of(refused)) == (409, "DirectoryNotEmpty")
 
     def test_a_directory_stays_when_its_last_file_goes(self, file_system: FileSystemClient) -> None:
         put(file_system, "d/f")
@@ -328,7 +333,7 @@ class TestListing:
     def test_a_missing_directory(self, file_system: FileSystemClient) -> None:
         with pytest.raises(ResourceNotFoundError) as refused:
             names(file_system, "none")
-        assert refused.value.error_code == "PathNotFound"
+        assert code_of(refused) == "PathNotFound"
 
     def test_an_empty_directory(self, file_system: FileSystemClient) -> None:
         file_system.create_directory("d")
@@ -369,7 +374,7 @@ class TestTheRest:
         with FileSystemClient(url, file_system.file_system_name, credential=credential, retry_total=0) as stranger:
             with pytest.raises(ClientAuthenticationError) as refused:
                 stranger.create_file("g")
-            assert refused.value.error_code == "AuthenticationFailed"
+            assert code_of(refused) == "AuthenticationFailed"
             with pytest.raises(HttpResponseError) as refused_by_azurite:
                 stranger.get_file_client("f").get_file_properties()
             assert refused_by_azurite.value.status_code == 403
@@ -378,4 +383,4 @@ class TestTheRest:
         put(file_system, "f")
         with pytest.raises(HttpResponseError) as refused:
             file_system.get_file_client("f").set_access_control(permissions="0777")
-        assert (refused.value.status_code, refused.value.error_code) == (501, "NotImplemented")
+        assert (refused.value.status_code, code_of(refused)) == (501, "NotImplemented")

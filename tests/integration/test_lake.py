@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from azure.core.exceptions import HttpResponseError
-from azure.storage.blob import BlobClient, BlobServiceClient, ContentSettings
+from azure.storage.blob import BlobBlock, BlobClient, BlobServiceClient, ContentSettings
 from azure.storage.filedatalake import FileSystemClient
 
 from shared import copying, paths
@@ -279,7 +279,7 @@ def test_bytes_that_pass_through_us_are_held_against_the_md5_of_the_source(
     again = {"right": [], "none": [6000], "wrong": [6000, 3000, 0]}
     for kind, known in {"right": right, "none": None, "wrong": wrong}.items():
         source.stage_block("0", data)
-        source.commit_block_list(["0"], content_settings=ContentSettings(content_md5=known))
+        source.commit_block_list([BlobBlock("0")], content_settings=ContentSettings(content_md5=known))
         with monkeypatch.context() as patched:
             read = ranges_read(patched, source)
             copied = azure_lake.copy_from(blob, blob.version(), "landed", 0.3)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psycopg2
 import pyarrow.parquet as pq
@@ -101,13 +101,14 @@ def up(state_dir: Path, settings_file: Path) -> Iterator[Up]:
     given = [word for name, port in ports.items() for word in (f"--{name}-port", str(port))]
     command = [sys.executable, "-X", "faulthandler", "-m", "localcloud", "up", *given]
     command += ["--state", str(state_dir), "--settings-file", str(settings_file)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with ExitStack() as stack:
 
         def start(*options: str, host: bool = False, **environment: str) -> subprocess.Popen[str]:
             words = [*command, *options, *([] if host else ["--no-host"])]
             variables = {**os.environ, **environment}
-            process = subprocess.Popen(words, cwd=PROJECT_ROOT, text=True, env=variables, **pipes)
+            process = subprocess.Popen(
+                words, cwd=PROJECT_ROOT, text=True, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
             stack.callback(end_of, process)
             stack.callback(process.terminate)
             return process
@@ -118,7 +119,7 @@ def up(state_dir: Path, settings_file: Path) -> Iterator[Up]:
 def lines_until_ready(process: subprocess.Popen[str]) -> list[str]:
     """What `up` says before it is ready."""
     assert process.stdout is not None
-    lines = []
+    lines: list[str] = []
     for line in iter(process.stdout.readline, ""):
         if line == "Ready\n":
             return lines
@@ -138,7 +139,7 @@ class TestSettings:
         with DataLakeServiceClient(account, credential=CREDENTIAL) as lake:
             assert lake.get_file_system_client(file_system).exists()
         assert ask_postgres(values, "SHOW timezone") == "UTC"
-        jobs = WorkspaceClient(host=values["DATABRICKS_HOST"], token=values["DATABRICKS_TOKEN"]).jobs
+        jobs: Any = WorkspaceClient(host=values["DATABRICKS_HOST"], token=values["DATABRICKS_TOKEN"]).jobs
         assert jobs.get(int(values["DATABRICKS_JOB_ID"])).settings.name == "classify.job"
 
     def test_given_settings_win(self, state_dir: Path) -> None:
@@ -238,7 +239,7 @@ class TestUpAndItsSettings:
 
     def run(self, up: Up, *options: str, **environment: str) -> list[str]:
         """What one run says until it is ready; it is ended then."""
-        process = up(*options, **environment)
+        process = up(*options, host=False, **environment)
         lines = lines_until_ready(process)
         process.send_signal(signal.SIGTERM)
         end_of(process)

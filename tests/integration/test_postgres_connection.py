@@ -159,7 +159,7 @@ def test_a_server_is_trusted_by_its_certificate_only(
 ) -> None:
     trusted = str(certificate[1])
     with tls_before(database, certificate) as port:
-        verified = {"postgres_sslmode": "verify-full", "postgres_port": port}
+        verified: dict[str, Any] = {"postgres_sslmode": "verify-full", "postgres_port": port}
         with pytest.raises(TerminalError, match="certificate verify failed; set POSTGRES_SSLROOTCERT") as refused:
             connect(services(database, **verified, postgres_host="localhost"))
         assert "Amazon's bundle" in str(refused.value)

@@ -3,7 +3,7 @@
 import io
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,8 @@ from azure.storage.filedatalake import FileSystemClient
 from tenacity import wait_none
 
 from cli import check
-from ingest.postgres import wire
+from ingest.postgres import checksum, wire
+from ingest.postgres import connect as connecting
 from ingest.reference import copy as reference
 from ingest.reference import proof, snapshot
 from ingest.reference.copy import copy_reference
@@ -50,7 +51,8 @@ class Company:
     """The tables in Postgres, the lake, and the copy between them."""
 
     def __init__(self, database: Database, root: Path) -> None:
-        self.database, self.lake = database, FolderLake(root)
+        self.database = database
+        self.lake: Any = FolderLake(root)
         database.run(TABLES)
 
     def copy(self, weeks_later: int = 0, **changes: Any) -> ReferenceRecord:
@@ -138,7 +140,7 @@ def test_weeks_without_a_copy_count_as_weeks(company: Company) -> None:
 
 def test_both_tables_are_of_the_same_moment(company: Company) -> None:
     class BusyLake(FolderLake):
-        def create(self, path: str) -> AbstractContextManager[BinaryIO]:
+        def create(self, path: str) -> Any:
             company.database.run(
                 "INSERT INTO raw.post_types VALUES (9, 'late'); INSERT INTO raw.users VALUES (9, 'late')"
             )
@@ -368,7 +370,7 @@ def test_damage_on_the_way_is_found_by_the_checksum(
 ) -> None:
     company.copy()
     before = company.files()
-    intact = reference.write_parquet
+    intact = snapshot.write_parquet
     monkeypatch.setattr(reference, "write_parquet", lambda batches, *rest: intact(damage(batches), *rest))
     with pytest.raises(TransientError, match=r"users: the server has 1000 rows with checksum .* were written"):
         company.copy()
@@ -386,7 +388,7 @@ def test_a_file_that_was_damaged_on_its_way_is_copied_again(
         written = 0
 
         @contextmanager
-        def create(self, path: str) -> Iterator[BinaryIO]:
+        def create(self, path: str) -> Iterator[Any]:
             with super().create(path) as out:
                 yield out
                 self.written += snapshot.INCOMING in path
@@ -406,7 +408,7 @@ def test_a_file_that_was_damaged_on_its_way_is_copied_again(
 def test_a_lake_that_fails_half_way_leaves_no_thread_and_no_file(company: Company) -> None:
     class FullLake(FolderLake):
         @contextmanager
-        def create(self, path: str) -> Iterator[BinaryIO]:
+        def create(self, path: str) -> Iterator[Any]:
             with super().create(path) as out:
                 yield LimitedFile(out)
 
@@ -470,7 +472,7 @@ def test_all_tables_and_attempts_share_one_deadline(company: Company, monkeypatc
     """)
     tables: dict[str, Any] = {"reference_tables": "a,b", "reference_exclude_columns": (), "reference_attempts": 3}
     services, tries, limits = company.services(**tables, reference_deadline_seconds=80), [], []
-    now, limit_statements, write_parquet = 1000.0, reference.limit_statements, reference.write_parquet
+    now, limit_statements, write_parquet = 1000.0, connecting.limit_statements, snapshot.write_parquet
 
     def limiting(connection: Any, seconds: float) -> None:
         limits.append(seconds)
@@ -510,7 +512,7 @@ def test_a_server_that_ends_the_copy_is_asked_again(company: Company, monkeypatc
 
     class EndingLake(FolderLake):
         @contextmanager
-        def create(self, path: str) -> Iterator[BinaryIO]:
+        def create(self, path: str) -> Iterator[Any]:
             with super().create(path) as out:
                 yield out if len(backends) > 1 or "users" not in path else EndingFile(out)
 
@@ -804,15 +806,22 @@ def test_however_wide_the_rows_are_little_is_held_at_once(
         CREATE TABLE raw.wide AS SELECT i, repeat(md5(i::text), {bytes_a_row // 32}) AS s
         FROM generate_series(1, {rows}) i
     """)
-    decoded, written, read_back = [], [], []
+    decoded: list[int] = []
+    written: list[int] = []
+    read_back: list[int] = []
     write_parquet, batch_checksum, write_table = (
-        reference.write_parquet,
-        proof.batch_checksum,
+        snapshot.write_parquet,
+        checksum.batch_checksum,
         pq.ParquetWriter.write_table,
     )
 
     def writing(batches: Iterable[pa.RecordBatch], *given: Any) -> None:
-        write_parquet((decoded.append(batch.nbytes) or batch for batch in batches), *given)
+        def noted() -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                decoded.append(batch.nbytes)
+                yield batch
+
+        write_parquet(noted(), *given)
 
     def writing_group(writer: pq.ParquetWriter, table: pa.Table, **given: Any) -> None:
         written.append(table.nbytes)

@@ -78,7 +78,8 @@ def spark() -> Iterator[Any]:
         session = spark_engine.session()
         yield session
         session.stop()
-        session.sparkContext._gateway.shutdown()
+        gateway: Any = session.sparkContext._gateway
+        gateway.shutdown()
         gc.collect()  # while the filter above holds
 
 
@@ -124,7 +125,7 @@ def assert_same_outputs(arrow: FolderLake, spark: FolderLake, source: str = "s",
     assert_close(rows_of(arrow, by_arrow), rows, 1e-5)
     counts = [pq.read_table(lake.root / by_arrow.output / COUNTS_FILE, partitioning=None) for lake in (arrow, spark)]
     assert counts[0].schema.metadata == counts[1].schema.metadata
-    assert_close(*counts, 1e-6 * max(rows.num_rows, 1))
+    assert_close(counts[0], counts[1], 1e-6 * max(rows.num_rows, 1))
     assert summary_of(arrow, by_arrow) == summary_of(spark, by_spark)
     topics = [
         {info.path: pq.read_table(lake.open(info.path)) for info in lake.list("question_topics")}
@@ -298,7 +299,7 @@ def test_whole_numbers_in_any_type_and_names_in_any_case_come_out_as_from_the_ar
         table = table.set_column(table.schema.names.index(name), name, values)
     table = table.rename_columns([name.lower() for name in table.schema.names])
     lakes = [classified(tmp_path / engine, table, engine) for engine in ("arrow", "spark")]
-    rows = assert_same_outputs(*lakes)
+    rows = assert_same_outputs(lakes[0], lakes[1])
     assert sorted(zip(rows["Id"].to_pylist(), rows["topic"].to_pylist(), strict=True), key=str) == [
         (1, "python"), (2, "java"), (4, "java"), (None, "css")
     ]  # fmt: skip

@@ -106,8 +106,8 @@ def state(user: User) -> Iterator[Path]:
 def settings(user: User, state: Path) -> Iterator[Path]:
     """The settings of that cloud, which runs again."""
     command = [str(user.python), "-c", CLOUD, str(state)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=PROJECT, env=_environment(), text=True, **pipes) as cloud:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=PROJECT, env=_environment(), text=True, stdin=pipe, stdout=pipe) as cloud:
         assert cloud.stdout
         yield Path(cloud.stdout.readline().strip())
         cloud.communicate()

@@ -26,9 +26,9 @@ from azure.storage.blob import BlobServiceClient
 
 from ingest.contracts import check_posts
 from ingest.dump import import_dump, import_users, posts, users
-from ingest.dump.posts import POSTS_TABLE, WORK_FOLDER
+from ingest.dump.posts import POSTS_TABLE
 from ingest.dump.rows import XmlTable
-from ingest.dump.source import dump_file
+from ingest.dump.source import WORK_FOLDER, dump_file
 from ingest.dump.state import only_one
 from ingest.dump.users import POST_TYPES, USERS
 from localcloud.postgres import Postgres
@@ -416,7 +416,8 @@ def test_archives_of_one_file_each(dump: Path, raw_st: Database, tmp_path: Path)
         name: packed(tmp_path / f"stackoverflow.com-{name}.7z", dump / f"{name}.xml") for name in ("Posts", "Users")
     }
     packed(tmp_path / "stackoverflow.com-Tags.7z", dump / "Tags.xml")
-    for number, source in enumerate(([files["Users"], files["Posts"]], tmp_path)):
+    sources: tuple[list[Path] | Path, ...] = ([files["Users"], files["Posts"]], tmp_path)
+    for number, source in enumerate(sources):
         out = tmp_path / f"out{number}"
         report = import_dump(source, out, by="month")
         assert (report.rows_out, report.files[0]) == (1073, "posts-stackoverflow-2012-06.parquet")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_a_reason_is_one_line_said_once(world: World, run: Run) -> None:
     assert document["files"][0]["state"] == "quarantined"
 
 
-def published(world: World, name: str, *rows: dict[str, object]) -> FileRecord:
+def published(world: World, name: str, *rows: dict[str, Any]) -> FileRecord:
     world.upload(name, posts(*rows))
     world.work()
     return max(world.services.ledger.records(), key=lambda record: record.order)

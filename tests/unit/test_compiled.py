@@ -1,6 +1,5 @@
 """What the compiled loops stand on."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -16,9 +15,7 @@ def test_halves_are_the_numbers_that_numpy_reads(converts: bool, monkeypatch: py
         pytest.skip("this processor does not convert halves")
     monkeypatch.setattr(compiled, "_converts_halves", lambda: converts)
     # An intrinsic keeps the code it was first compiled to: each way needs one of its own.
-    from_half: Callable[[Any], Any] = numba.extending.intrinsic(
-        lambda context, bits: compiled._from_half(context, bits)
-    )
+    from_half: Any = numba.extending.intrinsic(lambda context, bits: compiled._from_half(context, bits))
 
     @numba.njit
     def convert(bits: np.ndarray, numbers: np.ndarray) -> None:

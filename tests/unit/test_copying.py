@@ -43,7 +43,8 @@ def target(account: StubAccount) -> BlobClient:
 
 def source(account: StubAccount, etag: str = '"1"') -> tuple[SourceBlob, BlobVersion]:
     """A blob of another account, which this app reads as its identity."""
-    client = BlobClient("https://other.blob.core.windows.net", *NAME.split("/", 1), credential=Identity())
+    container, name = NAME.split("/", 1)
+    client = BlobClient("https://other.blob.core.windows.net", container, name, credential=Identity())
     account.token = "the-token"
     account.elsewhere[client.url] = Blob(DATA, '"1"')
     version = BlobVersion("posts", "in/a b.parquet", etag, datetime(2026, 11, 22, tzinfo=UTC), len(DATA), None)

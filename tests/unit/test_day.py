@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from datetime import date
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -177,7 +178,12 @@ def test_counts_without_one_of_their_columns_are_refused() -> None:
 def test_a_file_of_many_days_is_not_copied_day_by_day(monkeypatch: pytest.MonkeyPatch) -> None:
     copies: list[int] = []
     concatenate = np.concatenate
-    monkeypatch.setattr(np, "concatenate", lambda arrays: copies.append(len(arrays[0])) or concatenate(arrays))
+
+    def counted(arrays: list[Any]) -> Any:
+        copies.append(len(arrays[0]))
+        return concatenate(arrays)
+
+    monkeypatch.setattr(np, "concatenate", counted)
     made = Tally(NAMES)
     for day in range(1_000):
         made.add(np.array([day], np.int32), np.array([1]), np.array([day % 3], np.int32))

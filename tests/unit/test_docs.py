@@ -276,7 +276,8 @@ def test_what_to_do_is_said_of_every_state_that_needs_a_person() -> None:
 
 def test_the_design_draws_the_tree_that_there_is() -> None:
     design = (PROJECT / "docs" / "design.md").read_text()
-    drawn, rooms = set(), []
+    drawn: set[str] = set()
+    rooms: list[str] = []
     for line in re.findall(
         r"^    ( *)(.*)$", design.split("## The house")[1].split("\nImports point")[0], re.MULTILINE
     ):

@@ -20,9 +20,10 @@ import pytest
 from ingest.contracts import check_posts
 from ingest.dump import DumpReport, Progress, import_dump, posts, scan, site_prefix, state
 from ingest.dump import report as reports
-from ingest.dump.report import COUNT_BYTES, Spool, write_rejected
+from ingest.dump.report import COUNT_BYTES, Rejected, Spool, write_rejected
 from ingest.dump.rows import Room, RowParser, Rows, _Block
 from ingest.dump.scan import Unit
+from ingest.dump.source import WORK_FOLDER
 from ingest.dump.state import only_one
 from ingest.footer import MAX_CHUNKS
 from shared.errors import BadInput, Conflict, NotFound
@@ -475,7 +476,7 @@ def test_memory_does_not_grow_with_what_is_rejected(tmp_path: Path, monkeypatch:
 
 def test_a_file_that_shrinks_before_its_rejected_rows_are_written(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool") as spool:
-        spool.add([scan.Rejected(5_000, 10, "no row")])
+        spool.add([Rejected(5_000, 10, "no row")])
     (tmp_path / "Posts.xml").write_bytes(b"<posts>")
     with pytest.raises(Conflict, match="became shorter"):
         write_rejected([tmp_path / "spool"], tmp_path / "Posts.xml", tmp_path / "rejected.jsonl")
@@ -627,7 +628,7 @@ def test_an_interrupted_import_goes_on_where_it_was(
         import_dump(ten_days, out)
     assert len(list(out.glob("*.parquet"))) == 4
     assert not (out / "rejected.jsonl").exists()
-    journal = out / posts.WORK_FOLDER / "posts" / "written.jsonl"
+    journal = out / WORK_FOLDER / "posts" / "written.jsonl"
     journal.write_text(journal.read_text()[:-5])  # the kill came while the fourth was noted down
     stamps = {file.name: file.stat().st_mtime_ns for file in out.glob("*.parquet")}
 

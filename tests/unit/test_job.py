@@ -16,7 +16,9 @@ import pytest
 from classify import job
 from classify.days import tally
 from classify.days.day import Contribution
+from classify.model.text import MAX_BODY_BYTES
 from classify.posts import rowgroups
+from classify.posts.rowgroups import BATCH_ROWS
 from classify.registry.summary import COUNTS_FILE, REFUSED_FILE, SUMMARY_FILE, Summary
 from classify.run import arrow, census, output
 from classify.run.engine import run
@@ -85,7 +87,9 @@ def test_an_answer_is_as_uncertain_as_its_question(lake: FolderLake) -> None:
     guessed = {"Tags": None, **CSS_BODY}
     classify(lake, posts({**guessed, "Id": 5_000_000}), source="earlier")
     parents = [5_000_000, 5_000_000, 2, 2, 2, 3]
-    answers = [{**ANSWER, "ParentId": parent, "Id": 10 + number} for number, parent in enumerate(parents)]
+    answers: list[dict[str, Any]] = [
+        {**ANSWER, "ParentId": parent, "Id": 10 + number} for number, parent in enumerate(parents)
+    ]
     answers[4]["CreationDate"] = datetime(2026, 11, 22)
     classify(lake, posts({**guessed, "Id": 2}, {**PYTHON, "Id": 3}, *answers))
     output = paths.post_topics("s", "v", MODEL_VERSION, "tags")
@@ -323,6 +327,6 @@ def test_long_texts_come_in_smaller_batches(tmp_path: Path) -> None:
     with pq.ParquetFile(tmp_path / "posts.parquet") as file:
         batches = list(arrow._batches_of_texts(file))
     assert [number for batch in batches for number in batch["Id"].to_pylist()] == list(range(3_300))
-    assert max(batch.num_rows for batch in batches) == arrow.BATCH_ROWS
+    assert max(batch.num_rows for batch in batches) == BATCH_ROWS
     assert max(batch.nbytes for batch in batches) < 1.1 * arrow.LARGEST_BATCH
-    assert {len(body) for body in batches[-1]["Body"].to_pylist()} == {arrow.MAX_BODY_BYTES}
+    assert {len(body) for body in batches[-1]["Body"].to_pylist()} == {MAX_BODY_BYTES}

@@ -12,7 +12,8 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from azure.core.pipeline import PipelineContext, PipelineRequest
@@ -86,16 +87,14 @@ class TestListing:
     ],
 )
 def test_the_signature_is_that_of_the_sdk(method: str, path: str, headers: dict[str, str]) -> None:
-    class Request:
-        pass
-
-    request = Request()
-    request.method, request.url = method, f"http://127.0.0.1:10000/{ACCOUNT}{path}"
-    query = path.partition("?")[2]
-    request.query = dict(pair.split("=") for pair in query.split("&"))
-    request.headers = CaseInsensitiveDict({**headers, "x-ms-date": MODIFIED})
-    pipeline_request = PipelineRequest(request, PipelineContext(None))
-    SharedKeyCredentialPolicy(ACCOUNT, ACCOUNT_KEY).on_request(pipeline_request)
+    request = SimpleNamespace(
+        method=method,
+        url=f"http://127.0.0.1:10000/{ACCOUNT}{path}",
+        query=dict(pair.split("=") for pair in path.partition("?")[2].split("&")),
+        headers=CaseInsensitiveDict({**headers, "x-ms-date": MODIFIED}),
+    )
+    policy: Any = SharedKeyCredentialPolicy
+    policy(ACCOUNT, ACCOUNT_KEY).on_request(PipelineRequest(request, PipelineContext(None)))
     due = request.headers.pop("Authorization")
     assert authorization(ACCOUNT, ACCOUNT_KEY, method, f"/{ACCOUNT}{path}", request.headers) == due
 
@@ -134,7 +133,8 @@ class TestPorts:
     def test_a_preferred_one_that_is_taken_is_told_and_the_last_runs_comes_back(
         self, tmp_path: Path, taken: int
     ) -> None:
-        file, said = tmp_path / "ports.json", []
+        file = tmp_path / "ports.json"
+        said: list[str] = []
         before = choose_ports(file, {}, pytest.fail)
         chosen = choose_ports(file, {}, said.append, {**self.PREFERRED, "lake": taken})
         assert chosen == {**self.PREFERRED, "lake": before["lake"]}

@@ -25,7 +25,7 @@ PARTS = ["blobs", "queues", "lake", "postgres", "databricks", "functions"]
 class Cloud(LocalCloud):
     """Starts nothing; ends the command, as Ctrl-C would, at its second look."""
 
-    made: ClassVar[list[Self]]
+    made: ClassVar[list[Any]]
 
     def __init__(self, state_dir: Path, ports: Any = None, **given: Any) -> None:
         super().__init__(state_dir, ports, **given)

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +150,16 @@ def test_numbers_that_are_none_are_refused(file: str, name: str, words: str) -> 
         TopicModel.from_files(with_array(small_model().to_files(), file, name, lambda array: array * np.nan))
 
 
+def _instead(value: object, _: object) -> Any:
+    return np.array(value)
+
+
 def said_of(prior: object = None, posts: object = None) -> dict[str, bytes]:
     """The files of a model with another prior or another number of posts."""
     files = small_model().to_files()
     for name, value in (("prior", prior), ("posts", posts)):
         if value is not None:
-            files = with_array(files, CALIBRATION, name, lambda _, value=value: np.array(value))
+            files = with_array(files, CALIBRATION, name, partial(_instead, value))
     return files
 
 

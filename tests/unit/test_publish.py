@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from threadpoolctl import threadpool_info
 
+from classify.days import day
 from pipeline import publish
 from shared import paths
 from tests.world import World, posts
@@ -22,7 +23,7 @@ def test_the_threads_of_linear_algebra_do_not_compete_with_those_of_days(
     with world.undisturbed():
         world.lake.delete(paths.CURRENT_MODEL)  # the lake gets the starter
     threads: list[int] = []
-    count = publish.count_topics
+    count = day.count_topics
 
     def count_topics(*arguments: Any) -> Any:
         threads.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,9 @@ def test_answers_are_as_uncertain_as_what_the_model_said_of_their_questions(
     """Each question has 0 to 6 answers; the intervals must hold the true topics of all."""
     world = World()
     behaviour = world.behaviour()
-    covered, errors, believed = [], [], []
+    covered: list[Any] = []
+    errors: list[Any] = []
+    believed: list[Any] = []
     for _ in range(60):
         posteriors, topics = world.posts(PRIOR * shift, 400)
         said, answers = posteriors.argmax(axis=1).astype(np.int32), world.random.poisson(1.5, 400)

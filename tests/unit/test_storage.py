@@ -116,7 +116,7 @@ def test_who_is_forbidden_is_told_the_role_that_is_missing() -> None:
         error.status_code = 403
         raise error
 
-    asked = SimpleNamespace(
+    asked: Any = SimpleNamespace(
         queue_name="q", blob_name="b", container_name="c", vault_url="v", url="u",
         send_message=forbid, get_secret=forbid, get_blob_properties=forbid, get_blob_client=lambda _: asked,
     )  # fmt: skip

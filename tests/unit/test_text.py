@@ -23,7 +23,8 @@ def keys_of(title: bytes | str | None, body: bytes | str | None) -> set[int]:
 
 
 def of_post(batch: Occurrences, post: int) -> list[int]:
-    return batch.keys[batch.bounds[post] : batch.bounds[post + 1]].tolist()
+    keys: list[int] = batch.keys[batch.bounds[post] : batch.bounds[post + 1]].tolist()
+    return keys
 
 
 def finds(keys: set[int], token: str, field: Field = Field.ALL) -> bool:

@@ -31,7 +31,7 @@ def behave(text: str) -> None:
 
 @app.timer_trigger(arg_name="timer", schedule="%TICK_SCHEDULE%", run_on_startup=False)
 def tick(timer: func.TimerRequest) -> None:
-    observe("tick", past_due=timer.past_due, status=timer.schedule_status)
+    observe("tick", past_due=timer.past_due, status=getattr(timer, "schedule_status", None))
 
 
 @app.timer_trigger(arg_name="timer", schedule="0 0 0 1 1 *", run_on_startup=True, use_monitor=False)
@@ -66,9 +66,9 @@ def on_message(message: func.QueueMessage, context: func.Context) -> None:
         count=message.dequeue_count,
         id=message.id,
         receipt=message.pop_receipt,
-        inserted=message.insertion_time.isoformat(),
-        expires=message.expiration_time.isoformat(),
-        next_visible=message.time_next_visible.isoformat(),
+        inserted=str(message.insertion_time),
+        expires=str(message.expiration_time),
+        next_visible=str(message.time_next_visible),
         invocation=context.invocation_id,
     )
     behave(text)
