@@ -23,7 +23,11 @@ test: $(VENV)/.dev ## run the tests, on all cores and the Python of .venv
 test-all: $(VENV)/.dev ## run the tests that `make test` leaves out: the other Pythons, and downloads
 	@$(BIN)/python -m pytest -n auto --dist loadgroup -m thorough
 
-lint: $(VENV)/.dev ## ruff, mypy --strict, one-way imports
+coverage: $(VENV)/.dev ## the tests with branch coverage of the product, as a table; fails below 90 %
+	@rm -f .coverage .coverage.* && $(BIN)/coverage run -m pytest -q -n auto --dist loadfile
+	@$(BIN)/coverage combine -q && $(BIN)/coverage report
+
+lint: $(VENV)/.dev ## ruff, mypy --strict (tests and benchmarks too), one-way imports
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
 format: $(VENV)/.dev ## format the code and fix what can be fixed

@@ -193,7 +193,7 @@ class JobsService:
     async def _execute(self, run: StandinRun) -> None:
         async with self._slots:
             if self._cancels[run.run_id].is_set():
-                self._end(run, "CANCELED", "USER_CANCELED", "StandinRun cancelled.")
+                self._end(run, "CANCELED", "USER_CANCELED", "Run cancelled.")
                 return
             run.life_cycle, run.started = "RUNNING", _now()
             self._save(run)
@@ -210,7 +210,7 @@ class JobsService:
         elif code is not None:
             self._end(run, "FAILED", "RUN_EXECUTION_ERROR", f"The job ended with code {code}.")
         elif self._cancels[run.run_id].is_set():
-            self._end(run, "CANCELED", "USER_CANCELED", "StandinRun cancelled.")
+            self._end(run, "CANCELED", "USER_CANCELED", "Run cancelled.")
         else:
             self._end(run, "TIMEDOUT", "CANCELED", f"The run took longer than {self._settings.time_limit:g} s.")
 
@@ -304,7 +304,7 @@ class JobsService:
     def _run(self, given: object) -> StandinRun:
         found = self._runs.get(int(str(given))) if str(given).isdigit() else None
         if found is None:
-            raise ApiError(400, "INVALID_PARAMETER_VALUE", f"StandinRun {given} does not exist.")
+            raise ApiError(400, "INVALID_PARAMETER_VALUE", f"Run {given} does not exist.")
         return found
 
     def _described(self, run: StandinRun) -> dict[str, Any]:

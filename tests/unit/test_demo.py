@@ -213,8 +213,8 @@ class TestCommand:
             asked.append(by)
             raise LocalCloudError("enough")
 
-        services = SimpleNamespace(postgres=lambda: SimpleNamespace(close=lambda: None))
-        monkeypatch.setattr(demo, "Services", lambda _: services)
+        monkeypatch.setattr(demo, "Services", lambda _: None)
+        monkeypatch.setattr(demo, "connect", lambda _: SimpleNamespace(close=lambda: None))
         monkeypatch.setattr(demo, "import_users", lambda *_, **__: None)
         monkeypatch.setattr(demo, "dump_line", lambda _: "")
         monkeypatch.setattr(demo, "import_dump", import_dump)
