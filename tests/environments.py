@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from localcloud.tools import TOOLS
+from tests.places import PROJECT
 
-PROJECT = Path(__file__).parents[1]
 VERSIONS = ("3.11", "3.12", "3.13")
 """All that the project supports."""
 THIS_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[1]
+from tests.places import PROJECT
+
 STATE = ".localcloud"
 OF_THE_USER = ("local.settings.json*", STATE, ".import-dump")
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-PROJECT = Path(__file__).parents[1]
+from tests.places import PROJECT
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

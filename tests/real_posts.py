@@ -4,7 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-FOLDER = Path(os.environ.get("REAL_POSTS") or Path(__file__).parents[2] / "shared" / "data")
+from tests.places import SAMPLES
+
+FOLDER = Path(os.environ.get("REAL_POSTS") or SAMPLES / "data")
 """Beside the project, unless the variable REAL_POSTS names another folder."""
 
 RealPosts = Callable[[str], Path]

@@ -17,9 +17,8 @@ from serve.topics import topics_of_day
 from shared.ledger import State
 from shared.services import Services
 from tests import exports
+from tests.places import PROJECT
 from tests.world import parquet, posts
-
-PROJECT = Path(__file__).parents[2]
 
 
 def manage(cloud: LocalCloud, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime
-from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -28,11 +27,11 @@ from shared.ledger import State
 from shared.messages import PostsLanded
 from shared.services import Services
 from tests.e2e.conftest import Process, wait_until_ended
+from tests.places import PROJECT
 from tests.real_posts import RealPosts
 from tests.waiting import PATIENCE, eventually
 from tests.world import parquet, posts
 
-PROJECT = Path(__file__).parents[2]
 PYTHON, JAVA = {"Tags": "<python><list>"}, {"Tags": "|java|"}
 ANSWER = {"PostTypeId": 2, "Title": None, "Tags": None}
 

@@ -24,10 +24,10 @@ from shared import paths
 from shared.lake import FolderLake
 from shared.ledger import State
 from shared.services import Services
+from tests.places import PROJECT
 from tests.postgres_fixtures import Database
 from tests.world import parquet, posts, settings
 
-PROJECT = Path(__file__).parents[2]
 PAGE = (PROJECT / "docs" / "changing-it.md").read_text()
 BINDINGS = {
     "POSTS_CONTAINER": "posts",

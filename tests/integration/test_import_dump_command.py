@@ -17,8 +17,7 @@ from ingest.postgres.connect import connect
 from localcloud.cloud import LocalCloud
 from localcloud.processes import free_ports
 from shared.services import Services
-
-PROJECT = Path(__file__).parents[2]
+from tests.places import PROJECT
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from shared import paths
 from shared.errors import BadInput, NotFound, TerminalError
 from shared.lake import FolderLake
 from tests.real_posts import RealPosts
-from tests.unit.test_notebooks import run_on_databricks
+from tests.unit.classify.test_notebooks import run_on_databricks
 from tests.world import Crash, damaged, parquet, posts
 
 pyspark = pytest.importorskip("pyspark", reason="the spark engine is tested where pyspark is installed")

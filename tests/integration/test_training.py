@@ -18,7 +18,7 @@ from shared.databricks import JobRuns, RunState
 from shared.lake import FolderLake
 from shared.services import Services
 from tests.integration.test_databricks_standin import StandIn
-from tests.unit.topic_posts import questions
+from tests.topic_posts import questions
 from tests.waiting import eventually
 from tests.world import parquet, settings
 

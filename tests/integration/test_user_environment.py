@@ -25,11 +25,11 @@ from localcloud.samples import sample_posts
 from tests import exports
 from tests.dumps import write_xml
 from tests.environments import EVERY_VERSION, make_environment
+from tests.places import PROJECT
 from tests.reach import modules_reached
 
 pytestmark = pytest.mark.timeout(1200)  # an environment may have to be fetched
 
-PROJECT = Path(__file__).parents[2]
 STARTER = PROJECT / "classify" / "starter"
 IMPORT_ALL = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
 CLOUD = """

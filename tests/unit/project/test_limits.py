@@ -6,15 +6,14 @@ import importlib
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ingest import footer
 from shared.settings import Settings
+from tests.places import PROJECT
 
-PROJECT = Path(__file__).parents[2]
 PAGE = (PROJECT / "docs" / "limits.md").read_text()
 UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "h": 3600}
 

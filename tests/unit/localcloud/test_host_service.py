@@ -14,7 +14,7 @@ from localcloud.host.config import HostConfig
 from localcloud.host.errors import HostError
 from localcloud.host.service import FunctionsHost
 from localcloud.host.store import HostStore
-from tests.unit.host_functions import imported
+from tests.host_functions import imported
 from tests.waiting import PATIENCE
 
 APP = """

@@ -10,7 +10,7 @@ from localcloud.host.errors import HostError
 from localcloud.host.ncrontab import Schedule
 from localcloud.host.runner import Runner
 from localcloud.host.timers import TimerListener, starting_status
-from tests.unit.host_functions import hosted
+from tests.host_functions import hosted
 
 WEEKLY = Schedule.parse("0 0 2 * * 1")
 SUNDAY = datetime(2026, 11, 22, 13, tzinfo=UTC)

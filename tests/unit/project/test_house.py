@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[2]
+from tests.places import PROJECT
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,9 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for room in ROOMS:
         shutil.copytree(PROJECT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__", "starter"))
     shutil.copy(PROJECT / "pyproject.toml", folder)
-    (folder / "tests" / "unit").mkdir(parents=True)
-    shutil.copy(__file__, folder / "tests" / "unit")
+    (folder / "tests").mkdir()
+    for file in (Path(__file__), PROJECT / "tests" / "places.py"):
+        shutil.copy(file, folder / "tests")
     return folder
 
 
@@ -164,7 +165,7 @@ def test_each_import_contract_is_broken_by_a_wrong_import(copied: Path) -> None:
 
 
 def test_the_test_of_circles_fails_where_there_is_one(copied: Path) -> None:
-    test = f"tests/unit/{Path(__file__).name}::{test_no_modules_import_each_other_in_a_circle.__name__}"
+    test = f"tests/{Path(__file__).name}::{test_no_modules_import_each_other_in_a_circle.__name__}"
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
     assert subprocess.run(run, cwd=copied, capture_output=True).returncode == 0
     with seeded(copied, {"ingest/contracts.py": "import ingest.posts"}):

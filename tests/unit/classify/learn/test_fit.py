@@ -19,7 +19,7 @@ from classify.model.model import TopicModel
 from classify.model.text import Field, key_of, occurrences
 from shared.errors import BadInput
 from tests.real_posts import RealPosts
-from tests.unit.topic_posts import questions
+from tests.topic_posts import questions
 
 
 def test_only_tagged_questions_are_learnt_from() -> None:

@@ -8,7 +8,7 @@ import pytest
 from localcloud.host.errors import HostError
 from localcloud.host.keys import HostKeys
 from localcloud.host.routes import Route
-from tests.unit.host_functions import hosted
+from tests.host_functions import hosted
 
 GUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 

@@ -10,7 +10,7 @@ import pytest
 from localcloud.host.blobs import BlobFunction, BlobMessage, BlobPath, created_blobs
 from localcloud.host.errors import HostError
 from localcloud.host.queues import decode_body
-from tests.unit.host_functions import hosted
+from tests.host_functions import hosted
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.places import PROJECT
 from tests.reach import modules_reached, source_of
 
-PROJECT = Path(__file__).parents[2]
 LOCKED = ["requirements", "requirements-local", "requirements-dev", "requirements-bench"]
 PYTHONS = ["3.11", "3.12", "3.13"]
 
@@ -48,7 +48,8 @@ def test_every_pin_has_hashes_and_names_no_registry(name: str) -> None:
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("name", LOCKED)
 def test_what_is_wanted_is_locked_on_each_python(name: str, python: str) -> None:
-    here = {**default_environment(), "python_version": python, "python_full_version": f"{python}.1"}
+    here: dict[str, str] = {name: str(value) for name, value in default_environment().items()}
+    here |= {"python_version": python, "python_full_version": f"{python}.1"}
     pins = {
         canonicalize_name(pin.name): next(iter(pin.specifier)).version
         for pin, _ in locked(PROJECT / f"{name}.txt")

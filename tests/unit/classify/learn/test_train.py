@@ -42,7 +42,7 @@ from shared.catalog import SourcePointer, move_pointer
 from shared.errors import BadInput, Conflict, ModelError, TransientError
 from shared.lake import FolderLake
 from shared.storage import RangedReader
-from tests.unit.topic_posts import questions
+from tests.topic_posts import questions
 from tests.world import Crash, IoLake, mortal, parquet, posts
 
 UNTIL = date(2026, 11, 22)

@@ -2,14 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from bench.__main__ import MINUTES, main
 from bench.common import Bound, conclude, options
-
-PROJECT = Path(__file__).parents[2]
+from tests.places import PROJECT
 
 
 def test_every_benchmark_is_listed_with_its_time_and_what_it_measures() -> None:

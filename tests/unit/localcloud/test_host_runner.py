@@ -12,7 +12,7 @@ import pytest
 
 from localcloud.host.bindings import timer_value
 from localcloud.host.runner import LogFormatter, Outcome, Runner
-from tests.unit.host_functions import hosted
+from tests.host_functions import hosted
 from tests.waiting import PATIENCE
 
 VALUE = timer_value(past_due=False, status=None)

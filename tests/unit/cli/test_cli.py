@@ -25,8 +25,7 @@ from cli import check, main
 from shared import paths
 from shared.catalog import DayPointer, move_pointer
 from shared.lake import FolderLake
-from shared.services import Services
-from tests.unit.topic_posts import questions
+from tests.topic_posts import questions
 from tests.world import START, World, parquet, posts, settings
 
 Run = Callable[..., tuple[int, str, str]]
@@ -312,7 +311,7 @@ class Silent:
 
 
 def test_status_tells_of_training_and_drift(run: Run, lake: FolderLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    services = Services(Path())
+    services: Any = vars(cli.options)["Services"](Path())
     monkeypatch.setattr(services, "queue", lambda _: Silent())
     monkeypatch.setattr(cli.options, "Services", lambda *_, **__: services)
     day = date(2026, 11, 21)
@@ -357,7 +356,7 @@ def test_status_tells_of_training_and_drift(run: Run, lake: FolderLake, monkeypa
 
 
 def test_the_training_job_is_checked_too(lake: FolderLake) -> None:
-    services = Services(Path())
+    services: Any = vars(cli.options)["Services"](Path())
     services.replace(settings=settings(databricks_training_job_id=8), posts_landed=Silent())
     looks = [what for what, _ in check._looks(services)]
     assert [what for what in looks if what.startswith("Databricks")] == ["Databricks job 1", "Databricks job 8"]

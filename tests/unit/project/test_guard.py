@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).parents[2]
+from tests.places import PROJECT
 
 
 def run(folder: Path, body: str, before: str = "") -> subprocess.CompletedProcess[str]:

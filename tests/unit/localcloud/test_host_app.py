@@ -7,7 +7,7 @@ from azurefunctions.extensions.bindings import blob
 
 from localcloud.host.app import HostedFunction, load_functions
 from localcloud.host.errors import HostError, NoFunctionsFound
-from tests.unit.host_functions import imported
+from tests.host_functions import imported
 
 HEAD = """
 import azure.functions as func

@@ -19,9 +19,10 @@ from classify.model.model import TopicModel
 from classify.model.quantify import Behaviour
 from classify.model.text import Field, key_of, occurrences
 from shared.errors import ModelError
-from tests.unit.topic_posts import questions
+from tests.places import PROJECT
+from tests.topic_posts import questions
 
-STARTER = Path(__file__).parents[2] / "classify" / "starter"
+STARTER = PROJECT / "classify" / "starter"
 
 
 @cache

@@ -18,10 +18,11 @@ from classify.run.parameters import JobParameters
 from shared import paths
 from shared.errors import BadInput
 from shared.lake import FolderLake
-from tests.unit.topic_posts import WORDS, questions
+from tests.places import PROJECT
+from tests.topic_posts import WORDS, questions
 from tests.world import parquet, posts
 
-NOTEBOOKS = Path(__file__).parents[2] / "classify" / "notebooks"
+NOTEBOOKS = PROJECT / "classify" / "notebooks"
 
 
 class Notebook:

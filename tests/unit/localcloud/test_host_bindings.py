@@ -17,7 +17,7 @@ from localcloud.host.bindings import (
     queue_value,
     timer_value,
 )
-from tests.unit.host_functions import hosted
+from tests.host_functions import hosted
 
 MOMENT = datetime(2026, 11, 22, 13, 14, 15, 678901, UTC)
 CONNECTION = "DefaultEndpointsProtocol=http;AccountName=a;AccountKey=a2V5;BlobEndpoint=http://127.0.0.1:1/a;"

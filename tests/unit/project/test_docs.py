@@ -21,7 +21,8 @@ from localcloud.__main__ import app as localcloud_app
 from shared import paths
 from shared.ledger import State
 from shared.settings import BINDING_SETTINGS, Settings
-from tests.documents import PAGES, PROJECT, anchors, blocks, code, links, sections
+from tests.documents import PAGES, anchors, blocks, code, links, sections
+from tests.places import PROJECT
 
 DOCS = PROJECT / "docs"
 OPERATIONS = (DOCS / "operations.md").read_text()

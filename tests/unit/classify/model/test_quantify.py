@@ -12,7 +12,7 @@ from classify.learn.fit import fit
 from classify.model.files import CALIBRATION, MANIFEST
 from classify.model.quantify import Behaviour, DayStatistics, estimate
 from shared.errors import ModelError
-from tests.unit.topic_posts import questions
+from tests.topic_posts import questions
 
 PRIOR = np.array([0.45, 0.25, 0.15, 0.05, 0.1])
 TOPICS = ("a", "b", "c", "d", "other")

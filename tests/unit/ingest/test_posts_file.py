@@ -21,11 +21,12 @@ from shared.errors import BadColumn, BadInput
 from shared.ledger import FileRecord, State
 from shared.posts import ACCEPTED, POST_COLUMNS
 from tests import exports
+from tests.places import PROJECT, SAMPLES
 from tests.world import World, parquet, posts
 
 FILE_DAY = date(2026, 1, 2)
 PYTHON, JAVA = {"Tags": "<python><list>"}, {"Tags": "<java>"}
-CASES = Path(__file__).parents[3] / "shared" / "cases" / "parquet"
+CASES = SAMPLES / "cases" / "parquet"
 
 
 def through_the_pipeline(root: Path, name: str, content: pa.Table | bytes) -> tuple[World, FileRecord]:
@@ -204,7 +205,7 @@ def test_an_encrypted_file_is_refused_as_one() -> None:
 
 
 def test_the_documents_table_is_that_of_the_contract() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "posts-file.md").read_text()
+    page = (PROJECT / "docs" / "posts-file.md").read_text()
     for wanted in POST_COLUMNS:
         need = "required" if wanted.required else "optional"
         use = wanted.use.replace("|", r"\|")  # in a table of Markdown a bar ends the cell, in code too
