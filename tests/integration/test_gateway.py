@@ -26,7 +26,8 @@ MISSING: dict[str, Any] = {"match_condition": MatchConditions.IfMissing}
 
 def code_of(refused: pytest.ExceptionInfo[Any]) -> str:
     """The storage service's error code, which the SDKs add to their exceptions."""
-    return str(refused.value.error_code)
+    code = refused.value.error_code
+    return str(getattr(code, "value", code))
 
 
 def put(file_system: FileSystemClient, path: str, content: bytes = b"x") -> str:
