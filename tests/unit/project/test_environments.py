@@ -10,7 +10,7 @@ from tests.environments import THIS_VERSION, find_python, make_environment
 
 
 @pytest.fixture(autouse=True)
-def _found_anew() -> Iterator[None]:
+def _forget_interpreters() -> Iterator[None]:
     find_python.cache_clear()
     yield
     find_python.cache_clear()
@@ -22,7 +22,7 @@ def test_a_missing_python_skips_a_test_and_says_how_to_give_one() -> None:
 
 
 @pytest.mark.parametrize("named", ["false", "/no/such/python", sys.executable])
-def test_what_does_not_run_or_is_another_version_is_passed_over(
+def test_an_interpreter_that_does_not_run_or_has_another_version_is_passed_over(
     named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"PYTHON{THIS_VERSION.replace('.', '')}", named)
@@ -31,7 +31,9 @@ def test_what_does_not_run_or_is_another_version_is_passed_over(
     assert find_python("3.99") is None
 
 
-def test_a_variable_comes_before_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interpreter_that_a_variable_names_comes_before_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)

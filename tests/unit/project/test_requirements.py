@@ -1,96 +1,170 @@
-"""The files of requirements: what is wanted is what is locked, and the job names what it imports."""
+"""What the files of requirements name, and what is locked for it."""
 
-from __future__ import annotations
-
+import itertools
 import re
 import sys
-from pathlib import Path
+from functools import cache
+from importlib import metadata
+from typing import NamedTuple
 
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.environments import VERSIONS
 from tests.places import PROJECT
 from tests.reach import modules_reached, source_of
 
-LOCKED = ["requirements", "requirements-local", "requirements-dev", "requirements-bench"]
-PYTHONS = ["3.11", "3.12", "3.13"]
-
-
-def wanted(file: Path) -> list[Requirement]:
-    """What a file of requirements names, and the files that it includes."""
-    found: list[Requirement] = []
-    for line in file.read_text().splitlines():
-        text = line.partition("#")[0].strip()
-        if text.startswith("-r "):
-            found += wanted(file.parent / text.removeprefix("-r ").strip())
-        elif text and not text.startswith("-"):
-            found.append(Requirement(text))
-    return found
-
-
-def locked(file: Path) -> list[tuple[Requirement, int]]:
-    """What a compiled file pins, and the number of hashes of each."""
-    entries = re.split(r"\n(?=[A-Za-z0-9])", re.sub(r"^\s*#.*\n", "", file.read_text(), flags=re.MULTILINE).strip())
-    return [(Requirement(entry.split("\\")[0].strip()), entry.count("--hash=sha256:")) for entry in entries]
-
-
-@pytest.mark.parametrize("name", LOCKED)
-def test_every_pin_has_hashes_and_names_no_registry(name: str) -> None:
-    text = (PROJECT / f"{name}.txt").read_text()
-    pins = locked(PROJECT / f"{name}.txt")
-    assert len(pins) > 20
-    assert [str(pin) for pin, hashes in pins if not hashes or not str(pin.specifier).startswith("==")] == []
-    assert not re.search(r"https?://|--(?:extra-)?index-url|file:", text)
-
-
-@pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("name", LOCKED)
-def test_what_is_wanted_is_locked_on_each_python(name: str, python: str) -> None:
-    here: dict[str, str] = {name: str(value) for name, value in default_environment().items()}
-    here |= {"python_version": python, "python_full_version": f"{python}.1"}
-    pins = {
-        canonicalize_name(pin.name): next(iter(pin.specifier)).version
-        for pin, _ in locked(PROJECT / f"{name}.txt")
-        if pin.marker is None or pin.marker.evaluate(here)
-    }
-    for requirement in wanted(PROJECT / f"{name}.in"):
-        if requirement.marker is None or requirement.marker.evaluate(here):
-            assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement
-
-
-DISTRIBUTIONS = {
-    "azure.core": "azure-core",
-    "azure.identity": "azure-identity",
-    "azure.storage.blob": "azure-storage-blob",
-    "azure.storage.extensions": "azure-storage-extensions",
-    "azure.storage.filedatalake": "azure-storage-file-datalake",
-    "pydantic_settings": "pydantic-settings",
-}
-"""Modules that are called otherwise than what brings them."""
+LAYERS = ("requirements", "requirements-local", "requirements-dev", "requirements-bench")
+"""Each names the one before it."""
+MACHINES = {"linux": "x86_64", "darwin": "arm64", "win32": "AMD64"}
 OF_THE_RUNTIME = {"pyspark", "py4j"}
+"""Spark comes with a Databricks runtime, and no other may be installed there."""
 
 
-def test_the_job_names_what_it_imports() -> None:
-    modules = {
-        module
-        for entry in ("classify.job", "classify.train")
-        for module in modules_reached(entry)
-        if source_of(module) is None and module.partition(".")[0] not in sys.stdlib_module_names
-    }
+class Pin(NamedTuple):
+    """One package of a compiled file: which version where, its hashes, and the .in files that name it."""
 
-    def distribution(module: str) -> str:
-        named = (name for prefix, name in DISTRIBUTIONS.items() if f"{module}.".startswith(f"{prefix}."))
-        return next(named, module.partition(".")[0])
-
-    imported = {distribution(module) for module in modules} - OF_THE_RUNTIME
-    assert imported == {requirement.name for requirement in wanted(PROJECT / "classify" / "requirements.txt")}
+    requirement: Requirement
+    hashes: list[str]
+    named_by: set[str]
 
 
-def test_what_the_job_names_has_no_exact_version() -> None:
-    """A Databricks runtime brings most of it, in versions of its own."""
-    operators = {
-        each.operator for named in wanted(PROJECT / "classify" / "requirements.txt") for each in named.specifier
-    }
-    assert operators <= {">=", "<"}
+def _wanted(name: str) -> list[Requirement]:
+    """What a hand-written file names, the files that it includes among it."""
+    wanted: list[Requirement] = []
+    for line in (PROJECT / name).read_text().splitlines():
+        text = line.partition("#")[0].strip()
+        if text.startswith("-r"):
+            wanted += _wanted(text.removeprefix("-r").strip())
+        elif text and not text.startswith("-c"):
+            wanted.append(Requirement(text))
+    return wanted
+
+
+@cache
+def _locked(layer: str) -> list[Pin]:
+    text = (PROJECT / f"{layer}.txt").read_text()
+    blocks = re.findall(r"^[^\s#].*\n(?:\s+.*\n?)*", text, re.M)
+    return [
+        Pin(
+            Requirement(block.splitlines()[0].rstrip("\\ ")),
+            re.findall(r"^ +--hash=sha256:([0-9a-f]{64})(?: \\)?$", block, re.M),
+            set(re.findall(r"-r (\S+)", block)),
+        )
+        for block in blocks
+    ]
+
+
+def _name(requirement: Requirement) -> str:
+    return canonicalize_name(requirement.name)
+
+
+def _holds(requirement: Requirement, environment: dict[str, str]) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate(environment)
+
+
+def _environments() -> list[dict[str, str]]:
+    """Those of each supported Python on each system."""
+    here = {name: str(value) for name, value in default_environment().items()}
+    return [
+        here
+        | {"python_version": version, "python_full_version": f"{version}.1"}
+        | {"sys_platform": system, "os_name": "nt" if system == "win32" else "posix", "platform_machine": machine}
+        for version, (system, machine) in itertools.product(VERSIONS, MACHINES.items())
+    ]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_what_is_wanted_is_locked_once_for_each_python_and_system(layer: str) -> None:
+    pins, wanted = _locked(layer), _wanted(f"{layer}.in")
+    assert len(wanted) >= 15
+    for environment in _environments():
+        versions: dict[str, list[str]] = {}
+        for pin in pins:
+            if _holds(pin.requirement, environment):
+                specifier = str(pin.requirement.specifier)
+                assert specifier.startswith("=="), pin.requirement
+                versions.setdefault(_name(pin.requirement), []).append(specifier.removeprefix("=="))
+        assert [name for name, found in versions.items() if len(found) > 1] == []
+        for requirement in wanted:
+            if _holds(requirement, environment):
+                [version] = versions.get(_name(requirement), ["missing"])
+                assert version != "missing", f"{requirement} is not locked: run make lock"
+                assert requirement.specifier.contains(version), f"{requirement} is locked as {version}: run make lock"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_each_locked_package_has_hashes(layer: str) -> None:
+    """Without one, pip would refuse the whole file."""
+    assert [str(pin.requirement) for pin in _locked(layer) if not pin.hashes] == []
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_what_is_no_longer_wanted_is_no_longer_locked(layer: str) -> None:
+    named = {_name(pin.requirement) for pin in _locked(layer) if pin.named_by}
+    assert named == {_name(requirement) for requirement in _wanted(f"{layer}.in")}
+
+
+@pytest.mark.parametrize(("layer", "larger"), [*itertools.pairwise(LAYERS)])
+def test_a_larger_file_locks_what_a_smaller_one_does(layer: str, larger: str) -> None:
+    small, large = (
+        {(_name(pin.requirement), str(pin.requirement.specifier)) for pin in _locked(each)} for each in (layer, larger)
+    )
+    assert len(small) > 20
+    assert small < large
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_compiled_file_names_no_registry_and_no_folder(layer: str) -> None:
+    """Where packages come from is for the one who installs them to say."""
+    lines = (PROJECT / f"{layer}.txt").read_text().splitlines()
+    assert lines[1] == (
+        f"#    uv pip compile --universal --python-version 3.11 --generate-hashes {layer}.in -o {layer}.txt"
+    )
+    assert [line for line in lines if re.search(r"://|index|find-links|(?<![-\w])/", line)] == []
+
+
+def test_the_job_names_what_it_imports_and_no_more() -> None:
+    imported = _packages("classify.job") | _packages("classify.train")
+    assert imported >= OF_THE_RUNTIME
+    assert imported - OF_THE_RUNTIME == {_name(requirement) for requirement in _wanted("classify/requirements.txt")}
+
+
+def test_the_job_names_no_exact_version() -> None:
+    """An exact version would replace the one that a Databricks runtime brings."""
+    operators = {each.operator for wanted in _wanted("classify/requirements.txt") for each in wanted.specifier}
+    assert operators == {">=", "<"}
+
+
+def test_the_function_app_names_what_it_imports() -> None:
+    assert _packages("function_app") <= {_name(requirement) for requirement in _wanted("requirements.in")}
+
+
+@pytest.mark.parametrize("entry", ["cli.main", "localcloud.__main__"])
+def test_a_laptop_gets_what_its_commands_import(entry: str) -> None:
+    named = {_name(requirement) for requirement in _wanted("requirements-local.in")}
+    assert _packages(entry) - OF_THE_RUNTIME <= named
+
+
+def _packages(entry: str) -> set[str]:
+    """The packages of which an entry point imports something."""
+    foreign = {module for module in modules_reached(entry) if not source_of(module)}
+    outside = {module for module in foreign if module.partition(".")[0] not in sys.stdlib_module_names}
+    assert len(outside) > 5
+    return {_packages_by_module()[module] for module in outside}
+
+
+@cache
+def _packages_by_module() -> dict[str, str]:
+    """Of each installed module the package that has it. The first name alone would not tell: many packages share
+    `azure`."""
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        package = canonicalize_name(distribution.metadata["Name"])
+        for file in (line.rsplit(",", 2)[0] for line in (distribution.read_text("RECORD") or "").splitlines()):
+            path, _, rest = file.partition(".")
+            if rest.endswith(("py", "so", "pyd")):
+                found[path.removesuffix("/__init__").replace("/", ".")] = package
+    return found
