@@ -1,6 +1,7 @@
 """`manage.py import-dump` as an operator calls it, against the local cloud's Postgres and container."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -47,9 +48,11 @@ def users(services: Services) -> int:
 
 
 def import_dump(settings: Path, cwd: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the command with the settings of a file in a folder of its own; no variable of this process is seen."""
+    """Run the command with the settings of a file in a folder of its own; of this process' variables, it sees none but
+    those that measure coverage."""
     command = [sys.executable, str(PROJECT / "manage.py"), "import-dump", *map(str, arguments)]
     cwd.mkdir(exist_ok=True)
+    coverage = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
     return subprocess.run(
         [*command, "--settings", str(settings)],
         cwd=cwd,
@@ -57,7 +60,7 @@ def import_dump(settings: Path, cwd: Path, *arguments: str | Path) -> subprocess
         text=True,
         check=False,
         timeout=120,
-        env={"PYTHONPATH": str(PROJECT), "COLUMNS": "500", "PATH": ""},
+        env={"PYTHONPATH": str(PROJECT), "COLUMNS": "500", "PATH": "", **coverage},
     )
 
 
