@@ -35,30 +35,40 @@ def copy_reference(timer: func.TimerRequest) -> None:
 )
 def land_posts(source: BlobClient) -> None:
     """Land one Posts file in the lake and have it classified."""
-    from ingest.posts import land_posts
-    from shared.storage import SourceBlob
+    from pipeline.advance import advance_blob
+    from shared.storage import StorageBlob
 
-    land_posts(services(), SourceBlob(source))
+    advance_blob(services(), StorageBlob(source))
 
 
 @app.queue_trigger(arg_name="message", queue_name="%POSTS_LANDED_QUEUE%", connection="QUEUES_STORAGE")
 def launch_classification(message: func.QueueMessage) -> None:
     """Start the Databricks run for a landed file."""
-    from pipeline.launch import launch
+    from pipeline.advance import advance
     from shared.documents import decode
     from shared.messages import PostsLanded
 
-    launch(services(), decode(PostsLanded, message.get_body(), "a message of POSTS_LANDED_QUEUE"))
+    named = decode(PostsLanded, message.get_body(), "a message of POSTS_LANDED_QUEUE")
+    advance(services(), named.source_id, named.version)
 
 
 @app.queue_trigger(arg_name="message", queue_name="%CLASSIFICATION_RUNS_QUEUE%", connection="QUEUES_STORAGE")
 def watch_classification(message: func.QueueMessage) -> None:
     """Look at a run: publish it, try again, or look later."""
-    from pipeline.watch import watch
+    from pipeline.advance import advance
     from shared.documents import decode
     from shared.messages import ClassificationStarted
 
-    watch(services(), decode(ClassificationStarted, message.get_body(), "a message of CLASSIFICATION_RUNS_QUEUE"))
+    named = decode(ClassificationStarted, message.get_body(), "a message of CLASSIFICATION_RUNS_QUEUE")
+    advance(services(), named.source_id, named.version)
+
+
+@app.timer_trigger(arg_name="timer", schedule="%RECONCILE_SCHEDULE%", run_on_startup=False, use_monitor=True)
+def reconcile(timer: func.TimerRequest) -> None:
+    """Find what no event brings up, and go on with it."""
+    from pipeline.reconcile import reconcile
+
+    reconcile(services())
 
 
 @app.timer_trigger(arg_name="timer", schedule="%RETRAIN_SCHEDULE%", run_on_startup=False, use_monitor=True)

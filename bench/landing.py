@@ -24,41 +24,41 @@ from statistics import median
 from bench.common import Bound, conclude, options, peak_bytes
 from ingest.posts import land_posts
 from shared import copying
-from shared.ledger import State
+from shared.ledger import FileState
 from shared.services import Services
-from shared.storage import BlobVersion, SourceBlob
+from shared.storage import BlobVersion, StorageBlob
 
 NAME = "large.parquet"
 MB = 1 << 20
 
 
-def readall(services: Services, blob: SourceBlob, _: BlobVersion, path: str) -> None:
+def readall(services: Services, blob: StorageBlob, _: BlobVersion, path: str) -> None:
     """The whole blob in memory, then one upload."""
     services.lake._blobs.get_blob_client(path).upload_blob(blob.client.download_blob().readall(), overwrite=True)  # type: ignore[attr-defined]
 
 
-def chunks(services: Services, blob: SourceBlob, _: BlobVersion, path: str) -> None:
+def chunks(services: Services, blob: StorageBlob, _: BlobVersion, path: str) -> None:
     """The SDK's chunk iterator as the upload's source."""
     services.lake._blobs.get_blob_client(path).upload_blob(  # type: ignore[attr-defined]
         blob.client.download_blob().chunks(), length=None, overwrite=True
     )
 
 
-def land(services: Services, blob: SourceBlob, _: BlobVersion, __: str) -> None:
+def land(services: Services, blob: StorageBlob, _: BlobVersion, __: str) -> None:
     """All that the product does."""
     record = land_posts(services, blob)
-    if record is None or record.state is not State.LANDED:
+    if record is None or record.state is not FileState.LANDED:
         raise RuntimeError(f"the file did not land: {record}")
 
 
-def land_by_ranges(services: Services, blob: SourceBlob, version: BlobVersion, path: str) -> None:
+def land_by_ranges(services: Services, blob: StorageBlob, version: BlobVersion, path: str) -> None:
     """The same where the service will not copy the source by itself."""
     copying._inside_the_account = lambda *_: None
     land(services, blob, version, path)
 
 
-def _only(way: str) -> Callable[[Services, SourceBlob, BlobVersion, str], None]:
-    def copy(services: Services, blob: SourceBlob, version: BlobVersion, path: str) -> None:
+def _only(way: str) -> Callable[[Services, StorageBlob, BlobVersion, str], None]:
+    def copy(services: Services, blob: StorageBlob, version: BlobVersion, path: str) -> None:
         if getattr(copying, way)(blob, version, services.lake._blobs.get_blob_client(path)) is None:  # type: ignore[attr-defined]
             raise RuntimeError(f"the service refuses {way}")
 
@@ -162,7 +162,7 @@ def upload_posts(services: Services, folder: Path, megabytes: int) -> None:
 def _one(name: str, settings: Path) -> dict[str, float]:
     services = Services(settings)
     kept = services.posts_container.get_blob_client(NAME)
-    blob = SourceBlob(services.posts_container.get_blob_client(f"one/{NAME}"))
+    blob = StorageBlob(services.posts_container.get_blob_client(f"one/{NAME}"))
     blob.client.start_copy_from_url(kept.url)  # landing deletes it
     version = blob.version()
     services.lake.stat("none")

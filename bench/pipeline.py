@@ -33,7 +33,7 @@ from localcloud.cloud import LocalCloud
 from localcloud.demo import parquet
 from localcloud.processes import PROJECT_ROOT
 from localcloud.samples import sample_posts
-from shared.ledger import ENDED, FileRecord, State
+from shared.ledger import AT_REST, FileRecord, FileState
 from shared.services import Services
 
 QUESTIONS = 4_550
@@ -127,7 +127,7 @@ def _process(cloud: LocalCloud, services: Services, day: date, questions: int) -
     started = datetime.now(UTC)
     dropped = upload(services, f"posts-{day}.parquet", content)
     record = _wait(cloud, services, dropped)
-    if record.state is not State.PUBLISHED:
+    if record.state is not FileState.PUBLISHED:
         raise RuntimeError(f"{dropped.name} is {record.state}: {record.reason}")
     summary = Summary.model_validate_json(services.lake.read(f"{record.output}/{SUMMARY_FILE}"))
     run = json.loads((cloud.state_dir / "databricks" / f"run-{record.runs[-1].run_id}.json").read_text())
@@ -152,6 +152,6 @@ def _wait(cloud: LocalCloud, services: Services, dropped: Uploaded) -> FileRecor
     while True:
         cloud.check()
         record = services.ledger.find(dropped.source_id, dropped.version)
-        if record is not None and record.state in ENDED:
+        if record is not None and record.state in AT_REST:
             return record
         time.sleep(0.05)

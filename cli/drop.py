@@ -13,7 +13,7 @@ from cli.follow import Uploaded, follow, upload
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
 from cli.screen import Screen, number_of, print_json
 from ingest.prepare import prepared
-from shared.ledger import ENDED, FileRecord, State
+from shared.ledger import AT_REST, FileRecord, FileState
 
 if TYPE_CHECKING:
     from shared.services import Services
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 TOLD_STEP_BY_STEP = 5
 """Of more files only those are named that were not published."""
 SAID = {
-    State.LANDED: "landed in the lake, waits for its run",
-    State.LAUNCHED: "being classified",
-    State.CLASSIFIED: "classified, being published",
+    FileState.LANDED: "landed in the lake, waits for its run",
+    FileState.LAUNCHED: "being classified",
+    FileState.CLASSIFIED: "classified, being published",
 }
 
 
@@ -60,7 +60,7 @@ def drop(
 
 
 def _follow(services: Services, uploaded: list[Uploaded], screen: Screen, patience: float, as_json: bool) -> None:
-    states: dict[Uploaded, State] = {}
+    states: dict[Uploaded, FileState] = {}
 
     def seen(dropped: Uploaded, record: FileRecord) -> None:
         if as_json or states.get(dropped) is record.state:
@@ -68,7 +68,7 @@ def _follow(services: Services, uploaded: list[Uploaded], screen: Screen, patien
         states[dropped] = record.state
         if len(uploaded) <= TOLD_STEP_BY_STEP:
             screen.line(f"{dropped.name}: {SAID.get(record.state) or outcome(record)}")
-        elif record.state in ENDED and record.state is not State.PUBLISHED:
+        elif record.state in AT_REST and record.state is not FileState.PUBLISHED:
             screen.line(f"{dropped.name}: {outcome(record)}")
         screen.passing(f"{published(states)} of {len(uploaded)} published")
 
@@ -80,18 +80,18 @@ def _follow(services: Services, uploaded: list[Uploaded], screen: Screen, patien
     elif any(record.days for record in records):
         day = max(day for record in records for day in record.days)
         screen.line(f"See the topics with: python manage.py topics --day {day}")
-    if not all(record.state is State.PUBLISHED for record in records):
+    if not all(record.state is FileState.PUBLISHED for record in records):
         raise typer.Exit(1)
 
 
-def published(states: Mapping[Uploaded, State]) -> int:
+def published(states: Mapping[Uploaded, FileState]) -> int:
     """How many files have been published."""
-    return sum(state is State.PUBLISHED for state in states.values())
+    return sum(state is FileState.PUBLISHED for state in states.values())
 
 
 def outcome(record: FileRecord) -> str:
     """What became of a file version that has ended, in a sentence."""
-    if record.state is not State.PUBLISHED:
+    if record.state is not FileState.PUBLISHED:
         return f"{record.state}: {record.reason}"
     days = f"{record.days[0]}" if len(record.days) == 1 else f"{len(record.days):,} days"
     seconds = (max(record.times.values()) - min(record.times.values())).total_seconds()

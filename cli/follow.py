@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 from shared import paths
 from shared.errors import TransientError
-from shared.ledger import ENDED, FileRecord, State
+from shared.ledger import AT_REST, FileRecord, FileState
 from shared.storage import SOURCE_ROLE, storage_errors
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25
 WAIT_FOR_A_LOOK = 4
 """Of the time that a look at all files takes, how much passes until the next: who follows many shall not slow them."""
-STEPS = (State.LANDED, State.LAUNCHED, State.CLASSIFIED, State.PUBLISHED)
+STEPS = (FileState.LANDED, FileState.LAUNCHED, FileState.CLASSIFIED, FileState.PUBLISHED)
 
 
 class Uploaded(NamedTuple):
@@ -59,7 +59,7 @@ def follow(
     files = list(files)
     records: dict[Uploaded, FileRecord] = {}
     last_change = time.monotonic()
-    while waiting := [file for file in files if file not in records or records[file].state not in ENDED]:
+    while waiting := [file for file in files if file not in records or records[file].state not in AT_REST]:
         began = time.monotonic()
         for file in waiting:
             record = services.ledger.find(file.source_id, file.version)

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cli import check, drop, dump, models, republish, status, topics, training
+from cli import check, drop, dump, inbox, models, reconcile, replay, republish, status, topics, training
 from cli.options import hint
 from shared.errors import StackTopicsError
 from shared.logs import quiet_vendors
@@ -15,6 +15,10 @@ app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pret
 app.command()(status.status)
 app.command()(topics.topics)
 app.command("drop")(drop.drop)
+app.add_typer(inbox.app, name="open")
+app.command()(reconcile.reconcile)
+app.command()(replay.replay)
+app.command()(replay.withdraw)
 app.command()(republish.republish)
 app.command()(check.check)
 app.command()(check.settings)

@@ -1,18 +1,25 @@
-"""Landing one Posts file: check, land, archive, record, enqueue, and only then delete the source.
+"""Landing one Posts file: is it whole, check, land, archive, record, enqueue, and only then delete the source.
 
 Every step may be repeated, by the same worker or another; the order is what keeps a post from being lost:
-the source goes last, after the message that carries its classification on.
+the record comes before the first copied byte, so that whatever dies is found again, and the source goes last, after the
+message that carries its classification on.
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, cast
+from uuid import uuid4
 
-from shared import paths
-from shared.errors import BadInput, Conflict, NotFound, TransientError
-from shared.ledger import ENDED, MAX_REASON, FileRecord, Source, State
+from ingest.whole import ends_too_early, why_not_ours, why_unfinished
+from shared import paths, proof
+from shared.errors import BadInput, Conflict, NotFound, StackTopicsError
+from shared.ledger import AT_REST, MAX_REASON, FileRecord, FileState, Source
 from shared.messages import PostsLanded
+from shared.quarantine import quarantine
 from shared.storage import BlobVersion, SourceBlob
 
 if TYPE_CHECKING:
@@ -20,82 +27,193 @@ if TYPE_CHECKING:
 
     from shared.services import Services
 
+    Check = int | BadInput
+    """The rows of a file, or how it breaks its contract."""
+
 log = logging.getLogger("stacktopics.ingest.posts")
+
+LANDING_SECONDS = 30
+LANDING_BYTES_A_SECOND = 4 << 20
+"""How long a delivery has a file to itself: so long, and a second for so many bytes. Copies through this process make
+130 MB a second, so a delivery that takes longer is dead."""
 
 
 def land_posts(services: Services, blob: SourceBlob) -> FileRecord | None:
-    """Land the file that lies in `blob` now; returns its record, or None when nothing lies there any more.
+    """Land the file that lies in `blob` now; returns its record, or None where there is nothing to land.
 
-    A file that breaks its contract goes to quarantine with a reason and is not retried.
+    Nothing to land is: a blob that is gone, a marker or a temporary file, and a file that is not whole yet. A file that
+    breaks its contract goes to quarantine with a reason and is not retried. While another delivery lands the same
+    version, this one ends as a success.
     Raises TransientError for what a later delivery of the same event may cure.
     """
     try:
         version = blob.version()
-    except NotFound:
-        log.info("%s is gone: an earlier delivery of its event has landed it", blob.what)
+        if (left := why_not_ours(version) or why_unfinished(version)) is not None:
+            _left(blob, left)
+            return None
+        record, check = _recorded(services, blob, version)
+    except (Conflict, NotFound):
+        _left(blob, "it is gone or has a newer content, so another delivery has landed it, or will")
         return None
-    source_id = paths.source_id(version.container, version.name)
-    version_id = paths.version_of(version.last_modified, version.etag)
-    record = services.ledger.find(source_id, version_id)
     if record is None:
-        try:
-            record = services.ledger.add(_taken_in(services, blob, version, source_id, version_id))
-        except (Conflict, NotFound) as error:
-            raise TransientError(f"{blob.what} changed while it was being landed: {error}") from error
-    if record.state in ENDED:
-        services.lake.delete(paths.landing(source_id, version_id))  # a slow worker may have copied it anew
-    if record.state is State.LANDED:
-        services.posts_landed.send(PostsLanded(source_id=source_id, version=version_id))
+        _left(blob, "it does not end as Parquet does, so its writer has not ended")
+        return None
+    if record.state is FileState.ARRIVING:
+        record = _arrive(services, blob, version, record, check)
+        if record.state is FileState.ARRIVING:
+            _left(blob, "another delivery is landing it")
+            return record
+    if record.state in AT_REST:
+        services.lake.delete(paths.landing(record.source_id, record.version))  # a slow worker may have copied it anew
+    if record.state is FileState.LANDED:
+        services.posts_landed.send(PostsLanded(source_id=record.source_id, version=record.version))
     if not blob.delete(version):
         log.info("%s: the source was gone, or had a newer content, which has an event of its own", blob.what)
     return record
 
 
-def _taken_in(
-    services: Services, blob: SourceBlob, version: BlobVersion, source_id: str, version_id: str
-) -> FileRecord:
-    """Copy the file to where it belongs and describe it."""
-    now = services.now()
+def _left(blob: SourceBlob, why: str) -> None:
+    log.info("%s is left where it is: %s", blob.what, why)
+
+
+def _recorded(services: Services, blob: SourceBlob, version: BlobVersion) -> tuple[FileRecord | None, Check | None]:
+    """The record of what lies in the blob, made before anything is copied, and what its check said if it was new.
+
+    No record is made of a file that is not whole. The record's sequence orders the versions of a source without a
+    clock: the record is older than the copy, and the copy is bound to the ETag, so a version that lands was the blob's
+    content after its record was made.
+    """
+    source_id = paths.source_id(version.container, version.name)
+    version_id = paths.version_of(version.last_modified, version.etag)
+    before = services.ledger.versions(source_id)
+    if version_id in before:
+        return services.ledger.get(source_id, version_id), None
+    check = _checked(blob, version)
+    if isinstance(check, BadInput) and ends_too_early(cast("BinaryIO", blob.open(version))):
+        return None, None
+    source = Source(
+        container=version.container,
+        name=version.name,
+        etag=version.etag,
+        last_modified=version.last_modified,
+        size=version.size,
+    )
     record = FileRecord(
         source_id=source_id,
         version=version_id,
-        source=Source(
-            container=version.container,
-            name=version.name,
-            etag=version.etag,
-            last_modified=version.last_modified,
-            size=version.size,
-        ),
-        state=State.LANDED,
+        source=source,
+        state=FileState.ARRIVING,
+        sequence=len(before) + 1,
         file_day=paths.file_day(version.name, version.last_modified),
-        times={"seen": now},
+        times={FileState.ARRIVING.value: services.now()},
     )
-    try:
-        rows = _rows(blob, version)
-    except BadInput as fault:
-        return _quarantined(services, blob, version, record, str(fault)[:MAX_REASON])
-    landing = paths.landing(source_id, version_id)
-    archive = paths.archive(record.file_day, source_id, version_id)
-    share = services.settings.landing_proof_share
-    landed = services.lake.copy_from(blob, version, landing, share)
-    services.lake.copy(landing, archive, share, landed)
-    log.info("%s landed: %d rows, %d bytes, version %s", blob.what, rows, version.size, version_id)
-    return record.entered(State.LANDED, services.now(), rows=rows, archive=archive)
+    return services.ledger.add(record), check
 
 
-def _rows(blob: SourceBlob, version: BlobVersion) -> int:
+def _checked(blob: SourceBlob, version: BlobVersion) -> Check:
+    """How many rows the file has, or how it breaks its contract."""
     from ingest.contracts import check_posts
 
-    return check_posts(cast("BinaryIO", blob.open(version)), version.name).rows
+    try:
+        return check_posts(cast("BinaryIO", blob.open(version)), version.name).rows
+    except BadInput as fault:
+        return fault
 
 
-def _quarantined(
-    services: Services, blob: SourceBlob, version: BlobVersion, record: FileRecord, reason: str
+def _arrive(
+    services: Services, blob: SourceBlob, version: BlobVersion, record: FileRecord, check: Check | None
 ) -> FileRecord:
-    """Keep the bytes and say why; the reason is written first, so that no file lies there without one."""
-    target = paths.quarantine(record.source_id, record.version, version.name)
-    why = paths.quarantine_reason(record.source_id, record.version)
-    services.lake.put(why, record.source.refused_because(reason))
-    services.lake.copy_from(blob, version, target, services.settings.landing_proof_share)
-    log.error("%s is in quarantine (%s): %s", blob.what, target, reason)
-    return record.entered(State.QUARANTINED, services.now(), quarantine=target, reason=reason)
+    """Bring the file where it belongs; the record as it is where another delivery is at it, or was quicker."""
+    now, delivery = services.now(), uuid4().hex
+    until = now + timedelta(seconds=LANDING_SECONDS + version.size / LANDING_BYTES_A_SECOND)
+
+    def claimed(current: FileRecord) -> FileRecord | None:
+        is_taken = current.working_until is not None and current.working_until > now
+        if current.state is not FileState.ARRIVING or is_taken:
+            return None
+        return current.model_copy(update={"working_until": until, "delivery": delivery})
+
+    record = services.ledger.change(record, claimed)
+    if record.delivery != delivery:
+        return record
+    try:
+        return _taken_in(services, blob, version, record, check or _checked(blob, version))
+    except (Conflict, NotFound):
+        return recover(services, _let_go(services, record))
+    except Exception:
+        with suppress(StackTopicsError):  # without this note the claim ends by itself
+            _let_go(services, record)
+        raise
+
+
+def _taken_in(
+    services: Services, blob: SourceBlob, version: BlobVersion, record: FileRecord, check: Check
+) -> FileRecord:
+    """Copy the file to where it belongs. Raises Conflict or NotFound when the blob has another content by then."""
+    if isinstance(check, BadInput):
+        reason = str(check)[:MAX_REASON]
+        target = quarantine(services, record, reason, partial(proof.copy_in, services.lake, blob, version))
+        return _arrived(services, record, FileState.QUARANTINED, quarantine=target, reason=reason)
+    landing, archive = _landing(record), _archive(record)
+    share = services.settings.landing_proof_share
+    landed = proof.copy_in(services.lake, blob, version, landing, share)
+    proof.copy(services.lake, landing, archive, share, landed)
+    log.info("%s landed: %d rows, %d bytes, version %s", blob.what, check, version.size, record.version)
+    return _arrived(services, record, FileState.LANDED, rows=check, archive=archive)
+
+
+def recover(services: Services, record: FileRecord) -> FileRecord:
+    """Decide about a file version that was arriving when its blob was deleted, or got a newer content.
+
+    If the copy in landing is whole, nothing is lost and it goes on from there. Else it ends: superseded by the newer
+    content, or withdrawn by whoever deleted it. While a delivery is at work, the record stays as it is.
+    """
+    from ingest.contracts import check_posts
+
+    if record.working_until is not None and record.working_until > services.now():
+        return record
+    landing, archive = _landing(record), _archive(record)
+    copied = services.lake.stat(landing)
+    if copied is not None and copied.size == record.source.size:
+        proof.copy(services.lake, landing, archive, 1.0)
+        with services.lake.open(landing) as file:
+            rows = check_posts(cast("BinaryIO", file), record.source.name).rows
+        return _arrived(services, record, FileState.LANDED, rows=rows, archive=archive)
+    try:
+        found = services.source_blob(record.source.container, record.source.name).version()
+    except NotFound:
+        return _arrived(services, record, FileState.WITHDRAWN, reason="the blob was deleted before it was landed")
+    if found.etag == record.source.etag:
+        return record
+    reason = "the blob got a newer content before this one was landed"
+    return _arrived(services, record, FileState.SUPERSEDED, reason=reason)
+
+
+def _arrived(services: Services, record: FileRecord, state: FileState, **changes: object) -> FileRecord:
+    """The record in its new state, if it is still arriving."""
+
+    def arrived(current: FileRecord) -> FileRecord | None:
+        if current.state is not FileState.ARRIVING:
+            return None
+        return current.entered(state, services.now(), working_until=None, delivery=None, **changes)
+
+    return services.ledger.change(record, arrived)
+
+
+def _let_go(services: Services, record: FileRecord) -> FileRecord:
+    """Leave the file to the next delivery at once: this one has failed."""
+
+    def free(current: FileRecord) -> FileRecord | None:
+        if current.delivery != record.delivery:
+            return None
+        return current.model_copy(update={"working_until": None, "delivery": None})
+
+    return services.ledger.change(record, free)
+
+
+def _landing(record: FileRecord) -> str:
+    return paths.landing(record.source_id, record.version)
+
+
+def _archive(record: FileRecord) -> str:
+    return paths.archive(record.file_day, record.source_id, record.version)

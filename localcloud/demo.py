@@ -31,7 +31,7 @@ from serve.topics import topics_of_day
 from shared import paths
 from shared.catalog import day_pointer
 from shared.errors import TransientError
-from shared.ledger import FileRecord, State
+from shared.ledger import FileRecord, FileState
 from shared.queues import poison_queues
 from shared.services import Services
 
@@ -116,7 +116,7 @@ def _follow(
         for record in records[-FILES_SHOWN:]:
             screen.line(f"  {record.source.name}: {outcome(record)}")
     _show_topics(services, records, seconds, screen)
-    failed = [record for record in records if record.state is not State.PUBLISHED]
+    failed = [record for record in records if record.state is not FileState.PUBLISHED]
     if failed:
         named = "; ".join(f"{record.source.name} is {outcome(record)}" for record in failed[:FILES_SHOWN])
         more = f"; and {len(failed) - FILES_SHOWN} more" if len(failed) > FILES_SHOWN else ""
@@ -128,7 +128,7 @@ def wait(cloud: LocalCloud, services: Services, uploaded: Sequence[Uploaded], sc
 
     Raises LocalCloudError when a part of the cloud or a function ends for good, or nothing happens for long.
     """
-    states: dict[Uploaded, State] = {}
+    states: dict[Uploaded, FileState] = {}
     poisoned = _poison(services)
     show = _passing(screen)
 
@@ -148,13 +148,13 @@ def wait(cloud: LocalCloud, services: Services, uploaded: Sequence[Uploaded], sc
         raise LocalCloudError(f"{error}; the logs are in {cloud.logs}") from error
 
 
-def how_far(files: int, states: Sequence[State]) -> str:
+def how_far(files: int, states: Sequence[FileState]) -> str:
     """`30 of 76 published`, and how many ended otherwise."""
     counts = Counter(states)
-    otherwise = [(state, counts[state]) for state in (State.QUARANTINED, State.FAILED, State.SUPERSEDED)]
+    otherwise = [(state, counts[state]) for state in (FileState.QUARANTINED, FileState.FAILED, FileState.SUPERSEDED)]
     return ", ".join(
         [
-            f"{counts[State.PUBLISHED]} of {files} published",
+            f"{counts[FileState.PUBLISHED]} of {files} published",
             *(f"{count} {state}" for state, count in otherwise if count),
         ]
     )

@@ -32,6 +32,8 @@ DEFAULTS: Mapping[str, str] = {
     "REFERENCE_SCHEMA": "raw_st",
     "REFERENCE_TABLES": "users,post_types",
     "RETRAIN_SCHEDULE": "0 0 4 * * 0",
+    "RECONCILE_SCHEDULE": "0 * * * * *",
+    "RECONCILE_PATIENCE_SECONDS": "30",
     "WATCH_FIRST_DELAY_SECONDS": "1",
     "WATCH_MAX_DELAY_SECONDS": "5",
     "AzureFunctionsJobHost__extensions__queues__visibilityTimeout": "00:00:01",

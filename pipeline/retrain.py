@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from pipeline.looks import look
+from pipeline.watch import look
 from shared import paths
 from shared.databricks import idempotency_token
 from shared.errors import TerminalError
@@ -43,7 +43,7 @@ def retrain(services: Services) -> int | None:
         parameters = learned | {"until": today.isoformat()}
         run_id = services.job_runs.start(settings.databricks_training_job_id, parameters, token)
         state = look(services, run_id)
-        if state.status != "failed":
+        if state.status in ("waiting", "running", "succeeded"):
             log.info("the training until %s is run %d, attempt %d of this week", today, run_id, attempt)
             return run_id
         log.warning("training run %d has failed: %s", run_id, state.message)

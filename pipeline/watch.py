@@ -1,23 +1,28 @@
-"""Looks at the run of a classification: publish what has succeeded, start again what has failed, come back later.
+"""The step from `launched` on: look at the run, publish what has succeeded, start again what has not.
 
-Every message may come twice or late; the record's state and attempt tell what is still to be done.
+Waiting is not failing. A run that waits for a slot is waited for; one that was skipped, or that the platform failed, is
+started again with growing pauses and costs no attempt; one that a person cancelled stays cancelled; only what the job
+itself fails counts towards CLASSIFICATION_ATTEMPTS.
 """
 
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timedelta
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from classify.registry.summary import REFUSED_FILE, SUMMARY_FILE, Summary
-from pipeline.looks import look, look_later
+from pipeline.launch import look_later
+from pipeline.pace import is_due, look_delay, restart_delay
 from pipeline.publish import publish
-from shared import paths
+from shared import paths, proof
 from shared.databricks import RunState
 from shared.documents import decode
 from shared.errors import NotFound, TransientError
-from shared.ledger import ENDED, MAX_REASON, FileRecord, Run, State
-from shared.messages import ClassificationStarted, PostsLanded
+from shared.ledger import MAX_REASON, FileRecord, FileState, JobRun, Outcome
+from shared.messages import PostsLanded
+from shared.quarantine import quarantine
 
 if TYPE_CHECKING:
     from shared.services import Services
@@ -25,42 +30,91 @@ if TYPE_CHECKING:
 log = logging.getLogger("stacktopics.pipeline.watch")
 
 
-def watch(services: Services, message: ClassificationStarted) -> FileRecord:
-    """Look at a run: publish what has succeeded, try again what has failed, come back later while it runs.
+def watch(services: Services, record: FileRecord, *, early: bool = False) -> FileRecord:
+    """Look at the run of a launched file version.
 
-    A file that the job could not read goes to quarantine: the next attempt could not read it either.
-
-    Raises NotFound when the message names no record, TransientError when Databricks or the lake is busy.
+    A look that is not due does nothing, so of two chains of messages one ends; `early` looks all the same. A file that
+    the job could not read goes to quarantine: the next attempt could not read it either.
+    Raises TransientError when Databricks or the lake is busy.
     """
-    record = services.ledger.get(message.source_id, message.version)
-    if record.state is State.LANDED and record.attempt == message.attempt + 1:
-        services.posts_landed.send(PostsLanded(source_id=record.source_id, version=record.version))
+    if not (early or is_due(record, services.now())):
         return record
-    if record.state in ENDED or record.attempt != message.attempt:
-        _clear_away(services, record)
-        log.info("%s: nothing to do for attempt %d, it is %s", record.key, message.attempt, record.state)
-        return record
-    if record.state is State.CLASSIFIED:
-        return publish(services, record)
-    state = look(services, message.run_id)
-    if state.status == "running":
-        if services.now() < _deadline(services, record):
-            look_later(services, record, message.check + 1)
-            return record
-        services.job_runs.cancel(message.run_id)
-        state = RunState("failed", f"cancelled after {services.settings.classification_deadline_seconds:.0f} s")
+    run = record.runs[-1]
+    state = look(services, run.run_id)
+    if not state.is_over:
+        because = _overdue(services, run, state)
+        if because is None:
+            return _look_again(services, record, state)
+        run = _noted(services, record, because)
+        services.job_runs.cancel(run.run_id)
+        state = RunState("cancelled", because, state.page)
+    if (summary := _summary(services, record)) is not None:
+        return publish(services, _classified(services, record, summary, state))
     if state.status == "succeeded":
-        summary = _summary(services, record)
-        if summary is not None:
-            return publish(services, _classified(services, record, summary, state))
-        state = RunState("failed", f"the run succeeded but {record.output}/{SUMMARY_FILE} is not there")
+        state = RunState("failed", f"the run succeeded, but {record.output}/{SUMMARY_FILE} does not exist", state.page)
     if (reason := _refused(services, record)) is not None:
-        return _quarantined(services, record, reason)
-    return _failed(services, record, message.run_id, state)
+        return quarantine_landed(services, record, reason)
+    return _over(services, record, run, state)
 
 
-def _deadline(services: Services, record: FileRecord) -> datetime:
-    return record.runs[-1].launched_at + timedelta(seconds=services.settings.classification_deadline_seconds)
+def look(services: Services, run_id: int) -> RunState:
+    """The state of a run; one that Databricks no longer knows was lost by the platform."""
+    try:
+        return services.job_runs.look(run_id)
+    except NotFound as error:
+        return RunState("platform", str(error))
+
+
+def _overdue(services: Services, run: JobRun, state: RunState) -> str | None:
+    """Why a run that is not over must end, if it must: it has waited, or worked, for too long."""
+    settings, now = services.settings, services.now()
+    if run.cancelled_because:
+        return run.cancelled_because
+    if state.status == "waiting":
+        limit, since, did = settings.classification_queue_seconds, run.launched_at, "waited for a slot"
+    else:
+        limit, since, did = settings.classification_deadline_seconds, run.began_at or now, "worked"
+    return f"cancelled: it {did} for more than {limit:.0f} s" if now - since >= timedelta(seconds=limit) else None
+
+
+def _noted(services: Services, record: FileRecord, because: str) -> JobRun:
+    """Write down that this app cancels the run before it does: else it would look as if a person had."""
+
+    def noted(current: FileRecord) -> FileRecord | None:
+        if not _is_current(current, record) or current.runs[-1].cancelled_because:
+            return None
+        return _with_run(current, cancelled_because=because)
+
+    return services.ledger.change(record, noted).runs[-1]
+
+
+def _look_again(services: Services, record: FileRecord, state: RunState) -> FileRecord:
+    """Note what the look showed, and have the run looked at again."""
+    now = services.now()
+
+    def looked(current: FileRecord) -> FileRecord | None:
+        if not _is_current(current, record) or current.next_look != record.next_look:
+            return None
+        run = current.runs[-1]
+        waits = state.status == "waiting"
+        began = run.began_at if waits else run.began_at or now
+        delay = look_delay(services.settings, run.launched_at if waits else began or now, now, waits=waits)
+        return _with_run(current, began_at=began, page=state.page).model_copy(update={"next_look": now + delay})
+
+    after = services.ledger.change(record, looked)
+    if after.state is FileState.LAUNCHED and after.next_look != record.next_look:
+        look_later(services, after)
+    return after
+
+
+def _is_current(current: FileRecord, record: FileRecord) -> bool:
+    """Whether the record is still at the run that was looked at."""
+    return current.state is FileState.LAUNCHED and current.attempt == record.attempt
+
+
+def _with_run(record: FileRecord, **changes: object) -> FileRecord:
+    """The record with its last run changed."""
+    return record.model_copy(update={"runs": [*record.runs[:-1], record.runs[-1].model_copy(update=changes)]})
 
 
 def _summary(services: Services, record: FileRecord) -> Summary | None:
@@ -73,45 +127,83 @@ def _summary(services: Services, record: FileRecord) -> Summary | None:
 
 def _classified(services: Services, record: FileRecord, summary: Summary, state: RunState) -> FileRecord:
     def classified(current: FileRecord) -> FileRecord | None:
-        if current.state is not State.LAUNCHED:
+        if not _is_current(current, record):
             return None
-        runs = [*current.runs[:-1], _ended(current.runs[-1], state)]
-        return current.entered(State.CLASSIFIED, services.now(), counted=summary.counted, runs=runs)
+        ended = _with_run(current, page=state.page, worked_seconds=state.worked_seconds, outcome="succeeded")
+        return ended.entered(FileState.CLASSIFIED, services.now(), counted=summary.counted, next_look=None)
 
     return services.ledger.change(record, classified)
 
 
-def _ended(run: Run, state: RunState) -> Run:
-    """The run with what the last look at it showed."""
-    return run.model_copy(update={"page": state.page, "worked_seconds": state.worked_seconds})
+def _over(services: Services, record: FileRecord, run: JobRun, state: RunState) -> FileRecord:
+    """Note how a run ended without a result; start the next one now or later, or end."""
+    outcome = _outcome(run, state)
+    reason = f"run {run.run_id}: {state.message}"
+    if outcome == "failed":
+        reason += _said(services, run.run_id)
 
-
-def _failed(services: Services, record: FileRecord, run_id: int, state: RunState) -> FileRecord:
-    """Note why a run failed; go on with the next attempt, or end loudly after the last one."""
-    reason = f"run {run_id}: {state.message}"
-    try:
-        if said := services.job_runs.failure(run_id):
-            reason += f"; {said}"
-    except (NotFound, TransientError) as error:
-        reason += f"; what it said could not be had: {error}"
-    limit = services.settings.classification_attempts
-
-    def next_attempt(current: FileRecord) -> FileRecord | None:
-        if current.state is not State.LAUNCHED or current.attempt != record.attempt:
+    def ended(current: FileRecord) -> FileRecord | None:
+        if not _is_current(current, record):
             return None
-        noted = _ended(current.runs[-1], state).model_copy(update={"error": reason})
-        runs = [*current.runs[:-1], noted]
-        if current.attempt >= limit:
-            return current.entered(State.FAILED, services.now(), runs=runs, reason=reason)
-        return current.entered(State.LANDED, services.now(), runs=runs, attempt=current.attempt + 1)
+        noted = _with_run(
+            current, page=state.page, worked_seconds=state.worked_seconds, outcome=outcome, error=reason[:MAX_REASON]
+        )
+        return _after(services, noted, outcome, reason[:MAX_REASON])
 
-    after = services.ledger.change(record, next_attempt)
-    if after.state is State.FAILED:
-        log.error("%s failed for good after %d attempts: %s", record.key, record.attempt, reason)
-    elif after.state is State.LANDED:
-        log.warning("%s: attempt %d failed, the next one starts: %s", record.key, record.attempt, reason)
-        services.posts_landed.send(PostsLanded(source_id=record.source_id, version=record.version))
+    after = services.ledger.change(record, ended)
+    if after.state is FileState.FAILED:
+        log.error("%s failed for good after %d runs: %s", record.key, len(after.runs), reason)
+    elif after.state is FileState.CANCELLED:
+        log.warning("%s: its run was cancelled, so it stays as it is until it is replayed: %s", record.key, reason)
+    elif after.state is FileState.LANDED:
+        wait = max(timedelta(), (after.not_before or services.now()) - services.now())
+        log.warning("%s: the next run starts in %.0f s: %s", record.key, wait.total_seconds(), reason)
+        services.posts_landed.send(PostsLanded(source_id=record.source_id, version=record.version), wait)
     return after
+
+
+def _outcome(run: JobRun, state: RunState) -> Outcome:
+    if run.cancelled_because:
+        return "deadline"
+    assert state.status != "waiting"
+    assert state.status != "running"
+    return state.status
+
+
+def _after(services: Services, record: FileRecord, outcome: Outcome, reason: str) -> FileRecord:
+    """The record after its last run ended without a result."""
+    now, settings = services.now(), services.settings
+    if outcome == "cancelled":
+        return record.entered(FileState.CANCELLED, now, reason=reason, next_look=None)
+    if outcome in ("skipped", "platform"):
+        restarts = _restarts(record)
+        give_up = restarts[0].launched_at + timedelta(seconds=settings.classification_platform_seconds)
+        not_before, over = now + restart_delay(len(restarts) - 1), now >= give_up
+    else:
+        not_before, over = None, record.job_failures >= settings.classification_attempts
+    if over:
+        return record.entered(FileState.FAILED, now, reason=reason, next_look=None)
+    due = {"not_before": not_before, "next_look": None}
+    return record.entered(FileState.LANDED, now, attempt=record.attempt + 1, **due)
+
+
+def _restarts(record: FileRecord) -> list[JobRun]:
+    """The last runs that did not get to work, or that the platform failed, one after the other; oldest first."""
+    found: list[JobRun] = []
+    for run in reversed(record.runs_of_this_replay):
+        if run.outcome not in ("skipped", "platform"):
+            break
+        found.insert(0, run)
+    return found
+
+
+def _said(services: Services, run_id: int) -> str:
+    """What the tasks of a failed run said."""
+    try:
+        said = services.job_runs.failure(run_id)
+    except (NotFound, TransientError) as error:
+        said = f"its output is unavailable: {error}"
+    return f"; {said}" if said else ""
 
 
 def _refused(services: Services, record: FileRecord) -> str | None:
@@ -123,29 +215,15 @@ def _refused(services: Services, record: FileRecord) -> str | None:
         return None
 
 
-def _quarantined(services: Services, record: FileRecord, reason: str) -> FileRecord:
-    """Move the landed bytes to quarantine; the reason is written first, so that no file lies there without one."""
+def quarantine_landed(services: Services, record: FileRecord, reason: str) -> FileRecord:
+    """Copy the landed bytes to quarantine; closing the step clears the others away."""
     landing = paths.landing(record.source_id, record.version)
-    target = paths.quarantine(record.source_id, record.version, record.source.name)
-    why = paths.quarantine_reason(record.source_id, record.version)
-    services.lake.put(why, record.source.refused_because(reason))
-    services.lake.copy(landing, target, services.settings.landing_proof_share)
+    target = quarantine(services, record, reason, partial(proof.copy, services.lake, landing))
 
     def quarantined(current: FileRecord) -> FileRecord | None:
-        if current.state is not State.LAUNCHED or current.attempt != record.attempt:
+        if not _is_current(current, record):
             return None
-        moved = {"quarantine": target, "archive": None}
-        return current.entered(State.QUARANTINED, services.now(), reason=reason, **moved)
+        moved = {"quarantine": target, "archive": None, "next_look": None}
+        return current.entered(FileState.QUARANTINED, services.now(), reason=reason, **moved)
 
-    after = services.ledger.change(record, quarantined)
-    if after.state is State.QUARANTINED:
-        log.error("%s is in quarantine (%s): %s", after.key, target, reason)
-    _clear_away(services, after)
-    return after
-
-
-def _clear_away(services: Services, record: FileRecord) -> None:
-    """Of a file in quarantine only that copy stays: nothing shall be learned from it."""
-    if record.state is State.QUARANTINED:
-        services.lake.delete(paths.landing(record.source_id, record.version))
-        services.lake.delete(paths.archive(record.file_day, record.source_id, record.version))
+    return services.ledger.change(record, quarantined)

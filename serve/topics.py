@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from shared.catalog import day_pointer, published_days
+from shared import catalog
+from shared.catalog import day_pointer
 from shared.errors import BadInput, NotFound
 from shared.topics import DayFigures, TopicRow, from_csv, to_csv
 
@@ -94,8 +95,7 @@ def topics_of_day(lake: Lake, day: date | None = None, top: int = 10) -> TopicsO
 
 def latest_day(lake: Lake) -> date:
     """The latest day with posts. Raises NotFound."""
-    for day in reversed(published_days(lake)):
-        pointer, _ = day_pointer(lake, day)
-        if pointer is not None and pointer.posts:
-            return day
-    raise NotFound("no day with posts is published yet")
+    day = catalog.latest_day(lake)
+    if day is None:
+        raise NotFound("no day with posts is published yet")
+    return day

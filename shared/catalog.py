@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from shared import paths
+from shared.conditional import until_first
 from shared.documents import decode
 from shared.errors import NotFound
 from shared.lake import Lake
@@ -18,17 +19,13 @@ class SourcePointer(BaseModel):
     """Which classification of a source counts, and on which days."""
 
     version: str
-    output: str
-    """The folder of post_topics."""
-    last_modified: datetime
-    first_seen: datetime
+    sequence: int
+    """The version's place among those of the source: a later one replaces it."""
+    output: str | None
+    """The folder of post_topics; None where the source was withdrawn and nothing of it counts."""
     days: list[date]
-    left: list[date] = []
+    left: list[date]
     """Days that an earlier one counted on and this one does not."""
-
-    @property
-    def order(self) -> tuple[datetime, datetime]:
-        return self.last_modified, self.first_seen
 
 
 class DayPointer(DayFigures):
@@ -72,3 +69,40 @@ def published_days(lake: Lake) -> list[date]:
     """The days that have topics, oldest first; a day whose posts were all corrected away still counts as one."""
     names = (info.path.rsplit("/", 1)[-1].removesuffix(".json") for info in lake.list(paths.DAYS))
     return sorted(date.fromisoformat(name) for name in names)
+
+
+class LatestDay(BaseModel):
+    """`catalog/latest.json`: the latest day that has posts, so that nobody lists all days to find it."""
+
+    day: date | None
+
+
+def latest_day(lake: Lake) -> date | None:
+    """The latest day that has posts; None where none has."""
+    pointer, _ = read_pointer(lake, LatestDay, paths.LATEST_DAY)
+    return pointer.day if pointer else None
+
+
+def note_latest(lake: Lake, day: date, posts: int) -> None:
+    """Let `day`, which was published with so many posts, count for which day is the latest.
+
+    A day that lost its last post gives the place to the one before it that has some, which takes a walk over the days.
+    """
+
+    def note() -> None:
+        pointer, etag = read_pointer(lake, LatestDay, paths.LATEST_DAY)
+        latest = pointer.day if pointer else None
+        if posts and (latest is None or day > latest):
+            move_pointer(lake, paths.LATEST_DAY, LatestDay(day=day), etag)
+        elif not posts and day == latest:
+            move_pointer(lake, paths.LATEST_DAY, LatestDay(day=_last_with_posts(lake)), etag)
+
+    until_first(note, paths.LATEST_DAY)
+
+
+def _last_with_posts(lake: Lake) -> date | None:
+    for day in reversed(published_days(lake)):
+        pointer, _ = day_pointer(lake, day)
+        if pointer is not None and pointer.posts:
+            return day
+    return None

@@ -11,8 +11,8 @@ from shared.errors import Conflict, StackTopicsError, TransientError
 
 TRIES = 20
 """Of 16 workers on one pointer, the last one needs 16."""
-LONGEST_WAIT = 0.5
-"""Seconds between two tries, at most; the first waits are some milliseconds."""
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.005, 0.5
+"""Between two tries: the bounds of a random wait, the first doubling up to the second."""
 
 Result = TypeVar("Result")
 
@@ -26,7 +26,7 @@ def until_first(
     """
     policy = Retrying(
         stop=stop_after_attempt(tries),
-        wait=wait_random_exponential(multiplier=0.005, max=LONGEST_WAIT),
+        wait=wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=LONGEST_WAIT_SECONDS),
         retry=retry_if_exception_type((Conflict, also)),
     )
     try:

@@ -22,7 +22,7 @@ from shared.storage import (
     BlobVersion,
     BlockSum,
     Copied,
-    SourceBlob,
+    StorageBlob,
     crc64,
     error_code,
     storage_errors,
@@ -41,7 +41,7 @@ WORKERS = 2
 ACCESS_LASTS = timedelta(minutes=30)
 
 
-def copy_blob(source: SourceBlob, version: BlobVersion, target: BlobClient) -> Copied:
+def copy_blob(source: StorageBlob, version: BlobVersion, target: BlobClient) -> Copied:
     """Copy that version of a source blob onto `target`; returns what is known of the copy.
 
     Raises Conflict when the source has another content by then, NotFound when it is gone, TransientError.
@@ -75,7 +75,7 @@ def _none_if_refused(copy: Callable[[], Copied | None]) -> Copied | None:
         raise
 
 
-def _inside_the_account(source: SourceBlob, version: BlobVersion, target: BlobClient) -> Copied | None:
+def _inside_the_account(source: StorageBlob, version: BlobVersion, target: BlobClient) -> Copied | None:
     """Copy Blob (https://learn.microsoft.com/rest/api/storageservices/copy-blob)."""
     from azure.core import MatchConditions
     from azure.core.exceptions import HttpResponseError
@@ -102,7 +102,7 @@ def _inside_the_account(source: SourceBlob, version: BlobVersion, target: BlobCl
     return _none_if_refused(copy)
 
 
-def blocks_from_url(source: SourceBlob, version: BlobVersion, target: BlobClient) -> Copied | None:
+def blocks_from_url(source: StorageBlob, version: BlobVersion, target: BlobClient) -> Copied | None:
     """Put Block From URL (https://learn.microsoft.com/rest/api/storageservices/put-block-from-url).
 
     The service reads the source with this app's identity, or by a signature of the source's key that lasts 30 minutes.
@@ -148,7 +148,7 @@ def _readable(source: BlobClient) -> tuple[str, str | None]:
     return f"{source.url}?{signature}", None
 
 
-def _by_ranges(source: SourceBlob, version: BlobVersion, target: BlobClient) -> Copied:
+def _by_ranges(source: StorageBlob, version: BlobVersion, target: BlobClient) -> Copied:
     """Ranges read one after the other and staged meanwhile; in memory are 4 MB a worker and those being read."""
     reader = source.open(version)
     hashed = hashlib.md5(usedforsecurity=False)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from shared.errors import AccessDenied, NotFound, TerminalError, TransientError
 
@@ -19,24 +19,56 @@ AZURE_DATABRICKS_SCOPE = "2ff814a6-3304-4ab8-85cb-cd0e6f879c1d/.default"
 
 OVER = frozenset({"TERMINATED", "SKIPPED", "INTERNAL_ERROR"})
 """Life-cycle states that end a run (Databricks Jobs API 2.2)."""
-
-
 WAITING = frozenset({"QUEUED", "PENDING", "BLOCKED", "WAITING_FOR_RETRY"})
 """Life-cycle states of a run that has not begun to work: it waits for a slot, or for its cluster."""
+NO_SLOT = frozenset(
+    {
+        "SKIPPED",
+        "MAX_CONCURRENT_RUNS_EXCEEDED",
+        "MAX_JOB_QUEUE_SIZE_EXCEEDED",
+        "WORKSPACE_RUN_LIMIT_EXCEEDED",
+        "MAX_SPARK_CONTEXTS_EXCEEDED",
+    }
+)
+"""Termination codes, and the life-cycle state, of a run that never began because there was no room for it."""
+OF_THE_PLATFORM = frozenset(
+    {
+        "INTERNAL_ERROR",
+        "CLOUD_FAILURE",
+        "CLUSTER_ERROR",
+        "CLUSTER_REQUEST_LIMIT_EXCEEDED",
+        "CLUSTER_TERMINATED_BY_USER",
+        "DRIVER_ERROR",
+        "LIBRARY_INSTALLATION_ERROR",
+        "REPOSITORY_CHECKOUT_FAILED",
+        "STORAGE_ACCESS_ERROR",
+        "BREAKING_CHANGE",
+    }
+)
+"""Termination codes and types of a run that failed for reasons that lie outside the job and may pass."""
+
+Status = Literal["waiting", "running", "succeeded", "failed", "skipped", "platform", "cancelled"]
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What a look at a run shows."""
+    """What a look at a run shows.
 
-    status: Literal["running", "succeeded", "failed"]
+    `waiting` and `running` are not over. `failed` is the job's own failure; `skipped` (there was no slot) and
+    `platform` (Databricks or the cloud failed) say nothing about the job; `cancelled` was cancelled by somebody.
+    """
+
+    status: Status
     message: str = ""
     page: str = ""
     """The run's page in the workspace."""
-    waits: bool = False
-    """It has not begun to work yet; its status is `running` all the same, because it is not over."""
     worked_seconds: float | None = None
     """How long its tasks worked, waiting left out; None while it is not over."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its status stands."""
+        return self.status not in ("waiting", "running")
 
 
 def idempotency_token(*parts: object) -> str:
@@ -44,8 +76,27 @@ def idempotency_token(*parts: object) -> str:
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
 
 
-class JobRuns:
-    """The runs of one workspace."""
+class JobRuns(Protocol):
+    """What the product asks of the runs of jobs."""
+
+    def start(self, job_id: int, parameters: Mapping[str, str], token: str) -> int:
+        """Run the job now and return the run's id; the same `token` returns the run it started before."""
+
+    def look(self, run_id: int) -> RunState:
+        """The state of a run. Raises NotFound when nobody knows it any more."""
+
+    def failure(self, run_id: int) -> str:
+        """What the tasks of a failed run said."""
+
+    def cancel(self, run_id: int) -> None:
+        """Ask a run to stop."""
+
+    def job_name(self, job_id: int) -> str:
+        """The name of a job. Raises NotFound or AccessDenied."""
+
+
+class WorkspaceRuns:
+    """The runs of one Databricks workspace."""
 
     def __init__(self, workspace: WorkspaceClient) -> None:
         self._workspace = workspace
@@ -64,12 +115,13 @@ class JobRuns:
         life = state.life_cycle_state.value if state and state.life_cycle_state else "PENDING"
         page = run.run_page_url or ""
         if life not in OVER:
-            return RunState("running", life, page, waits=life in WAITING)
+            return RunState("waiting" if life in WAITING else "running", life, page)
         worked = sum((task.setup_duration or 0) + (task.execution_duration or 0) for task in run.tasks or []) / 1000
         result = state.result_state.value if state and state.result_state else life
+        ended = run.status.termination_details if run.status else None
+        codes = {named.value for named in (ended.code, ended.type) if named} if ended else set()
         message = f"{result}: {state.state_message}" if state and state.state_message else result
-        status: Literal["succeeded", "failed"] = "succeeded" if result == "SUCCESS" else "failed"
-        return RunState(status, message, page, worked_seconds=worked)
+        return RunState(_status(life, result, codes), message, page, worked_seconds=worked)
 
     def failure(self, run_id: int) -> str:
         """What the tasks of a failed run said, for the record; empty when they said nothing."""
@@ -89,6 +141,17 @@ class JobRuns:
         with databricks_errors(f"Databricks job {job_id}"):
             settings = self._workspace.jobs.get(job_id).settings
         return (settings.name if settings else None) or str(job_id)
+
+
+def _status(life: str, result: str, codes: set[str]) -> Status:
+    """The status of a run that is over, by its life-cycle state, its result and its termination code and type."""
+    if result == "SUCCESS":
+        return "succeeded"
+    if life == "SKIPPED" or codes & NO_SLOT:
+        return "skipped"
+    if life == "INTERNAL_ERROR" or codes & OF_THE_PLATFORM:
+        return "platform"
+    return "cancelled" if result == "CANCELED" else "failed"
 
 
 @contextmanager

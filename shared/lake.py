@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from shared import paths
 from shared.copying import blocks_from_url, copy_blob
-from shared.errors import Conflict, NotFound, TransientError
+from shared.errors import Conflict, NotFound
 from shared.storage import (
     COPY_RANGE,
     NOTHING_KNOWN,
@@ -30,9 +30,8 @@ from shared.storage import (
     Copied,
     RangedReader,
     SourceBlob,
-    crc64_of,
+    StorageBlob,
     error_code,
-    same_content,
     storage_errors,
 )
 
@@ -96,27 +95,18 @@ class Lake(ABC):
     def delete(self, path: str) -> None:
         """Delete a file; one that is not there is fine."""
 
-    def copy_from(self, source: SourceBlob, version: BlobVersion, path: str, proof_share: float = 0) -> Copied:
-        """Copy that version of a source blob to `path`, and prove its length and `proof_share` of its content.
+    @abstractmethod
+    def copy_in(self, source: SourceBlob, version: BlobVersion, path: str) -> Copied:
+        """Copy that version of a source blob to `path`; returns what is known of the copy.
 
-        Returns what is known of the copy. Raises Conflict when the blob has another content by then, TransientError
-        when the copy is not what it is.
+        Raises Conflict when the blob has another content by then. `shared.proof` compares.
         """
-        copied = self._copied(source, version, path)
-        if not same_content(source.open(version), self.open(path), version.md5, proof_share, copied):
-            raise TransientError(f"{path} is not what {source.what} is; copy it again")
-        return copied
 
     @abstractmethod
-    def _copied(self, source: SourceBlob, version: BlobVersion, path: str) -> Copied:
-        """Copy, and return what is known of the copy."""
+    def copy(self, source: str, target: str, *, with_sums: bool = False) -> Copied:
+        """Copy a file within the lake; returns what is known of the copy.
 
-    @abstractmethod
-    def copy(self, source: str, target: str, proof_share: float = 0, known: Copied = NOTHING_KNOWN) -> None:
-        """Copy a file within the lake, and prove its length and content.
-
-        With the sums that are `known` of the source's blocks by those of the target's, as far as the storage service
-        gives them; else `proof_share` of it is read. Raises NotFound, TransientError when the copy is not what it is.
+        `with_sums` prefers a way by which the storage service gives the sums of what it stored. Raises NotFound.
         """
 
     def read(self, path: str) -> bytes:
@@ -222,21 +212,17 @@ class AdlsLake(Lake):
         with suppress(NotFound), storage_errors(path):
             self._files.get_file_client(path).delete_file()
 
-    def copy(self, source: str, target: str, proof_share: float = 0, known: Copied = NOTHING_KNOWN) -> None:
-        blob = SourceBlob(self._blobs.get_blob_client(source))
-        version = blob.version()
-        expected = crc64_of(known.sums)
-        if expected is not None:
-            copied = blocks_from_url(blob, version, self._blobs.get_blob_client(target))
-            stored = crc64_of(copied.sums) if copied else None
-            if stored == expected:
-                return
-            if stored is not None:
-                raise TransientError(f"{target} is not what {source} was when it was written; copy it again")
-        self.copy_from(blob, version, target, proof_share)
-
-    def _copied(self, source: SourceBlob, version: BlobVersion, path: str) -> Copied:
+    def copy_in(self, source: SourceBlob, version: BlobVersion, path: str) -> Copied:
+        if not isinstance(source, StorageBlob):
+            raise TypeError(f"{source.what} is no blob of Azure Storage")
         return copy_blob(source, version, self._blobs.get_blob_client(path))
+
+    def copy(self, source: str, target: str, *, with_sums: bool = False) -> Copied:
+        blob = StorageBlob(self._blobs.get_blob_client(source))
+        version = blob.version()
+        made = self._blobs.get_blob_client(target)
+        copied = blocks_from_url(blob, version, made) if with_sums else None
+        return copied or copy_blob(blob, version, made)
 
 
 class _Upload(io.RawIOBase):
@@ -352,27 +338,19 @@ class FolderLake(Lake):
     def delete(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
 
-    def copy(
-        self,
-        source: str,
-        target: str,
-        proof_share: float = 0,
-        known: Copied = NOTHING_KNOWN,  # noqa: ARG002 folders keep no sums
-    ) -> None:
-        with self.open(source) as data:
-            with self.create(target) as out:
-                shutil.copyfileobj(data, out, COPY_RANGE)
-            with self.open(target) as copy:
-                if not same_content(data, copy, None, proof_share):
-                    raise TransientError(f"{target} is not what {source} is; copy it again")
-
-    def _copied(self, source: SourceBlob, version: BlobVersion, path: str) -> Copied:
+    def copy_in(self, source: SourceBlob, version: BlobVersion, path: str) -> Copied:
         hashed = hashlib.md5(usedforsecurity=False)
         with self.create(path) as out, source.open(version) as data:
             while piece := data.read(COPY_RANGE):
                 out.write(piece)
                 hashed.update(piece)
         return Copied(md5=hashed.digest())
+
+    def copy(self, source: str, target: str, *, with_sums: bool = False) -> Copied:
+        del with_sums  # folders keep none
+        with self.open(source) as data, self.create(target) as out:
+            shutil.copyfileobj(data, out, COPY_RANGE)
+        return NOTHING_KNOWN
 
 
 def digest(data: bytes) -> str:

@@ -1,18 +1,22 @@
 """The ledger: one record a file version, in the lake, changed only under its ETag.
 
-landed ──> launched ──> classified ──> published
-   ^          │             │
-   └──────────┘ next attempt└──> superseded (a newer version of the same source counts already)
-quarantined, at landing or by the job, and failed: ended without counting; a replay starts a failed one anew
+arriving ──> landed ──> launched ──> classified ──> published
+               ^           │             │
+               └───────────┘ next run    └──> superseded (a newer version of the same source counts)
+ended without counting: superseded, cancelled (a person cancelled its run), withdrawn, discarded
+open until a person decides: quarantined (at landing or by the job), failed
+
+Small notes beside the records make looking cheap whatever the history: `runs/open/…` as long as a file version has a
+next step, `runs/inbox/…` while it waits for a person, and `runs/seen/<day>/…` for the day it was first seen.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from datetime import date, datetime
+from collections.abc import Callable, Iterable, Iterator
+from datetime import date, datetime, timedelta
 from enum import StrEnum
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -20,13 +24,18 @@ from shared import paths
 from shared.conditional import until_first
 from shared.documents import Record, decode
 from shared.errors import Conflict, NotFound
-from shared.lake import Lake
+from shared.lake import FileInfo, Lake
 
 MAX_REASON = 4_000
 """Characters of a reason that are kept: a file decides how long its columns' names and types are."""
 
 
-class State(StrEnum):
+SEEN_DAYS = 8
+"""For how many days back the newest files are looked for: a weekly file is among them."""
+
+
+class FileState(StrEnum):
+    ARRIVING = "arriving"
     LANDED = "landed"
     LAUNCHED = "launched"
     CLASSIFIED = "classified"
@@ -34,9 +43,18 @@ class State(StrEnum):
     QUARANTINED = "quarantined"
     FAILED = "failed"
     SUPERSEDED = "superseded"
+    CANCELLED = "cancelled"
+    WITHDRAWN = "withdrawn"
+    DISCARDED = "discarded"
 
 
-ENDED = frozenset({State.PUBLISHED, State.QUARANTINED, State.FAILED, State.SUPERSEDED})
+NEEDS_A_PERSON = frozenset({FileState.QUARANTINED, FileState.FAILED})
+"""A file in one of these states stays open until a person retries, discards, withdraws or replaces it."""
+ENDED = frozenset(
+    {FileState.PUBLISHED, FileState.SUPERSEDED, FileState.CANCELLED, FileState.WITHDRAWN, FileState.DISCARDED}
+)
+AT_REST = ENDED | NEEDS_A_PERSON
+"""States that nothing but a person's command leaves."""
 
 
 class Source(Record):
@@ -54,16 +72,33 @@ class Source(Record):
         return json.dumps(note, indent=1).encode()
 
 
-class Run(Record):
-    """One attempt at classifying a file version."""
+Outcome = Literal["succeeded", "failed", "deadline", "skipped", "platform", "cancelled"]
+"""How a run ended. The first two count as attempts of the job; `skipped` (no slot) and `platform` (Databricks or the
+cloud failed) are started again without counting; `cancelled` is a person's decision."""
+
+
+class JobRun(Record):
+    """One run that was started to classify a file version."""
 
     attempt: int
     token: str
     run_id: int
     launched_at: datetime
+    began_at: datetime | None = Field(default=None, description="when it was first seen at work")
+    cancelled_because: str | None = Field(default=None, description="why this app cancelled it")
+    outcome: Outcome | None = None
     page: str = ""
     worked_seconds: float | None = Field(default=None, description="of its tasks, waiting left out")
     error: str | None = None
+
+
+class Trouble(Record):
+    """A step that raises: since when, how often, why, and when it is tried next."""
+
+    since: datetime
+    tries: int
+    reason: str
+    next: datetime
 
 
 class FileRecord(Record):
@@ -72,33 +107,57 @@ class FileRecord(Record):
     source_id: str
     version: str
     source: Source
-    state: State
+    state: FileState
     file_day: date
+    sequence: int = Field(description="the versions of a source in the order of their contents, from 1")
+    working_until: datetime | None = Field(default=None, description="until when the delivery that lands it has it")
+    delivery: str | None = Field(default=None, description="which delivery that is")
     rows: int | None = None
     archive: str | None = None
     quarantine: str | None = None
     attempt: int = 1
+    replay: int = Field(default=0, description="how often it was classified again on request")
     model: str | None = Field(default=None, description="the model of every attempt, fixed at the first launch")
+    topic_source: str | None = Field(default=None, description="who decides topics, fixed with the model")
     output: str | None = Field(default=None, description="the folder of post_topics that every attempt writes")
-    runs: list[Run] = Field(default_factory=list)
+    runs: list[JobRun] = Field(default_factory=list)
+    not_before: datetime | None = Field(default=None, description="when the next run may start")
+    next_look: datetime | None = Field(default=None, description="when the run is looked at next")
+    trouble: Trouble | None = None
     counted: int | None = Field(default=None, description="questions and answers that were counted")
     days: list[date] = Field(default_factory=list)
-    reason: str | None = Field(default=None, description="why it ended without counting")
+    reason: str | None = Field(default=None, description="why it does not count")
     times: dict[str, datetime] = Field(default={}, description="when each state was last entered (UTC)")
 
-    def entered(self, state: State, now: datetime, **changes: object) -> Self:
-        """A copy in `state`, entered at `now`, with other fields changed."""
-        return self.model_copy(update={"state": state, "times": {**self.times, state.value: now}, **changes})
+    def entered(self, state: FileState, now: datetime, **changes: object) -> Self:
+        """A copy in `state`, entered at `now`, with other fields changed; what troubled the state before is over."""
+        update = {"state": state, "times": {**self.times, state.value: now}, "trouble": None, **changes}
+        return self.model_copy(update=update)
+
+    @property
+    def file(self) -> str:
+        """The blob's path, its container first."""
+        return f"{self.source.container}/{self.source.name}"
 
     @property
     def key(self) -> str:
         return f"{self.source_id}/{self.version}"
 
     @property
-    def order(self) -> tuple[datetime, datetime]:
-        """Of two versions of a source the one with the larger order is newer: Last-Modified counts whole seconds
-        only, so within one second the later seen is the newer."""
-        return self.source.last_modified, min(self.times.values())
+    def since(self) -> datetime:
+        """When it came into its state."""
+        return self.times[self.state.value]
+
+    @property
+    def job_failures(self) -> int:
+        """How many runs of this classification the job itself has failed."""
+        return sum(run.outcome in ("failed", "deadline") for run in self.runs_of_this_replay)
+
+    @property
+    def runs_of_this_replay(self) -> list[JobRun]:
+        """The runs since it was last asked to be classified."""
+        asked = self.times.get("asked")
+        return [run for run in self.runs if asked is None or run.launched_at >= asked]
 
 
 class Ledger:
@@ -119,13 +178,73 @@ class Ledger:
         path = paths.file_record(source_id, version)
         return decode(FileRecord, self._lake.read(path), path)
 
+    def versions(self, source_id: str) -> list[str]:
+        """The versions of a source that have a record, oldest Last-Modified first."""
+        return [_version(info.path) for info in self._lake.list(f"{paths.FILE_RECORDS}/{source_id}")]
+
     def add(self, record: FileRecord) -> FileRecord:
-        """Write a new record, or return the one that another delivery of the same event wrote first."""
+        """Write a new record, or return the one that another delivery of the same event wrote first.
+
+        The notes that find it again come first: a record without them would be found by nobody.
+        """
+        self.reopen(record)
+        seen = paths.seen_file(record.since.date(), record.source_id, record.version)
+        self._lake.put(seen, _note(record))
         try:
             self._lake.put(paths.file_record(record.source_id, record.version), _encoded(record), if_absent=True)
         except Conflict:
             return self.get(record.source_id, record.version)
         return record
+
+    def reopen(self, record: FileRecord) -> None:
+        """Have the file version found among the open ones."""
+        self._lake.put(paths.open_file(record.source_id, record.version), _note(record))
+
+    def park(self, record: FileRecord) -> None:
+        """Leave the file version to a person, in whose inbox `change` has put it: it has no next step of its own."""
+        self._lake.delete(paths.open_file(record.source_id, record.version))
+
+    def close(self, record: FileRecord) -> None:
+        """Take the file version from the open ones: it has ended and is cleared away."""
+        self._lake.delete(paths.inbox_file(record.source_id, record.version))
+        self._lake.delete(paths.open_file(record.source_id, record.version))
+
+    def close_inbox(self, record: FileRecord) -> None:
+        """Take the file version from those that wait for a person: somebody has decided."""
+        self._lake.delete(paths.inbox_file(record.source_id, record.version))
+
+    def forget(self, source_id: str, version: str) -> None:
+        """Delete the note of a file version that has no record."""
+        self._lake.delete(paths.open_file(source_id, version))
+
+    def waiting_for_a_person(self) -> list[tuple[str, str]]:
+        """Source id and version of every file that a person must decide about, the newest first."""
+        return _by_time(self._lake.list(paths.INBOX))[::-1]
+
+    def is_open(self, record: FileRecord) -> bool:
+        """Whether the file version is among the open ones."""
+        return self._lake.stat(paths.open_file(record.source_id, record.version)) is not None
+
+    def open_files(self) -> list[tuple[str, str]]:
+        """Source id and version of every file that has not ended, the one that was seen first first.
+
+        Its cost follows what is open, not history.
+        """
+        return _by_time(self._lake.list(paths.OPEN_FILES))
+
+    def seen_on(self, day: date) -> list[tuple[str, str]]:
+        """Source id and version of every file that was first seen on this day (UTC), the last one last."""
+        return _by_time(self._lake.list(paths.seen_files(day)))
+
+    def newest(self, today: date, wanted: int) -> list[FileRecord]:
+        """The file versions seen last, at most `wanted` and none older than SEEN_DAYS days, newest first."""
+        found: list[FileRecord] = []
+        for back in range(SEEN_DAYS):
+            for source_id, version in reversed(self.seen_on(today - timedelta(days=back))):
+                if len(found) == wanted:
+                    return found
+                found += filter(None, [self.find(source_id, version)])
+        return found
 
     def change(self, record: FileRecord, decide: Callable[[FileRecord], FileRecord | None]) -> FileRecord:
         """Read the record as it is now, let `decide` return its successor (None: leave it), write under the ETag read.
@@ -140,6 +259,8 @@ class Ledger:
             successor = decide(current)
             if successor is None:
                 return current
+            if successor.state in NEEDS_A_PERSON:  # the note first: who sees the state finds the file in the inbox
+                self._lake.put(paths.inbox_file(record.source_id, record.version), _note(record))
             self._lake.put(path, _encoded(successor), if_match=etag)
             return successor
 
@@ -149,6 +270,24 @@ class Ledger:
         """Every record; by source, then version."""
         for info in self._lake.list(paths.FILE_RECORDS):
             yield decode(FileRecord, self._lake.read(info.path), info.path)
+
+
+def _by_time(notes: Iterable[FileInfo]) -> list[tuple[str, str]]:
+    return [_key(info.path) for info in sorted(notes, key=lambda info: (info.last_modified, info.path))]
+
+
+def _key(path: str) -> tuple[str, str]:
+    """Source id and version, from the name of a note: `<source id>-<version>.json`."""
+    source_id, _, version = _version(path).partition("-")
+    return source_id, version
+
+
+def _version(path: str) -> str:
+    return path.rpartition("/")[2].removesuffix(".json")
+
+
+def _note(record: FileRecord) -> bytes:
+    return json.dumps({"file": f"{record.source.container}/{record.source.name}"}).encode()
 
 
 def _encoded(record: FileRecord) -> bytes:

@@ -1,4 +1,4 @@
-"""The messages between the functions. Each says which file version it is about; the state lies in the ledger."""
+"""The messages between the functions. Each only names a file version: what is to be done, the ledger says."""
 
 from __future__ import annotations
 
@@ -8,23 +8,18 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Message(BaseModel):
+    """Names a file version that may have a next step."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
+    source_id: str
+    version: str
 
 
 class PostsLanded(Message):
     """`posts-landed`: a version of a Posts file is in landing and waits for classification."""
 
-    source_id: str
-    version: str
-
 
 class ClassificationStarted(Message):
-    """`classification-runs`: look at this run; `check` counts the looks already taken."""
-
-    source_id: str
-    version: str
-    attempt: int
-    run_id: int
-    check: int = 0
+    """`classification-runs`: a run is due for a look."""

@@ -13,6 +13,12 @@ ARCHIVE = "archive/posts"
 CURRENT_MODEL = "models/topics/current.json"
 DAYS = "catalog/days"
 FILE_RECORDS = "runs/posts"
+OPEN_FILES = "runs/open"
+INBOX = "runs/inbox"
+SEEN_FILES = "runs/seen"
+REPLAY = "runs/replay.json"
+LATEST_DAY = "catalog/latest.json"
+LAST_RECONCILE = "runs/reconcile/last.json"
 REFERENCE_RECORDS = "runs/reference"
 TRAINING_RECORDS = "runs/training"
 
@@ -48,17 +54,41 @@ def archive(day: date, source: str, version: str) -> str:
     return f"{ARCHIVE}/{day:%Y/%m/%d}/{source}/{version}.parquet"
 
 
+def quarantined(source: str, version: str) -> str:
+    """The folder of a refused file version."""
+    return f"quarantine/posts/{source}/{version}"
+
+
 def quarantine(source: str, version: str, name: str) -> str:
     """Where the bytes of a refused file are kept: beside its reason, whatever it is called."""
-    return f"quarantine/posts/{source}/{version}/file-{name.rsplit('/', 1)[-1]}"
+    return f"{quarantined(source, version)}/file-{name.rsplit('/', 1)[-1]}"
 
 
 def quarantine_reason(source: str, version: str) -> str:
-    return f"quarantine/posts/{source}/{version}/reason.json"
+    return f"{quarantined(source, version)}/reason.json"
 
 
 def file_record(source: str, version: str) -> str:
     return f"{FILE_RECORDS}/{source}/{version}.json"
+
+
+def open_file(source: str, version: str) -> str:
+    """The note that a file version has not ended."""
+    return f"{OPEN_FILES}/{source}-{version}.json"
+
+
+def inbox_file(source: str, version: str) -> str:
+    """The note that a file version waits for a person."""
+    return f"{INBOX}/{source}-{version}.json"
+
+
+def seen_files(day: date) -> str:
+    """The notes of what was first seen on a day (UTC)."""
+    return f"{SEEN_FILES}/{day.isoformat()}"
+
+
+def seen_file(day: date, source: str, version: str) -> str:
+    return f"{seen_files(day)}/{source}-{version}.json"
 
 
 def reference_record(iso_week: str) -> str:
@@ -93,12 +123,19 @@ def model(version: str) -> str:
     return f"models/topics/{version}"
 
 
-def post_topics(source: str, version: str, model: str, topic_source: str) -> str:
+def post_topics_of(source: str, version: str) -> str:
+    """The folder of all classifications of a file version."""
+    return f"post_topics/source={source}/{version}"
+
+
+def post_topics(source: str, version: str, model: str, topic_source: str, replay: int = 0) -> str:
     """The folder a classification writes: part-*.parquet, counts.parquet and, last, summary.json.
 
-    Named by all that decides its content but one: which earlier questions were known when it ran (decision 0004).
+    Named by all that decides its content but one: which earlier questions were known when it ran (decision 0004). A
+    replay writes a folder of its own, because somebody may be reading the one before.
     """
-    return f"post_topics/source={source}/{version}/{model}-by-{topic_source}"
+    again = f"-again-{replay}" if replay else ""
+    return f"{post_topics_of(source, version)}/{model}-by-{topic_source}{again}"
 
 
 def question_topics(bucket: int) -> str:
@@ -113,8 +150,13 @@ def question_topics_of(bucket: int, origin: str) -> str:
 QUESTION_BUCKET = 1 << 20
 
 
+def topics_folder(day: date) -> str:
+    """Where the topics files of a day lie, current and older."""
+    return f"topics/day={day.isoformat()}"
+
+
 def topics_file(day: date, publish_id: str, suffix: str) -> str:
-    return f"topics/day={day.isoformat()}/{publish_id}.{suffix}"
+    return f"{topics_folder(day)}/{publish_id}.{suffix}"
 
 
 def day_pointer(day: date) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import TYPE_CHECKING
+import base64
+import binascii
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Protocol
 
 from shared.errors import NotFound
 from shared.messages import Message
 from shared.storage import storage_errors
 
 if TYPE_CHECKING:
-    from azure.storage.queue import QueueClient
+    from azure.storage.queue import QueueClient, QueueMessage
 
     from shared.settings import Settings
 
@@ -19,17 +23,49 @@ ROLE = "Storage Queue Data Contributor on the account"
 BLOB_POISON_QUEUE = "webjobs-blobtrigger-poison"
 
 
+LETTERS_AT_ONCE, LETTERS_HIDDEN_SECONDS = 1_000, 30
+
+
 def poison_queues(settings: Settings) -> list[str]:
     """Where the host puts what failed for good: messages of both queues, and blobs."""
     own = (settings.posts_landed_queue, settings.classification_runs_queue)
     return [*(f"{name}{POISON_SUFFIX}" for name in own), BLOB_POISON_QUEUE]
 
 
-class Queue:
+@dataclass(frozen=True)
+class Letter:
+    """A message that lies in a queue: its text decoded where it was base64, and when it was put there."""
+
+    id: str
+    body: bytes
+    since: datetime
+    receipt: str
+
+
+class Queue(Protocol):
+    """What the product asks of a queue."""
+
+    name: str
+
+    def send(self, message: Message, delay: timedelta = timedelta()) -> None:
+        """Enqueue a message that nobody sees before `delay` has passed."""
+
+    def letters(self) -> list[Letter]:
+        """What lies in the queue, hidden from others for a while."""
+
+    def discard(self, letter: Letter) -> None:
+        """Delete a message that `letters` gave."""
+
+    def length(self) -> int:
+        """About how many messages wait."""
+
+
+class StorageQueue:
     """One storage queue."""
 
-    def __init__(self, client: QueueClient) -> None:
-        self._client = client
+    def __init__(self, client: QueueClient, raw: QueueClient) -> None:
+        """`raw` is the same queue without any encoding: what others put there may be no base64."""
+        self._client, self._raw = client, raw
         self.name = client.queue_name
 
     def send(self, message: Message, delay: timedelta = timedelta()) -> None:
@@ -46,6 +82,22 @@ class Queue:
                 self._client.create_queue()
                 self._client.send_message(body, visibility_timeout=wait, time_to_live=-1)
 
+    def letters(self, at_most: int = LETTERS_AT_ONCE) -> list[Letter]:
+        """What lies in the queue; nobody else sees it for LETTERS_HIDDEN_SECONDS, unless it is discarded before."""
+        try:
+            with storage_errors(f"queue {self.name}", ROLE):
+                received = self._raw.receive_messages(
+                    messages_per_page=32, visibility_timeout=LETTERS_HIDDEN_SECONDS, max_messages=at_most
+                )
+                return [_letter(each) for each in received]
+        except NotFound:
+            return []
+
+    def discard(self, letter: Letter) -> None:
+        """Delete a message that `letters` gave; one that is gone is fine."""
+        with suppress(NotFound), storage_errors(f"queue {self.name}", ROLE):
+            self._raw.delete_message(letter.id, letter.receipt)
+
     def length(self) -> int:
         """About how many messages wait; 0 where there is no such queue."""
         try:
@@ -53,3 +105,16 @@ class Queue:
                 return int(self._client.get_queue_properties().approximate_message_count or 0)
         except NotFound:
             return 0
+
+
+def _letter(message: QueueMessage) -> Letter:
+    assert message.inserted_on is not None
+    assert message.pop_receipt is not None
+    return Letter(message.id, _decoded(message.content), message.inserted_on, message.pop_receipt)
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return text.encode()

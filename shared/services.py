@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from shared.queues import Queue
     from shared.secrets import Secrets
     from shared.settings import Connection, Settings
+    from shared.storage import BlobVersion, SourceBlob
+    from shared.webhook import Webhook
 
 CONNECT_TIMEOUT_SECONDS = 10
 HURRIED_STORAGE = {"retry_total": 0, "connection_timeout": 3, "read_timeout": 20}
@@ -96,6 +99,18 @@ class Services:
         """A blob of the account where Posts files arrive."""
         return self.posts_account.get_blob_client(container, name)
 
+    def arrived_blobs(self) -> Iterator[BlobVersion]:
+        """What lies in the container where Posts files arrive, by one listing; nothing where it does not exist."""
+        from shared.storage import listed_versions
+
+        return listed_versions(self.posts_container)
+
+    def source_blob(self, container: str, name: str) -> SourceBlob:
+        """The same as the product works with it."""
+        from shared.storage import StorageBlob
+
+        return StorageBlob(self.blob_client(container, name))
+
     @cached_property
     def posts_landed(self) -> Queue:
         return self.queue(self.settings.posts_landed_queue)
@@ -109,33 +124,40 @@ class Services:
         from databricks.sdk import WorkspaceClient
         from databricks.sdk.core import Config
 
-        from shared.databricks import JobRuns, managed_identity
+        from shared.databricks import WorkspaceRuns, managed_identity
 
         host = self.settings.databricks_host
         pace: dict[str, Any] = {} if self._patient else HURRIED_DATABRICKS
         if self.settings.databricks_auth == "managed-identity":
             strategy = managed_identity(self.identity(self.settings.databricks_client_id))
-            return JobRuns(WorkspaceClient(config=Config(host=host, credentials_strategy=strategy, **pace)))
+            return WorkspaceRuns(WorkspaceClient(config=Config(host=host, credentials_strategy=strategy, **pace)))
         token = self.secrets.get(self.settings.databricks_token_secret).get_secret_value()
-        return JobRuns(WorkspaceClient(config=Config(host=host, token=token, **pace)))
+        return WorkspaceRuns(WorkspaceClient(config=Config(host=host, token=token, **pace)))
+
+    @cached_property
+    def webhook(self) -> Webhook | None:
+        """Where alerts are sent; None where none is set."""
+        from shared.webhook import Webhook
+
+        secret = self.settings.alert_webhook_secret
+        return Webhook(self.secrets.get(secret), self.settings.alert_format) if secret else None
 
     def queue(self, name: str) -> Queue:
         """A queue of the queues' account, by name."""
         from azure.storage.queue import QueueClient, TextBase64DecodePolicy, TextBase64EncodePolicy
 
-        from shared.queues import Queue
+        from shared.queues import StorageQueue
 
         connection = self.settings.queues_storage
-        client = QueueClient(
-            connection.endpoint("queue"),
-            name,
-            self._credential(connection),
-            message_encode_policy=TextBase64EncodePolicy(),
-            message_decode_policy=TextBase64DecodePolicy(),
-            **self._pace,
-        )
-        self._clients.append(client)
-        return Queue(client)
+        address, credential = connection.endpoint("queue"), self._credential(connection)
+        encoded: dict[str, Any] = {
+            "message_encode_policy": TextBase64EncodePolicy(),
+            "message_decode_policy": TextBase64DecodePolicy(),
+        }
+        client = QueueClient(address, name, credential, **encoded, **self._pace)
+        raw = QueueClient(address, name, credential, **self._pace)
+        self._clients += [client, raw]
+        return StorageQueue(client, raw)
 
     def postgres(self) -> Any:
         """A new psycopg2 connection to the reference database, with psycopg2's own errors; the caller closes it.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -29,7 +28,7 @@ EMULATOR = (
     "QueueEndpoint=http://127.0.0.1:10001/devstoreaccount1"
 )
 """What UseDevelopmentStorage=true means: Azurite's published account and default ports."""
-BINDING_SETTINGS = {"REFERENCE_SCHEDULE", "RETRAIN_SCHEDULE", "POSTS_TRIGGER_SOURCE"}
+BINDING_SETTINGS = {"REFERENCE_SCHEDULE", "RETRAIN_SCHEDULE", "RECONCILE_SCHEDULE", "POSTS_TRIGGER_SOURCE"}
 """App settings that only the functions' bindings read."""
 HOST_SETTINGS = ("AzureWebJobs", "AzureFunctions", "FUNCTIONS_", "WEBSITE_", "APPLICATIONINSIGHTS_")
 """How the names of settings begin that Azure Functions itself reads."""
@@ -153,9 +152,17 @@ class Settings(BaseSettings):
     classify_spark_from_bytes: int = Field(default=2 << 30, ge=0)
     classification_attempts: int = Field(default=3, ge=1)
     classification_deadline_seconds: float = Field(default=7200, gt=0)
+    classification_queue_seconds: float = Field(default=86_400, gt=0)
+    classification_platform_seconds: float = Field(default=21_600, ge=0)
     watch_first_delay_seconds: float = Field(default=15, ge=0)
     watch_max_delay_seconds: float = Field(default=120, ge=0)
     watch_backoff: float = Field(default=1.5, ge=1)
+
+    # Watching over it
+    posts_unfinished_after_seconds: float = Field(default=3600, ge=0)
+    reconcile_patience_seconds: float = Field(default=300, ge=0)
+    alert_webhook_secret: str | None = None
+    alert_format: Literal["json", "teams"] = "json"
 
     # Secrets
     key_vault_url: str | None = None
@@ -199,11 +206,6 @@ class Settings(BaseSettings):
             return self.lake_root_for_jobs
         host = self.lake_storage.endpoint("dfs").split("://", 1)[1].strip("/")
         return f"abfss://{self.lake_file_system}@{host}"
-
-    def watch_delay(self, check: int) -> timedelta:
-        """How long to wait before look number `check` (from 0) at a run."""
-        seconds = self.watch_first_delay_seconds * self.watch_backoff**check
-        return timedelta(seconds=min(seconds, self.watch_max_delay_seconds))
 
 
 class _Values(EnvSettingsSource):

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
-import math
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shared.errors import AccessDenied, Conflict, NotFound, StackTopicsError, TerminalError, TransientError
 
 if TYPE_CHECKING:
-    from azure.storage.blob import BlobClient
+    from azure.storage.blob import BlobClient, BlobProperties, ContainerClient
 
 log = logging.getLogger("stacktopics.shared.storage")
 
@@ -156,52 +152,8 @@ class Copied:
 NOTHING_KNOWN = Copied()
 
 
-def same_content(
-    original: RangedReader, copy: RangedReader, md5: bytes | None, share: float, copied: Copied = NOTHING_KNOWN
-) -> bool:
-    """Whether `copy` holds what `original` does, in constant memory.
-
-    Bytes that passed through us with the original's MD5 prove what was read, and the sums of the blocks what was
-    stored: nothing more is read. With another MD5 everything is. With `share` 1 and the original's MD5 the copy alone
-    is read, if it has that MD5. With the sums of the copy's blocks the original alone is read, against them. Else
-    ranges of 4 MB are read from both. Of blocks and ranges `share` are read, evenly spaced, at least the last one (a
-    Parquet file's footer), unless `share` is 0.
-    """
-    size = original.size()
-    if size != copy.size():
-        return False
-    if copied.md5 is not None and md5 is not None:
-        if copied.md5 == md5 and copied.sums:
-            return True
-        if copied.md5 != md5:  # read wrongly, or stored with a wrong one, which nobody checks
-            log.warning("%s has another MD5 than it was stored with: all of it is compared", original.name)
-            share, md5 = 1, None
-    if share == 1 and md5 is not None:
-        hashed = hashlib.md5(usedforsecurity=False)
-        for data in _pieces(copy, 0, size):
-            hashed.update(data)
-        if hashed.digest() == md5:
-            return True  # else the original may have been stored with a wrong one
-    parts = copied.sums or [
-        BlockSum(start, min(COPY_RANGE, size - start), None) for start in range(0, size, COPY_RANGE)
-    ]
-    checked = math.ceil(len(parts) * share)
-    return all(
-        _is_stored(original, copy, parts[len(parts) - 1 - number * len(parts) // checked]) for number in range(checked)
-    )
-
-
-def _is_stored(original: RangedReader, copy: RangedReader, part: BlockSum) -> bool:
-    pieces = _pieces(original, part.offset, part.length)
-    if part.crc64 is not None:
-        return reduce(lambda before, data: crc64(data, before), pieces, 0) == part.crc64
-    return all(map(operator.eq, pieces, _pieces(copy, part.offset, part.length)))
-
-
-def _pieces(reader: RangedReader, offset: int, length: int) -> Iterator[bytes]:
-    for start in range(offset, offset + length, COPY_RANGE):
-        reader.seek(start)
-        yield reader.read(min(COPY_RANGE, offset + length - start))
+FOLDER_MARK = "hdi_isfolder"
+"""The metadata that mark a blob as a folder, in Hadoop's drivers and in the blob API of Data Lake Storage."""
 
 
 @dataclass(frozen=True)
@@ -214,10 +166,28 @@ class BlobVersion:
     last_modified: datetime
     size: int
     md5: bytes | None
+    is_leased: bool = False
+    is_folder: bool = False
+    """It stands for a folder, where the account has no folders of its own."""
 
 
-class SourceBlob:
-    """A blob of the source container, as the product sees it."""
+class SourceBlob(Protocol):
+    """What the product asks of a blob of the source container; `what` names it in messages."""
+
+    what: str
+
+    def version(self) -> BlobVersion:
+        """What lies there now. Raises NotFound."""
+
+    def open(self, version: BlobVersion) -> RangedReader:
+        """Read `version` by ranges; Conflict when the blob has another content by then."""
+
+    def delete(self, version: BlobVersion) -> bool:
+        """Delete `version`; False when it is gone or another content has taken its place."""
+
+
+class StorageBlob:
+    """A blob in Azure Storage."""
 
     def __init__(self, client: BlobClient) -> None:
         self.client = client
@@ -227,14 +197,7 @@ class SourceBlob:
         """What lies there now. Raises NotFound."""
         with storage_errors(self.what, SOURCE_ROLE):
             found = self.client.get_blob_properties()
-        return BlobVersion(
-            container=found.container or self.client.container_name,
-            name=found.name,
-            etag=found.etag,
-            last_modified=found.last_modified,
-            size=found.size,
-            md5=bytes(found.content_settings.content_md5) if found.content_settings.content_md5 else None,
-        )
+        return _version(found, self.client.container_name)
 
     def open(self, version: BlobVersion) -> RangedReader:
         """Read `version` by ranges; Conflict when the blob has another content by then."""
@@ -265,3 +228,33 @@ class SourceBlob:
                 return False
             raise TransientError(f"{error}: it is landed and cannot be deleted; end what holds it") from error
         return True
+
+
+def listed_versions(container: ContainerClient) -> Iterator[BlobVersion]:
+    """What lies in a container, with the properties that a listing has; nothing where it does not exist."""
+    name = str(container.container_name)
+    try:
+        with storage_errors(f"container {name}", SOURCE_ROLE):
+            for found in container.list_blobs(include=["metadata"]):
+                yield _version(found, name)
+    except NotFound:
+        return
+
+
+def _version(found: BlobProperties, container: str) -> BlobVersion:
+    md5 = found.content_settings.content_md5
+    return BlobVersion(
+        container=found.container or container,
+        name=found.name,
+        etag=_quoted(found.etag),
+        last_modified=found.last_modified,
+        size=found.size,
+        md5=bytes(md5) if md5 else None,
+        is_leased=found.lease is not None and found.lease.state == "leased",
+        is_folder=(found.metadata or {}).get(FOLDER_MARK, "").lower() == "true",
+    )
+
+
+def _quoted(etag: str) -> str:
+    """An ETag in quotes, as a request for one blob answers it; listings leave them out."""
+    return etag if etag.startswith('"') else f'"{etag}"'

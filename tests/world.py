@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -21,22 +22,23 @@ from classify.model.model import TopicModel
 from classify.registry.models import STARTER, CurrentModel
 from classify.run.engine import run
 from classify.run.parameters import JobParameters
-from ingest.posts import land_posts
-from pipeline.launch import launch
-from pipeline.watch import watch
+from pipeline.advance import advance, advance_blob
+from pipeline.reconcile import Pass, reconcile
 from shared import paths
-from shared.databricks import RunState
+from shared.catalog import day_pointer, published_days
+from shared.databricks import JobRuns, RunState
 from shared.errors import Conflict, NotFound, TerminalError, TransientError
 from shared.lake import FileInfo, FolderLake
 from shared.ledger import FileRecord
-from shared.messages import ClassificationStarted, Message, PostsLanded
+from shared.messages import Message
+from shared.queues import Letter, Queue
 from shared.services import Services
 from shared.settings import Settings
-from shared.storage import NOTHING_KNOWN, BlobVersion, Copied, RangedReader, SourceBlob
+from shared.storage import BlobVersion, Copied, RangedReader, SourceBlob
 
 CONTAINER = "posts"
 START = datetime(2026, 11, 22, 6, 0, tzinfo=UTC)
-MODEL_VERSION = "the-starter"
+MODEL_VERSION = str(json.loads((STARTER / "model.json").read_text())["version"])
 
 
 @lru_cache
@@ -93,13 +95,13 @@ class IoLake(FolderLake):
         with self._io(f"delete {path}"):
             super().delete(path)
 
-    def copy(self, source: str, target: str, proof_share: float = 0, known: Copied = NOTHING_KNOWN) -> None:
+    def copy(self, source: str, target: str, *, with_sums: bool = False) -> Copied:
         with self._io(f"copy {target}"):
-            super().copy(source, target, proof_share, known)
+            return super().copy(source, target, with_sums=with_sums)
 
-    def copy_from(self, source: SourceBlob, version: BlobVersion, path: str, proof_share: float = 0) -> Copied:
+    def copy_in(self, source: SourceBlob, version: BlobVersion, path: str) -> Copied:
         with self._io(f"copy {path}"):
-            return super().copy_from(source, version, path, proof_share)
+            return super().copy_in(source, version, path)
 
 
 def mortal(root: Path, calls: int) -> IoLake:
@@ -146,16 +148,34 @@ class WorldBlob(SourceBlob):
             return False
 
 
-class WorldQueue:
+class WorldQueue(Queue):
+    """A queue: what is sent becomes visible when it is due; `held` are messages that failed for good."""
+
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
+        self.held: list[Letter] = []
 
     def send(self, message: Message, delay: timedelta = timedelta()) -> None:
         with self.world.io(f"send {self.name}"):
             self.world.messages.append((self.world.time + delay, message))
 
+    def put(self, body: bytes) -> None:
+        """Have a message lie there that failed for good."""
+        self.held.append(Letter(str(len(self.held)), body, self.world.time, "receipt"))
 
-class WorldRuns:
+    def letters(self) -> list[Letter]:
+        with self.world.io(f"receive {self.name}"):
+            return list(self.held)
+
+    def discard(self, letter: Letter) -> None:
+        with self.world.io(f"discard {self.name}"):
+            self.held.remove(letter)
+
+    def length(self) -> int:
+        return len(self.held)
+
+
+class WorldRuns(JobRuns):
     """Databricks: a run is over at the first look; `outcomes` says how, success where it says nothing."""
 
     def __init__(self, world: World) -> None:
@@ -166,7 +186,7 @@ class WorldRuns:
         self.cancelled: list[int] = []
         self.ids = itertools.count(100)
 
-    def start(self, job_id: int, parameters: dict[str, str], token: str) -> int:
+    def start(self, job_id: int, parameters: Mapping[str, str], token: str) -> int:
         with self.world.io("run_now"):
             if token not in self.by_token:
                 self.by_token[token] = next(self.ids)
@@ -192,6 +212,9 @@ class WorldRuns:
         with self.world.io("runs/cancel"):
             self.cancelled.append(run_id)
 
+    def job_name(self, job_id: int) -> str:
+        return f"job {job_id}"
+
 
 class WorldServices(Services):
     def __init__(self, world: World) -> None:
@@ -200,6 +223,18 @@ class WorldServices(Services):
 
     def now(self) -> datetime:
         return self._world.time
+
+    def source_blob(self, container: str, name: str) -> SourceBlob:
+        assert container == CONTAINER
+        return WorldBlob(self._world, name)
+
+    def arrived_blobs(self) -> Iterator[BlobVersion]:
+        with self._world.io("list the container"):
+            found = [version for _, version in self._world.blobs.values()]
+        return iter(found)
+
+    def queue(self, name: str) -> Any:
+        return self._world.poison.setdefault(name, WorldQueue(self._world, name))
 
 
 class World:
@@ -211,11 +246,17 @@ class World:
         self.fail_at: int | None = None
         self.disturbed = True
         self.etags = itertools.count(1)
+        self.poison: dict[str, WorldQueue] = {}
+        self.told: set[tuple[str, str]] = set()
         self.lake = IoLake(root, self.io)
         self.runs = WorldRuns(self)
         with self.undisturbed():
             current = CurrentModel(version=MODEL_VERSION, promoted_at=START)
             self.lake.put(paths.CURRENT_MODEL, current.model_dump_json().encode())
+            model = root / paths.model(MODEL_VERSION)
+            model.parent.mkdir(parents=True, exist_ok=True)
+            if not model.is_symlink():
+                model.symlink_to(STARTER)
         self.services = WorldServices(self).replace(
             settings=settings(**changes),
             lake=self.lake,
@@ -242,29 +283,33 @@ class World:
         self.disturbed = before
 
     def upload(self, name: str, posts: pa.Table | bytes) -> str:
-        """Put a file into the container; returns its ETag. Time goes on by a minute."""
-        self.time += timedelta(minutes=1)
+        """Put a file into the container; returns its ETag. Each is of a minute later than the one before."""
+        number = next(self.etags)
+        modified = START + timedelta(minutes=number)
+        self.time = max(self.time, modified)
         data = posts if isinstance(posts, bytes) else parquet(posts)
-        etag = f'"0x{next(self.etags)}"'
-        self.blobs[name] = data, BlobVersion(CONTAINER, name, etag, self.time, len(data), None)
+        etag = f'"0x{number}"'
+        self.blobs[name] = data, BlobVersion(CONTAINER, name, etag, modified, len(data), None)
         return etag
 
     def land(self, name: str) -> FileRecord | None:
-        return land_posts(self.services, WorldBlob(self, name))
+        return advance_blob(self.services, WorldBlob(self, name))
 
     def deliver(self, message: Message) -> FileRecord:
-        if isinstance(message, PostsLanded):
-            return launch(self.services, message)
-        assert isinstance(message, ClassificationStarted)
-        return watch(self.services, message)
+        return advance(self.services, message.source_id, message.version)
 
     def work(self, tries: int = 5) -> None:
-        """Deliver events, at least once, until nothing is left: blobs, then messages as they become visible."""
+        """Deliver events, at least once, until nothing is left: blobs, then messages as they become visible.
+
+        What dies is delivered again, at most `tries` times.
+        """
         failures = 0
-        while self.blobs or self.messages:
+        while self._undelivered() or self.messages:
             try:
-                if self.blobs:
-                    self.land(next(iter(self.blobs)))
+                if undelivered := self._undelivered():
+                    name, etag = undelivered[0]
+                    self.land(name)
+                    self.told.add((name, etag))
                     continue
                 self.messages.sort(key=lambda entry: entry[0])
                 due, message = self.messages[0]
@@ -276,13 +321,41 @@ class World:
                 if failures > tries:
                     raise
 
+    def _undelivered(self) -> list[tuple[str, str]]:
+        """The contents of blobs that no event has brought yet."""
+        present = [(name, version.etag) for name, (_, version) in self.blobs.items()]
+        return [each for each in present if each not in self.told]
+
+    def settle(self) -> None:
+        """Deliver what there is, then let reconcile find what no message brings, in two passes."""
+        self.work()
+        for _ in range(2):
+            self.reconcile()
+
+    def reconcile(self, later: timedelta = timedelta(hours=1)) -> Pass:
+        """A pass some time later, and what its messages bring."""
+        self.time += later
+        try:
+            return reconcile(self.services)
+        except Crash:
+            return reconcile(self.services)
+        finally:
+            self.work()
+
     def files(self) -> dict[str, bytes]:
-        """Every file of the lake but those that hold times: the ledger's, the catalog's and the runs' summaries."""
-        found = sorted(path for path in self.lake.root.rglob("*") if path.is_file() and path.name != "summary.json")
+        """Every file of the lake but those that hold times: the ledger's, the catalog's and the runs' summaries.
+
+        Of the topics those that count: in which order files arrived, decides what was published between.
+        """
+        with self.undisturbed():
+            pointers = [day_pointer(self.lake, day)[0] for day in published_days(self.lake)]
+        current = {path for pointer in pointers if pointer for path in (pointer.parquet, pointer.csv)}
+        found = (path for path in self.lake.root.rglob("*") if path.is_file() and path.name != "summary.json")
+        named = {str(path.relative_to(self.lake.root)): path for path in found}
         return {
-            str(path.relative_to(self.lake.root)): path.read_bytes()
-            for path in found
-            if path.relative_to(self.lake.root).parts[0] not in ("runs", "catalog", "models")
+            name: path.read_bytes()
+            for name, path in sorted(named.items())
+            if name.partition("/")[0] not in ("runs", "catalog", "models", "topics") or name in current
         }
 
 

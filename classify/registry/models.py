@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +15,7 @@ from pydantic import BaseModel
 from classify.model.files import ARRAYS, CALIBRATION, MANIFEST, is_version, read_manifest
 from classify.registry.card import CARD, EVALUATION
 from shared import paths
+from shared.alerts import Alert, alert_text
 from shared.catalog import move_pointer, read_pointer
 from shared.documents import decode
 from shared.errors import BadInput, Conflict, ModelError, NotFound
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from classify.model.model import TopicModel
     from classify.model.quantify import Behaviour
     from shared.lake import Lake
+
+log = logging.getLogger("stacktopics.classify.registry.models")
 
 STARTER = Path(__file__).parents[1] / "starter"
 """The model that makes a first run possible; its card says what it was trained on."""
@@ -49,6 +54,42 @@ def current_model(lake: Lake) -> tuple[CurrentModel, str]:
 def current_version(lake: Lake) -> str:
     """The version that new classifications use."""
     return current_model(lake)[0].version
+
+
+def whole_model(lake: Lake) -> str:
+    """The version that new classifications use, or where it is damaged the last one before it that is whole.
+
+    Raises ModelError when no version is whole.
+    """
+    current, _ = current_model(lake)
+    faults: list[str] = []
+    for version in (current.version, *reversed(current.history)):
+        try:
+            check_stored(lake, version)
+        except ModelError as error:
+            faults.append(str(error))
+            continue
+        if faults:
+            log.error("%s", alert_text(Alert.MODEL_DAMAGED, current.version, f"{faults[0]}; {version} is used instead"))
+        return version
+    raise ModelError(f"no topic model in the lake is whole: {'; '.join(faults)}")
+
+
+def check_stored(lake: Lake, version: str) -> None:
+    """Raises ModelError unless every file of a version is what its manifest says; the files are read once."""
+    names = (MANIFEST, ARRAYS, CALIBRATION)
+    found = [lake.stat(f"{paths.model(version)}/{name}") for name in names]
+    missing = [name for name, info in zip(names, found, strict=True) if info is None]
+    if missing:
+        raise ModelError(f"model {version} is not whole: {', '.join(missing)} does not exist in {paths.model(version)}")
+    _checked_once(lake, version, tuple(info.etag for info in found if info))
+
+
+@lru_cache(maxsize=32)
+def _checked_once(lake: Lake, version: str, etags: tuple[str, ...]) -> None:
+    """Check the files that have these ETags; 2 MB of a model of 100 topics are read and hashed in 15 ms."""
+    del etags
+    _files(lake, version, ARRAYS, CALIBRATION)
 
 
 def known_topics(lake: Lake) -> tuple[str, list[str]]:

@@ -24,6 +24,8 @@ class JobParameters(JobArguments):
     engine: Literal["auto", "arrow", "spark"] = "auto"
     spark_from_bytes: int = SPARK_FROM_BYTES
     """Larger files are classified by Spark, where the engine is auto."""
+    replay: int = 0
+    """How often the file was classified before on request; each time has an output folder of its own."""
 
     @property
     def origin(self) -> str:
@@ -32,4 +34,4 @@ class JobParameters(JobArguments):
 
     @property
     def output(self) -> str:
-        return paths.post_topics(self.source_id, self.version, self.model, self.topic_source)
+        return paths.post_topics(self.source_id, self.version, self.model, self.topic_source, self.replay)

@@ -46,7 +46,8 @@ from shared.settings import Settings
 
 log = logging.getLogger("stacktopics.ingest.reference.copy")
 
-BACK_OFF = wait_exponential_jitter(initial=1, max=60)
+BACK_OFF_FIRST_SECONDS, BACK_OFF_LIMIT_SECONDS = 1, 60
+BACK_OFF = wait_exponential_jitter(initial=BACK_OFF_FIRST_SECONDS, max=BACK_OFF_LIMIT_SECONDS)
 
 
 def copy_reference(services: Services, now: datetime | None = None) -> ReferenceRecord:

@@ -9,7 +9,7 @@ import pytest
 
 from cli.follow import Uploaded, upload
 from localcloud.cloud import LocalCloud
-from shared.ledger import ENDED, FileRecord
+from shared.ledger import AT_REST, FileRecord
 from shared.services import Services
 from tests.waiting import eventually
 
@@ -47,6 +47,6 @@ def process(cloud: LocalCloud, services: Services) -> Process:
 def wait_until_ended(services: Services, dropped: Uploaded) -> FileRecord:
     def look() -> FileRecord | None:
         record = services.ledger.find(dropped.source_id, dropped.version)
-        return record if record is not None and record.state in ENDED else None
+        return record if record is not None and record.state in AT_REST else None
 
     return eventually(look, lambda: f"the end of {services.ledger.find(dropped.source_id, dropped.version)}")

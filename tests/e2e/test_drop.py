@@ -14,7 +14,7 @@ import pytest
 
 from localcloud.cloud import LocalCloud
 from serve.topics import topics_of_day
-from shared.ledger import State
+from shared.ledger import FileState
 from shared.services import Services
 from tests import exports
 from tests.places import PROJECT
@@ -80,8 +80,8 @@ def test_status_of_a_dropped_file_tells_how_long_its_run_worked(
     (tmp_path / "timed.parquet").write_bytes(parquet(posts({})))
     assert manage(cloud, tmp_path, "drop", "timed.parquet").returncode == 0
     (record,) = (found for found in services.ledger.records() if found.source.name == "timed.parquet")
-    assert record.state is State.PUBLISHED
+    assert record.state is FileState.PUBLISHED
     assert record.runs[-1].worked_seconds is not None
     assert record.runs[-1].worked_seconds > 0
-    told = manage(cloud, tmp_path, "status", "timed.parquet").stdout
+    told = manage(cloud, tmp_path, "open", "show", "timed.parquet").stdout
     assert f"worked for {record.runs[-1].worked_seconds:.1f} s" in told

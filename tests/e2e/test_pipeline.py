@@ -23,7 +23,7 @@ from localcloud.cloud import LocalCloud, invoke
 from localcloud.processes import LocalCloudError
 from serve.topics import topics_of_day
 from shared.catalog import day_pointer, published_days
-from shared.ledger import State
+from shared.ledger import FileState
 from shared.messages import PostsLanded
 from shared.services import Services
 from tests.e2e.conftest import Process, wait_until_ended
@@ -46,8 +46,8 @@ def counts(services: Services, day: date) -> dict[str, int]:
 
 def test_two_files_for_one_day_add_up_and_the_same_name_replaces(process: Process, services: Services) -> None:
     day = date(2024, 3, 1)
-    assert process("march-a.parquet", on(day, PYTHON, JAVA)).state is State.PUBLISHED
-    assert process("march-b.parquet", on(day, PYTHON, {**ANSWER, "ParentId": 1})).state is State.PUBLISHED
+    assert process("march-a.parquet", on(day, PYTHON, JAVA)).state is FileState.PUBLISHED
+    assert process("march-b.parquet", on(day, PYTHON, {**ANSWER, "ParentId": 1})).state is FileState.PUBLISHED
     assert counts(services, day) == {"python": 3, "java": 1}
     corrected = process("march-a.parquet", on(day, JAVA, JAVA, JAVA))
     assert counts(services, day) == {"python": 2, "java": 3}
@@ -85,7 +85,7 @@ def test_three_deliveries_of_one_event_count_once(cloud: LocalCloud, services: S
     for _ in range(3):
         services.posts_landed.send(landed)
     time.sleep(1)
-    assert wait_until_ended(services, version).state is State.PUBLISHED
+    assert wait_until_ended(services, version).state is FileState.PUBLISHED
     assert counts(services, day) == {"python": 1, "java": 1}
     assert len({run.run_id for run in wait_until_ended(services, version).runs}) == 1
 
@@ -102,7 +102,7 @@ def test_a_file_that_breaks_its_contract_is_quarantined_at_once(
     cloud: LocalCloud, process: Process, services: Services, name: str, data: bytes, said: str
 ) -> None:
     record = process(name, data)
-    assert record.state is State.QUARANTINED
+    assert record.state is FileState.QUARANTINED
     assert said in (record.reason or "")
     assert services.lake.read(str(record.quarantine)) == data
     shown = manage(cloud, "status")
@@ -115,7 +115,7 @@ def test_a_file_that_breaks_its_contract_is_quarantined_at_once(
 def test_a_failed_run_is_started_again(cloud: LocalCloud, process: Process, services: Services) -> None:
     cloud.inject_fault("fail")
     record = process("again.parquet", on(date(2024, 6, 1), PYTHON))
-    assert (record.state, record.attempt) == (State.PUBLISHED, 2)
+    assert (record.state, record.attempt) == (FileState.PUBLISHED, 2)
     assert record.runs[0].error is not None
 
 
@@ -125,7 +125,7 @@ def test_a_stumbling_databricks_starts_one_run(
 ) -> None:
     cloud.inject_fault(fault)
     record = process(f"stumble-{fault}.parquet", on(date(2024, 6, 2), PYTHON))
-    assert (record.state, record.attempt, len(record.runs)) == (State.PUBLISHED, 1, 1)
+    assert (record.state, record.attempt, len(record.runs)) == (FileState.PUBLISHED, 1, 1)
 
 
 def test_a_message_of_unknown_shape_ends_in_the_poison_queue(services: Services) -> None:
@@ -178,7 +178,7 @@ def test_a_file_of_years_is_published_by_day_and_a_second_time_changes_nothing(
     assert len({day.year for day in expected}) > 1
     for _ in range(2):
         record = process("posts-devops.parquet", data)
-        assert record.state is State.PUBLISHED
+        assert record.state is FileState.PUBLISHED
         assert record.counted == table.num_rows == sum(expected.values())
         days = [day for day in published_days(services.lake) if day.year <= 2020]
         pointers = {day: day_pointer(services.lake, day)[0] for day in days}

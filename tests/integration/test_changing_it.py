@@ -22,7 +22,7 @@ from localcloud.host.ncrontab import Schedule
 from localcloud.samples import sample_posts
 from shared import paths
 from shared.lake import FolderLake
-from shared.ledger import State
+from shared.ledger import FileState
 from shared.services import Services
 from tests.places import PROJECT
 from tests.postgres_fixtures import Database
@@ -37,6 +37,7 @@ BINDINGS = {
     "QUEUES_STORAGE": "UseDevelopmentStorage=true",
     "REFERENCE_SCHEDULE": "0 0 2 * * 1",
     "RETRAIN_SCHEDULE": "0 0 4 * * 0",
+    "RECONCILE_SCHEDULE": "0 * * * * *",
 }
 
 
@@ -140,8 +141,8 @@ def test_another_trigger_lands_what_waits(
     for _ in range(2):
         sweep.call(None)
         assert {record.source.name: record.state for record in services.ledger.records()} == {
-            "one.parquet": State.LANDED,
-            "two.parquet": State.LANDED,
+            "one.parquet": FileState.LANDED,
+            "two.parquet": FileState.LANDED,
         }
         assert not list(services.posts_container.list_blob_names())
     assert services.posts_landed.length() == 2
@@ -184,7 +185,7 @@ from classify.days.day import Contribution
 from classify.days.tally import Tally
 from pipeline.publish import publish, republish
 from serve.topics import topics_of_day
-from shared.ledger import FileRecord, Source, State
+from shared.ledger import FileRecord, Source, FileState
 from tests.world import World
 
 world, day, now = World(Path(sys.argv[1])), date(2026, 11, 22), datetime.now(UTC)
@@ -194,8 +195,8 @@ if sys.argv[2] == "publish":
     tally.add(np.full(5, number, np.int32), np.array([1, 2, 2, 2, 1]), np.array([0, 0, 0, 0, 1], np.int32))
     world.lake.put("post_topics/x/counts.parquet", Contribution("m", tally).to_parquet())
     source = Source(container="posts", name="a.parquet", etag="e", last_modified=now, size=1)
-    record = FileRecord(source_id="s", version="v", source=source, state=State.CLASSIFIED, file_day=day,
-                        output="post_topics/x", times={"seen": now})
+    record = FileRecord(source_id="s", version="v", sequence=1, source=source, state=FileState.CLASSIFIED, file_day=day,
+                        output="post_topics/x", times={"seen": now, "classified": now})
     publish(world.services, world.services.ledger.add(record))
 if sys.argv[2] == "republish":
     assert republish(world.services, [day]) == [day]
@@ -206,7 +207,7 @@ print(topics_of_day(world.lake, day).to_csv(), end="")
 def test_a_column_is_added_to_the_topics_file(tmp_path: Path) -> None:
     copy, lake = tmp_path / "copy", tmp_path / "lake"
     for room in ("classify", "serve", "shared", "ingest", "pipeline"):
-        shutil.copytree(PROJECT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", "starter"))
+        shutil.copytree(PROJECT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "tests").mkdir()
     shutil.copy(PROJECT / "tests" / "world.py", copy / "tests")
     before = topics_file(copy, lake, "publish")

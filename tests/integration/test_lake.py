@@ -19,10 +19,10 @@ from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobBlock, BlobClient, BlobServiceClient, ContentSettings
 from azure.storage.filedatalake import FileSystemClient
 
-from shared import copying, paths
+from shared import copying, paths, proof
 from shared.errors import Conflict, NotFound, TransientError
 from shared.lake import AdlsLake, FolderLake, Lake
-from shared.storage import RangedReader, SourceBlob, crc64
+from shared.storage import RangedReader, StorageBlob, crc64
 
 
 @pytest.fixture(params=["gateway", "folder"])
@@ -176,15 +176,15 @@ def test_a_source_blob_is_copied_bound_to_its_version(
         monkeypatch.setattr(copying, "_inside_the_account", lambda *_: None)
     data = bytes(range(256)) * (size // 256) + b"a" * (size % 256)
     source.upload_blob(data, overwrite=True)
-    blob = SourceBlob(source)
+    blob = StorageBlob(source)
     version = blob.version()
     assert version.name == "2026/posts ä#1.parquet"
-    lake.copy_from(blob, version, "landing/posts/s/v.parquet", proof_share=1)
+    proof.copy_in(lake, blob, version, "landing/posts/s/v.parquet", 1)
     assert md5(lake.read("landing/posts/s/v.parquet")).digest() == md5(data).digest()
     source.upload_blob(b"newer", overwrite=True)
     if size:
         with pytest.raises(Conflict):
-            lake.copy_from(blob, version, "landing/posts/s/late.parquet")
+            proof.copy_in(lake, blob, version, "landing/posts/s/late.parquet", 0)
         assert lake.stat("landing/posts/s/late.parquet") is None
     assert blob.delete(version) is False
     assert blob.delete(blob.version()) is True
@@ -196,7 +196,7 @@ def test_a_source_blob_is_copied_bound_to_its_version(
 def test_a_source_is_deleted_with_its_snapshots_and_not_while_it_is_leased(source: BlobClient) -> None:
     source.upload_blob(b"some bytes")
     source.create_snapshot()
-    blob = SourceBlob(source)
+    blob = StorageBlob(source)
     version = blob.version()
     lease = source.acquire_lease(15)
     with pytest.raises(TransientError, match="LeaseIdMissing: it is landed and cannot be deleted"):
@@ -215,13 +215,13 @@ def test_between_accounts_the_service_fetches_the_blocks_itself(
     monkeypatch.setattr(copying, "URL_BLOCK", 1 << 20)
     data = bytes(range(256)) * (size // 256) + b"a" * (size % 256)
     source.upload_blob(data, overwrite=True)
-    blob = SourceBlob(source)
+    blob = StorageBlob(source)
     version = blob.version()
-    azure_lake.copy_from(blob, version, "landed", proof_share=0.5)
+    proof.copy_in(azure_lake, blob, version, "landed", 0.5)
     assert azure_lake.read("landed") == data
     source.upload_blob(b"newer", overwrite=True)
     with pytest.raises(Conflict):
-        azure_lake.copy_from(blob, version, "late")
+        proof.copy_in(azure_lake, blob, version, "late", 0)
 
 
 @pytest.mark.parametrize("way", ["blocks_from_url", "_by_ranges"])
@@ -232,7 +232,7 @@ def test_the_service_sums_up_each_block_it_has_stored(
     monkeypatch.setattr(copying, "COPY_RANGE", 3000)
     data = bytes(range(256)) * 27
     source.upload_blob(data)
-    blob = SourceBlob(source)
+    blob = StorageBlob(source)
     with blob_service.get_blob_client(source.container_name, "copy") as target:
         sums = getattr(copying, way)(blob, blob.version(), target).sums
         assert target.download_blob().readall() == data
@@ -249,9 +249,9 @@ def test_a_block_that_the_service_stored_otherwise_fails_the_proof(
     stage = BlobClient.stage_block_from_url
     source.upload_blob(bytes(range(256)) * 27)
     monkeypatch.setattr(BlobClient, "stage_block_from_url", lambda *a, **k: stage(*a, **{**k, "source_offset": 1}))
-    blob = SourceBlob(source)
-    with pytest.raises(TransientError, match="landed is not what"):
-        azure_lake.copy_from(blob, blob.version(), "landed", proof_share)
+    blob = StorageBlob(source)
+    with pytest.raises(TransientError, match="landed differs from"):
+        proof.copy_in(azure_lake, blob, blob.version(), "landed", proof_share)
 
 
 def ranges_read(monkeypatch: pytest.MonkeyPatch, blob: BlobClient) -> list[int]:
@@ -274,7 +274,7 @@ def test_bytes_that_pass_through_us_are_held_against_the_md5_of_the_source(
     monkeypatch.setattr(copying, "_inside_the_account", lambda *_: None)
     monkeypatch.setattr(copying, "COPY_RANGE", 3000)
     data = bytes(range(256)) * 27
-    blob = SourceBlob(source)
+    blob = StorageBlob(source)
     right, wrong = bytearray(md5(data).digest()), bytearray(md5(b"something else").digest())
     again = {"right": [], "none": [6000], "wrong": [6000, 3000, 0]}
     for kind, known in {"right": right, "none": None, "wrong": wrong}.items():
@@ -282,7 +282,7 @@ def test_bytes_that_pass_through_us_are_held_against_the_md5_of_the_source(
         source.commit_block_list([BlobBlock("0")], content_settings=ContentSettings(content_md5=known))
         with monkeypatch.context() as patched:
             read = ranges_read(patched, source)
-            copied = azure_lake.copy_from(blob, blob.version(), "landed", 0.3)
+            copied = proof.copy_in(azure_lake, blob, blob.version(), "landed", 0.3)
         assert (read, copied.md5) == ([0, 3000, 6000, *again[kind]], md5(data).digest())
         assert azure_lake.read("landed") == data
 
@@ -294,12 +294,12 @@ def test_what_is_read_wrongly_on_its_way_through_us_fails_the_proof(
     source.upload_blob(
         b"some bytes", content_settings=ContentSettings(content_md5=bytearray(md5(b"some bytes").digest()))
     )
-    blob = SourceBlob(source)
+    blob = StorageBlob(source)
     version = blob.version()
     readers = [blob.open(version), RangedReader(lambda *_: b"same bytes", 10, "wrong")]
     monkeypatch.setattr(blob, "open", lambda _: readers.pop())
-    with pytest.raises(TransientError, match="landed is not what"):
-        azure_lake.copy_from(blob, version, "landed", proof_share=0)
+    with pytest.raises(TransientError, match="landed differs from"):
+        proof.copy_in(azure_lake, blob, version, "landed", 0)
 
 
 @pytest.mark.parametrize("is_changed", [False, True])
@@ -310,16 +310,16 @@ def test_the_archived_copy_is_held_against_the_sums_of_the_landed_one_without_re
     monkeypatch.setattr(copying, "URL_BLOCK", 4000)
     data = bytes(range(256)) * 27
     source.upload_blob(data)
-    blob = SourceBlob(source)
-    landed = azure_lake.copy_from(blob, blob.version(), "landed", 1)
+    blob = StorageBlob(source)
+    landed = proof.copy_in(azure_lake, blob, blob.version(), "landed", 1)
     if is_changed:
         azure_lake.put("landed", data[:-1] + b"!")
     monkeypatch.setattr(BlobClient, "download_blob", lambda *_, **__: pytest.fail("bytes passed through us"))
     if is_changed:
-        with pytest.raises(TransientError, match="archived is not what landed was"):
-            azure_lake.copy("landed", "archived", 1, landed)
+        with pytest.raises(TransientError, match="archived differs from landed as it was written"):
+            proof.copy(azure_lake, "landed", "archived", 1, landed)
     else:
-        azure_lake.copy("landed", "archived", 1, landed)
+        proof.copy(azure_lake, "landed", "archived", 1, landed)
         monkeypatch.undo()
         assert azure_lake.read("archived") == data
 
@@ -332,9 +332,9 @@ def test_a_copy_within_the_lake_is_proved(lake: Lake, monkeypatch: pytest.Monkey
         return RangedReader(lambda *_: b"same bytes", 10, path) if path == "archived" else other(self, path)
 
     monkeypatch.setattr(type(lake), "open", damaged)
-    with pytest.raises(TransientError, match="archived is not what"):
-        lake.copy("landed", "archived", 0.1)
-    lake.copy("landed", "archived")
+    with pytest.raises(TransientError, match="archived differs from landed"):
+        proof.copy(lake, "landed", "archived", 0.1)
+    proof.copy(lake, "landed", "archived", 0)
 
 
 def test_a_block_that_changes_on_its_way_through_us_is_not_committed(
@@ -344,9 +344,9 @@ def test_a_block_that_changes_on_its_way_through_us_is_not_committed(
     stage = BlobClient.stage_block
     monkeypatch.setattr(BlobClient, "stage_block", lambda client, name, data: stage(client, name, data[::-1]))
     source.upload_blob(b"some bytes")
-    blob = SourceBlob(source)
+    blob = StorageBlob(source)
     with pytest.raises(TransientError, match="block at byte 0 changed on its way"):
-        azure_lake.copy_from(blob, blob.version(), "landed")
+        proof.copy_in(azure_lake, blob, blob.version(), "landed", 0)
     assert azure_lake.stat("landed") is None
 
 
@@ -354,7 +354,7 @@ def test_what_the_server_refuses_is_copied_by_ranges(
     azure_lake: AdlsLake, source: BlobClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.upload_blob(b"some bytes")
-    blob = SourceBlob(source)
+    blob = StorageBlob(source)
     threads: set[str] = set()
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -364,6 +364,6 @@ def test_what_the_server_refuses_is_copied_by_ranges(
         raise error
 
     monkeypatch.setattr(BlobClient, "start_copy_from_url", refuse)
-    azure_lake.copy_from(blob, blob.version(), "a")
+    proof.copy_in(azure_lake, blob, blob.version(), "a", 0)
     assert threads
     assert azure_lake.read("a") == b"some bytes"

@@ -16,15 +16,15 @@ from azure.storage.blob import BlobClient
 from ingest.posts import land_posts
 from localcloud.cloud import LocalCloud
 from shared import copying, paths, storage
-from shared.ledger import State
+from shared.ledger import FileState
 from shared.services import Services
-from shared.storage import BlobVersion, RangedReader, SourceBlob
+from shared.storage import BlobVersion, RangedReader, StorageBlob
 from tests.world import posts
 
 RANGE = 16 << 10
 
 
-class Watched(SourceBlob):
+class Watched(StorageBlob):
     """A source that notes what is asked of it."""
 
     def __init__(self, client: BlobClient) -> None:
@@ -72,7 +72,7 @@ def test_a_file_passes_through_us_in_ranges_of_which_few_are_held(
     monkeypatch.setattr(BlobClient, "stage_block", noting)
     record = land_posts(services, blob)
     assert record is not None
-    assert (record.state, record.rows) == (State.LANDED, 100)
+    assert (record.state, record.rows) == (FileState.LANDED, 100)
     assert max(length for _, length in blob.ranges) <= RANGE
     whole = [(offset, min(RANGE, len(data) - offset)) for offset in range(0, len(data), RANGE)]
     assert [each for each in blob.ranges if each in whole] == whole

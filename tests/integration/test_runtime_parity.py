@@ -27,6 +27,7 @@ STORAGE = azurite.connection_string(Blob=1, Queue=1)
 SETTINGS = {
     "REFERENCE_SCHEDULE": "0 0 2 * * 1",
     "RETRAIN_SCHEDULE": "0 0 4 * * 0",
+    "RECONCILE_SCHEDULE": "0 * * * * *",
     "POSTS_CONTAINER": "posts",
     "POSTS_LANDED_QUEUE": "posts-landed",
     "CLASSIFICATION_RUNS_QUEUE": "classification-runs",

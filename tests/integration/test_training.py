@@ -14,7 +14,7 @@ from classify.registry.summary import Training
 from localcloud.databricks import JobsSettings
 from pipeline.retrain import retrain
 from shared import paths
-from shared.databricks import JobRuns, RunState
+from shared.databricks import JobRuns, RunState, WorkspaceRuns
 from shared.lake import FolderLake
 from shared.services import Services
 from tests.integration.test_databricks_standin import StandIn
@@ -29,7 +29,7 @@ TRAINING_JOB = 8
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobRuns]:
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "no-such-file"))
     stand_in = StandIn(tmp_path / "databricks", JobsSettings({TRAINING_JOB: "classify.train"}, "secret"))
-    yield JobRuns(stand_in.client)
+    yield WorkspaceRuns(stand_in.client)
     stand_in.stop()
 
 

@@ -162,7 +162,7 @@ def test_an_operator_drops_an_export(user: User, settings: Path, tmp_path: Path)
     (tmp_path / "export.csv").write_bytes(exports.explorer_csv(POSTS))
     said = user.gets("manage.py", "drop", tmp_path / "export.csv", "--settings", settings)
     assert f"export.parquet: published: {len(POSTS)} posts on " in said
-    assert "counts" in user.gets("manage.py", "status", "export.parquet", "--settings", settings)
+    assert "counts" in user.gets("manage.py", "open", "show", "export.parquet", "--settings", settings)
 
 
 def test_an_operator_imports_a_dump(user: User, settings: Path, small_dump: Path, tmp_path: Path) -> None:

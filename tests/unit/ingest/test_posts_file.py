@@ -18,7 +18,7 @@ from ingest.contracts import check_posts
 from serve.topics import topics_of_day
 from shared import paths
 from shared.errors import BadColumn, BadInput
-from shared.ledger import FileRecord, State
+from shared.ledger import FileRecord, FileState
 from shared.posts import ACCEPTED, POST_COLUMNS
 from tests import exports
 from tests.places import PROJECT, SAMPLES
@@ -45,7 +45,7 @@ def test_what_people_make_of_a_data_explorer_export_is_counted(tmp_path: Path, c
     csv.write_bytes(exports.explorer_csv(made))
     exports.CONVERSIONS[conversion](csv, converted)
     world, record = through_the_pipeline(tmp_path / "lake", "posts.parquet", converted.read_bytes())
-    assert (record.state, record.reason, record.counted) == (State.PUBLISHED, None, 20)
+    assert (record.state, record.reason, record.counted) == (FileState.PUBLISHED, None, 20)
     found = topics_of_day(world.lake, record.days[0])
     assert (found.questions, found.answers, found.topics[0].topic) == (10, 10, "python")
     assert (found.topics[0].questions, found.topics[0].answers) == (10, 10)  # answers found their questions
@@ -105,7 +105,7 @@ def test_a_value_that_is_not_whole_sends_the_file_to_quarantine_by_name(
     with pytest.raises(BadColumn, match="column Id"):
         clean.clean(table.to_batches()[0], FILE_DAY)
     world, record = through_the_pipeline(tmp_path, "in/posts.parquet", table)
-    assert record.state is State.QUARANTINED
+    assert record.state is FileState.QUARANTINED
     assert str(record.reason).startswith("in/posts.parquet: column Id ")
     assert said in str(record.reason)
     assert record.quarantine is not None
@@ -141,10 +141,10 @@ def test_a_column_without_any_value_may_be_of_any_type(tmp_path: Path) -> None:
         place = answers.schema.names.index(name)
         answers = answers.set_column(place, name, pa.nulls(3, pa.float64()))
     _, record = through_the_pipeline(tmp_path, "answers.parquet", answers)
-    assert (record.state, record.counted) == (State.PUBLISHED, 3)
+    assert (record.state, record.counted) == (FileState.PUBLISHED, 3)
     nan = answers.set_column(4, "Title", pa.array([float("nan")] * 3))
     _, record = through_the_pipeline(tmp_path / "nan", "answers.parquet", nan)
-    assert (record.state, record.counted) == (State.PUBLISHED, 3)
+    assert (record.state, record.counted) == (FileState.PUBLISHED, 3)
     numbers = answers.set_column(4, "Title", pa.array([float("nan"), 1.5, None]))
     _, record = through_the_pipeline(tmp_path / "numbers", "answers.parquet", numbers)
     assert record.reason == "answers.parquet: column Title holds numbers, such as 1.5, and no text"
@@ -162,7 +162,7 @@ def test_columns_that_nobody_reads_are_never_a_reason(tmp_path: Path) -> None:
     for name, values in strangers.items():
         table = table.append_column(name, values)
     world, record = through_the_pipeline(tmp_path, "a.parquet", table)
-    assert (record.state, record.counted) == (State.PUBLISHED, 2)
+    assert (record.state, record.counted) == (FileState.PUBLISHED, 2)
     assert record.archive is not None
     assert world.lake.read(record.archive) == parquet(table)
 
@@ -171,11 +171,11 @@ def test_a_name_in_another_case_is_taken_unless_there_are_two(tmp_path: Path) ->
     table = posts(PYTHON, JAVA)
     lower = table.rename_columns([name.lower() for name in table.schema.names])
     world, record = through_the_pipeline(tmp_path / "lower", "a.parquet", lower)
-    assert (record.state, record.counted) == (State.PUBLISHED, 2)
+    assert (record.state, record.counted) == (FileState.PUBLISHED, 2)
     assert {topic.topic for topic in topics_of_day(world.lake, record.days[0]).topics} == {"python", "java"}
     both = table.append_column("id", pa.array([1, 2]))
     _, record = through_the_pipeline(tmp_path / "both", "a.parquet", both)
-    assert record.state is State.QUARANTINED
+    assert record.state is FileState.QUARANTINED
     assert "columns Id and id are both there, and one of them must go" in str(record.reason)
 
 
@@ -193,7 +193,7 @@ def test_a_csv_file_in_the_container_is_refused_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["good", "viewcount-double", "pandas-default", "id-decimal"])
 def test_a_file_that_people_sent_is_taken(tmp_path: Path, name: str) -> None:
     _, record = through_the_pipeline(tmp_path, f"{name}.parquet", (CASES / f"{name}.parquet").read_bytes())
-    assert (record.state, record.reason) == (State.PUBLISHED, None)
+    assert (record.state, record.reason) == (FileState.PUBLISHED, None)
 
 
 def test_an_encrypted_file_is_refused_as_one() -> None:

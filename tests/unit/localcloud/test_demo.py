@@ -21,20 +21,21 @@ from localcloud import __main__ as command
 from localcloud import demo, samples
 from localcloud.cloud import DEFAULT_PORTS
 from localcloud.processes import LocalCloudError
-from shared.ledger import FileRecord, Source, State
+from shared.ledger import FileRecord, FileState, Source
 
-STEPS = [State.LANDED, State.LAUNCHED, State.CLASSIFIED, State.PUBLISHED]
+STEPS = [FileState.LANDED, FileState.LAUNCHED, FileState.CLASSIFIED, FileState.PUBLISHED]
 MOMENT = datetime(2026, 11, 22, tzinfo=UTC)
 CLOUD: Any = SimpleNamespace(check=lambda: None, logs=Path("logs"))
 Find = Callable[[str, str], Any]
 
 
-def record(name: str, state: State = State.PUBLISHED, reason: str | None = None) -> FileRecord:
+def record(name: str, state: FileState = FileState.PUBLISHED, reason: str | None = None) -> FileRecord:
     return FileRecord(
         source_id=name,
         version="version",
         source=Source(container="posts", name=name, etag="e", last_modified=MOMENT, size=1),
         state=state,
+        sequence=1,
         file_day=date(2026, 11, 22),
         reason=reason,
         counted=7,
@@ -83,7 +84,7 @@ class TestWaiting:
 
     def test_files_that_get_on_are_waited_for_beyond_the_patience(self, clock: SimpleNamespace) -> None:
         every = demo.PATIENCE_SECONDS - 1
-        assert [record.state for record in self.wait(clock, every, 8)] == [State.PUBLISHED] * 2
+        assert [record.state for record in self.wait(clock, every, 8)] == [FileState.PUBLISHED] * 2
         assert clock.now > 7 * every
 
     def test_files_that_stand_still_are_not(self, clock: SimpleNamespace) -> None:
@@ -129,7 +130,14 @@ class TestProgress:
         assert output.getvalue() == ""
 
     def test_what_ended_otherwise_is_counted(self) -> None:
-        states = [State.PUBLISHED, State.LANDED, State.QUARANTINED, State.PUBLISHED, State.FAILED, State.QUARANTINED]
+        states = [
+            FileState.PUBLISHED,
+            FileState.LANDED,
+            FileState.QUARANTINED,
+            FileState.PUBLISHED,
+            FileState.FAILED,
+            FileState.QUARANTINED,
+        ]
         assert demo.how_far(7, states) == "2 of 7 published, 2 quarantined, 1 failed"
 
 
@@ -149,7 +157,7 @@ class TestEnd:
     def test_files_that_are_not_published_make_the_demo_fail_and_a_few_are_named(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        bad = [record(f"bad-{number}.parquet", State.QUARANTINED, "no Parquet file") for number in range(5)]
+        bad = [record(f"bad-{number}.parquet", FileState.QUARANTINED, "no Parquet file") for number in range(5)]
         with pytest.raises(LocalCloudError) as failed:
             self.end([record("good.parquet"), *bad], monkeypatch)
         assert str(failed.value).startswith("bad-0.parquet is quarantined: no Parquet file; bad-1.parquet is")

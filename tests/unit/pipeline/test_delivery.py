@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from shared import paths
 from shared.catalog import published_days
 from shared.databricks import RunState
 from shared.errors import NotFound
-from shared.ledger import FileRecord, State
+from shared.ledger import FileRecord, FileState
 from shared.messages import ClassificationStarted, PostsLanded
 from tests.world import MODEL_VERSION, World, damaged, parquet, posts, starter
 
@@ -97,7 +97,6 @@ def test_an_older_version_that_comes_late_is_superseded(tmp_path: Path) -> None:
             "in/2026-11-21.parquet: column Id must hold whole numbers, and one is not one",
         ),
         (parquet(posts(PYTHON).append_column("Mood", [["good"]])).replace(b"Mood", b"M\xff\xfed"), "is not UTF-8"),
-        (b"", "not a Parquet file"),
     ],
 )
 def test_a_file_that_breaks_its_contract_is_kept_with_a_reason(tmp_path: Path, content: bytes, said: str) -> None:
@@ -105,7 +104,7 @@ def test_a_file_that_breaks_its_contract_is_kept_with_a_reason(tmp_path: Path, c
     world.upload("in/2026-11-21.parquet", content)
     world.work(tries=0)
     (record,) = world.services.ledger.records()
-    assert record.state is State.QUARANTINED
+    assert record.state is FileState.QUARANTINED
     assert said in (record.reason or "")
     assert record.quarantine is not None
     assert world.lake.read(record.quarantine) == content
@@ -119,7 +118,7 @@ def test_a_file_that_the_job_cannot_read_goes_to_quarantine_too(tmp_path: Path) 
     world.upload("in/2026-11-21.parquet", content)
     world.work(tries=0)
     (record,) = world.services.ledger.records()
-    assert (record.state, record.attempt) == (State.QUARANTINED, 1)
+    assert (record.state, record.attempt) == (FileState.QUARANTINED, 1)
     assert "cannot be read as a Parquet file" in (record.reason or "")
     assert record.quarantine is not None
     assert world.lake.read(record.quarantine) == content
@@ -139,10 +138,9 @@ def test_a_slow_look_at_an_earlier_attempt_takes_nothing_away(tmp_path: Path, mo
     world.upload("a.parquet", content)
     record = world.land("a.parquet")
     assert record is not None
-    started = world.deliver(PostsLanded(source_id=record.source_id, version=record.version))
-    look = ClassificationStarted(
-        source_id=record.source_id, version=record.version, attempt=1, run_id=started.runs[0].run_id
-    )
+    world.deliver(PostsLanded(source_id=record.source_id, version=record.version))
+    world.time += timedelta(minutes=1)
+    look = ClassificationStarted(source_id=record.source_id, version=record.version)
     world.runs.outcomes = [RunState("failed", "FAILED: no cluster")]
     get = world.services.ledger.get
 
@@ -156,13 +154,13 @@ def test_a_slow_look_at_an_earlier_attempt_takes_nothing_away(tmp_path: Path, mo
     monkeypatch.setattr(world.services.ledger, "get", overtaken)
     world.deliver(look)
     (record,) = world.services.ledger.records()
-    assert (record.state, record.attempt) == (State.LAUNCHED, 2)
+    assert (record.state, record.attempt) == (FileState.LAUNCHED, 2)
     assert world.lake.read(paths.landing(record.source_id, record.version)) == content
     world.work()
     assert states(world) == ["quarantined"]
 
 
-@pytest.mark.parametrize("name", ["in/reason.json", "in/", "in/..", "in/_tmp-a.parquet"])
+@pytest.mark.parametrize("name", ["in/reason.json", "in/", "in/file-a.parquet"])
 def test_no_name_of_a_refused_file_gets_into_the_way_of_its_reason(tmp_path: Path, name: str) -> None:
     world = World(tmp_path)
     world.upload(name, b"no parquet")
@@ -186,7 +184,7 @@ def test_a_failed_run_is_tried_again_with_another_token_and_then_given_up(tmp_pa
     world.runs.outcomes = [RunState("failed", "FAILED: no cluster")] * 3
     world.upload("b.parquet", posts(PYTHON))
     world.work()
-    failed = [record for record in world.services.ledger.records() if record.state is State.FAILED]
+    failed = [record for record in world.services.ledger.records() if record.state is FileState.FAILED]
     assert [record.attempt for record in failed] == [3]
     assert "no cluster; what the task said" in (failed[0].reason or "")
     assert counts(world) == {"python": 1}
@@ -209,8 +207,8 @@ def test_a_run_without_output_is_no_success(tmp_path: Path) -> None:
     world.upload("a.parquet", posts(PYTHON))
     world.work()
     (record,) = world.services.ledger.records()
-    assert record.state is State.FAILED
-    assert "summary.json is not there" in (record.reason or "")
+    assert record.state is FileState.FAILED
+    assert "summary.json does not exist" in (record.reason or "")
 
 
 def test_messages_about_unknown_files_are_refused(tmp_path: Path) -> None:
@@ -218,7 +216,7 @@ def test_messages_about_unknown_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         world.deliver(PostsLanded(source_id="a", version="b"))
     with pytest.raises(NotFound):
-        world.deliver(ClassificationStarted(source_id="a", version="b", attempt=1, run_id=1))
+        world.deliver(ClassificationStarted(source_id="a", version="b"))
 
 
 def test_repeated_and_reordered_messages_change_nothing(tmp_path: Path) -> None:
@@ -242,12 +240,12 @@ def scenario(world: World) -> None:
     """Two sources on one day, one of them corrected, two files for the quarantine: by their footer, and by a page."""
     world.upload("a.parquet", posts(PYTHON, {**JAVA, "CreationDate": datetime(2026, 11, 20)}))
     world.upload("b.parquet", posts(JAVA, {"PostTypeId": 2, "ParentId": 1, "Title": None}))
-    world.work()
+    world.settle()
     world.runs.outcomes = [RunState("failed", "FAILED")]
     world.upload("a.parquet", posts(PYTHON, PYTHON))
     world.upload("c.parquet", b"no parquet")
     world.upload("d.parquet", damaged(posts(PYTHON)))
-    world.work()
+    world.settle()
 
 
 def test_a_crash_at_any_call_changes_nothing(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +30,7 @@ class TrainingRuns(WorldRuns):
         self.jobs: list[int] = []
         self.ended: dict[int, str] = {}
 
-    def start(self, job_id: int, parameters: dict[str, str], token: str) -> int:
+    def start(self, job_id: int, parameters: Mapping[str, str], token: str) -> int:
         self.jobs.append(job_id)
         return super().start(job_id, parameters, token)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import importlib
 import json
 import re
 import runpy
@@ -19,7 +20,7 @@ import typer
 from cli import main
 from localcloud.__main__ import app as localcloud_app
 from shared import paths
-from shared.ledger import State
+from shared.alerts import Alert
 from shared.settings import BINDING_SETTINGS, Settings
 from tests.documents import PAGES, anchors, blocks, code, links, sections
 from tests.places import PROJECT
@@ -176,6 +177,8 @@ def test_operations_lists_every_command_with_all_its_options(command: str) -> No
 def test_the_options_that_all_commands_have_are_those_of_all() -> None:
     alone = {"manage.py train", "manage.py evaluate", "manage.py score"}
     for command in COMMANDS:
+        if command in ("manage.py open",):  # a group
+            continue
         if command.startswith(MANAGE):
             assert "--json" in COMMANDS[command], command
             assert ("--settings" in _known(command)) == (command not in alone), command
@@ -270,9 +273,9 @@ def test_first_steps_explain_every_folder_of_the_lake() -> None:
         assert f"| `{path.partition('/')[0]}/" in table, path
 
 
-def test_what_to_do_is_said_of_every_state_that_needs_a_person() -> None:
-    for state in (State.QUARANTINED, State.FAILED, State.SUPERSEDED, State.LAUNCHED):
-        assert f"| `{state}`" in OPERATIONS
+def test_what_to_do_is_said_of_every_alert() -> None:
+    for alert in Alert:
+        assert f"| `{alert}` |" in OPERATIONS
 
 
 def test_the_design_draws_the_tree_that_there_is() -> None:
@@ -302,6 +305,45 @@ def test_the_table_of_postgres_types_says_what_the_entries_say() -> None:
     table = (DOCS / "operations.md").read_text().split("| Postgres | in the lake |\n|---|---|\n")[1]
     rows = [f"| {', '.join(f'`{name}`' for name in entry.names)} | {entry.becomes} |" for entry in TYPES]
     assert table.splitlines()[: len(rows)] == rows
+
+
+RETRIES = re.compile(r"`([\w.]+|host\.json: [\w.]+)` = ([\w.:]+)")
+
+
+def _limits_of_the_code() -> dict[str, object]:
+    """Every retry limit, pause and time-out of the product: constants by their names, settings, and host.json."""
+    found: dict[str, object] = {}
+    for room in ("cli", "pipeline", "ingest", "classify", "serve", "shared"):
+        for file in (PROJECT / room).rglob("*.py"):
+            named = re.findall(r"^([A-Z][A-Z_, ]*) = ", file.read_text(), re.MULTILINE)
+            names = [name.strip() for each in named for name in each.split(",")]
+            wanted = [name for name in names if name.endswith(("_SECONDS", "TRIES"))]
+            if wanted:
+                module = ".".join(file.relative_to(PROJECT).with_suffix("").parts)
+                loaded = importlib.import_module(module)
+                found |= {f"{module}.{name}": getattr(loaded, name) for name in wanted}
+    for name, field in Settings.model_fields.items():
+        if name.endswith(("_seconds", "_attempts", "_backoff")):
+            found[name.upper()] = field.default
+    host = json.loads((PROJECT / "host.json").read_text())
+    found["host.json: functionTimeout"] = host["functionTimeout"]
+    for part, name in (
+        ("queues", "maxDequeueCount"),
+        ("queues", "visibilityTimeout"),
+        ("blobs", "poisonBlobThreshold"),
+    ):
+        found[f"host.json: {part}.{name}"] = host["extensions"][part][name]
+    return found
+
+
+def test_the_table_of_retries_says_what_the_code_does() -> None:
+    table = OPERATIONS.split("## What is tried again")[1].split("\n## ")[0]
+    said = dict(RETRIES.findall(table))
+    code = {
+        name: value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+        for name, value in _limits_of_the_code().items()
+    }
+    assert {name: value.removesuffix(".0") for name, value in said.items()} == code
 
 
 # ---- recipes ----------------------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_each_import_contract_is_broken_by_a_wrong_import(copied: Path) -> None:
     with seeded(copied, SEEDS):
         assert len(broken(copied)) == contracts
     with seeded(copied, {"ingest/contracts.py": SEEDS["ingest/contracts.py"]}):
-        assert len(broken(copied)) == 1
+        assert any(name.startswith("The command line asks the pipeline") for name in broken(copied))
 
 
 def test_the_test_of_circles_fails_where_there_is_one(copied: Path) -> None:

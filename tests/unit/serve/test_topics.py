@@ -9,7 +9,7 @@ import pytest
 
 from serve.health import health
 from serve.topics import check_names, latest_day, parse_day, parse_format, parse_question, parse_top, topics_of_day
-from shared.catalog import DayPointer, move_pointer
+from shared.catalog import DayPointer, move_pointer, note_latest
 from shared.errors import BadInput, NotFound, TransientError
 from shared.lake import FolderLake
 from shared.paths import day_pointer, topics_file
@@ -33,6 +33,7 @@ def publish(lake: FolderLake, day: date, lines: list[str]) -> None:
         published_at=datetime(2026, 11, 22, tzinfo=UTC),
     )
     move_pointer(lake, day_pointer(day), pointer, None)
+    note_latest(lake, day, pointer.posts)
 
 
 @pytest.fixture
@@ -116,6 +117,6 @@ def test_health_tells_what_is_wrong_and_no_secret(
     def fail(_: str) -> None:
         raise TransientError("account secret")
 
-    monkeypatch.setattr(lake, "list", fail)
+    monkeypatch.setattr(lake, "read_with_etag", fail)
     silent = health(Services().replace(lake=lake))
     assert (silent.healthy, silent.problem) == (False, "the lake does not answer: TransientError")

@@ -15,7 +15,7 @@ from shared import copying
 from shared.copying import copy_blob
 from shared.errors import Conflict, NotFound
 from shared.lake import AdlsLake
-from shared.storage import NOTHING_KNOWN, BlobVersion, BlockSum, RangedReader, SourceBlob, crc64
+from shared.storage import NOTHING_KNOWN, BlobVersion, BlockSum, RangedReader, StorageBlob, crc64
 from tests.azure_stub import CREDENTIAL, Blob, StubAccount, stub_account
 
 DATA = bytes(range(256)) * 40
@@ -41,14 +41,14 @@ def target(account: StubAccount) -> BlobClient:
     return BlobServiceClient(account.address, CREDENTIAL, **AT_ONCE).get_blob_client("lake", "landed")
 
 
-def source(account: StubAccount, etag: str = '"1"') -> tuple[SourceBlob, BlobVersion]:
+def source(account: StubAccount, etag: str = '"1"') -> tuple[StorageBlob, BlobVersion]:
     """A blob of another account, which this app reads as its identity."""
     container, name = NAME.split("/", 1)
     client = BlobClient("https://other.blob.core.windows.net", container, name, credential=Identity())
     account.token = "the-token"
     account.elsewhere[client.url] = Blob(DATA, '"1"')
     version = BlobVersion("posts", "in/a b.parquet", etag, datetime(2026, 11, 22, tzinfo=UTC), len(DATA), None)
-    return SourceBlob(client), version
+    return StorageBlob(client), version
 
 
 def test_the_service_reads_the_source_with_this_apps_identity(
@@ -86,7 +86,7 @@ def test_a_copy_that_stays_pending_is_aborted_before_blocks_are_staged(
     monkeypatch.setattr(copying, "SERVER_COPY_LIMIT_SECONDS", 0.1)
     account.copies_end = copies_end
     client = BlobServiceClient(account.address, CREDENTIAL, **AT_ONCE).get_blob_client("posts", "a")
-    blob, version = SourceBlob(client), source(account)[1]
+    blob, version = StorageBlob(client), source(account)[1]
     reader = RangedReader(lambda start, length: DATA[start : start + length], len(DATA), "source")
     monkeypatch.setattr(blob, "open", lambda _: reader)
     copied = copy_blob(blob, version, target(account))

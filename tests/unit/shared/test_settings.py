@@ -91,13 +91,6 @@ def test_the_environment_goes_before_the_local_file(environment: pytest.MonkeyPa
         read_local_settings(file)
 
 
-def test_looks_come_later_and_later() -> None:
-    from tests.world import settings
-
-    made = settings(watch_first_delay_seconds=10, watch_backoff=2, watch_max_delay_seconds=30)
-    assert [made.watch_delay(check).total_seconds() for check in range(4)] == [10, 20, 30, 30]
-
-
 def test_the_emulator_has_its_short_name() -> None:
     connection = Connection.model_validate("UseDevelopmentStorage=true")
     assert connection.endpoint("queue") == "http://127.0.0.1:10001/devstoreaccount1"

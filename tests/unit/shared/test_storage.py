@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from azure.core import exceptions as azure
 
-from shared import storage
+from shared import proof
 from shared.errors import AccessDenied, Conflict, NotFound, StackTopicsError, TerminalError, TransientError
 from shared.lake import AdlsLake
 from shared.messages import PostsLanded
-from shared.queues import Queue
+from shared.proof import same_content
+from shared.queues import StorageQueue
 from shared.secrets import Secrets
-from shared.storage import BlockSum, Copied, RangedReader, SourceBlob, crc64, crc64_of, same_content, storage_errors
+from shared.storage import BlockSum, Copied, RangedReader, StorageBlob, crc64, crc64_of, storage_errors
 
 DATA = bytes(range(256)) * 40
 
@@ -36,7 +37,7 @@ def flipped(at: int) -> bytes:
 
 @pytest.fixture(autouse=True)
 def _small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "COPY_RANGE", 1024)
+    monkeypatch.setattr(proof, "COPY_RANGE", 1024)
 
 
 @pytest.mark.parametrize("known_md5", [None, md5(DATA).digest()])
@@ -122,9 +123,9 @@ def test_who_is_forbidden_is_told_the_role_that_is_missing() -> None:
     )  # fmt: skip
     landed = PostsLanded(source_id="a", version="b")
     for call, role in (
-        (lambda: Queue(asked).send(landed), "Storage Queue Data Contributor"),
+        (lambda: StorageQueue(asked, asked).send(landed), "Storage Queue Data Contributor"),
         (lambda: Secrets({}, asked).get("postgres-password"), "Key Vault Secrets User"),
-        (lambda: SourceBlob(asked).version(), "Storage Blob Data Contributor"),
+        (lambda: StorageBlob(asked).version(), "Storage Blob Data Contributor"),
         (lambda: AdlsLake(asked, asked).stat("a"), "Storage Blob Data Owner"),
     ):
         with pytest.raises(AccessDenied, match=f"grant the identity {role} on the"):

@@ -87,7 +87,7 @@ def test_the_version_that_counts_is_read(lake: FolderLake) -> None:
     for day, source, version in ((20, "a", "v1"), (20, "a", "v2"), (21, "b", "v1"), (10, "c", "v1")):
         table = posts({"Title": f"{source} {version}", "Tags": "<x>"}).drop_columns(["ParentId"])
         lake.put(paths.archive(date(2026, 11, day), source, version), parquet(table))
-    pointer = SourcePointer(version="v2", output="-", last_modified=NOW, first_seen=NOW, days=[])
+    pointer = SourcePointer(version="v2", sequence=2, output="-", days=[], left=[])
     move_pointer(lake, paths.source_pointer("a"), pointer, None)
     assert titles(lake) == ["a v2", "b v1", "c v1"]
 

@@ -1,0 +1,164 @@
+"""All that needs a person, whatever the reason, in one list; and what a person may do about a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, cast
+
+from pydantic import BaseModel
+
+from classify.registry.models import check_stored, current_model
+from classify.registry.summary import Training
+from ingest.contracts import check_posts
+from ingest.reference.records import last_record
+from pipeline.reconcile import Waiting, last_pass
+from pipeline.replay import start_again
+from shared import paths, proof
+from shared.alerts import Alert, remedy
+from shared.documents import decode
+from shared.errors import BadInput, ModelError, NotFound
+from shared.ledger import NEEDS_A_PERSON, FileRecord, FileState
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from shared.lake import FileInfo
+    from shared.services import Services
+
+ALERTS = {FileState.QUARANTINED: Alert.FILE_QUARANTINED, FileState.FAILED: Alert.FILE_FAILED}
+
+
+class Thing(BaseModel):
+    """Something that needs a person, and what to do about it."""
+
+    alert: Alert
+    subject: str
+    since: datetime
+    reason: str
+    remedy: str
+
+
+def things(services: Services) -> list[Thing]:
+    """All that needs a person, the newest first; its cost follows what is open, not history."""
+    found = [*_files(services), *_of_the_last_pass(services), *_reference(services), *_model(services)]
+    found += _training(services)
+    return sorted(found, key=lambda thing: thing.since, reverse=True)
+
+
+def _thing(alert: Alert, subject: str, since: datetime, reason: str) -> Thing:
+    return Thing(alert=alert, subject=subject, since=since, reason=reason, remedy=remedy(alert, subject))
+
+
+def _files(services: Services) -> Iterator[Thing]:
+    for source_id, version in services.ledger.waiting_for_a_person():
+        record = services.ledger.find(source_id, version)
+        if record is not None and record.state in ALERTS:
+            yield _thing(ALERTS[record.state], record.file, record.since, record.reason or "no reason is known")
+
+
+def _of_the_last_pass(services: Services) -> Iterator[Thing]:
+    """What reconcile could not end, as far as that is still so."""
+    found = last_pass(services)
+    for waiting in found.waiting if found else []:
+        if _is_still_so(services, waiting):
+            yield _thing(waiting.alert, waiting.subject, waiting.since, waiting.reason)
+
+
+def _is_still_so(services: Services, waiting: Waiting) -> bool:
+    if waiting.alert is not Alert.FILE_UNFINISHED:
+        return True
+    container, _, name = waiting.subject.partition("/")
+    try:
+        return services.source_blob(container, name).version().last_modified == waiting.since
+    except NotFound:
+        return False
+
+
+def _reference(services: Services) -> Iterator[Thing]:
+    """The last weekly copy, if it failed."""
+    copied = last_record(services.lake)
+    if copied is not None and copied.state != "published":
+        reason = copied.reason or "it began and did not end"
+        yield _thing(Alert.REFERENCE_FAILED, f"the reference copy of {copied.week}", copied.started_at, reason)
+
+
+def _model(services: Services) -> Iterator[Thing]:
+    """The current topic model, if it is damaged."""
+    current, _ = current_model(services.lake)
+    try:
+        check_stored(services.lake, current.version)
+    except ModelError as error:
+        yield _thing(Alert.MODEL_DAMAGED, current.version, current.promoted_at, str(error))
+
+
+def last_training(services: Services) -> Training | None:
+    """What came of the last training run; None before the first."""
+    newest = _newest_training(services)
+    return decode(Training, services.lake.read(newest.path), newest.path) if newest else None
+
+
+def _newest_training(services: Services) -> FileInfo | None:
+    return max(services.lake.list(paths.TRAINING_RECORDS), key=lambda info: info.last_modified, default=None)
+
+
+def _training(services: Services) -> Iterator[Thing]:
+    """The last training run, if it could not read all of the archive."""
+    training, file = last_training(services), _newest_training(services)
+    if training is not None and file is not None and training.damaged:
+        reason = f"not learned from: {'; '.join(training.damaged)}"
+        yield _thing(Alert.TRAINING_INCOMPLETE, training.candidate, file.last_modified, reason)
+
+
+def retry(services: Services, record: FileRecord) -> FileRecord:
+    """Let a file that was refused, or that failed, be classified again.
+
+    Raises BadInput when it does not need a person, or still breaks its contract.
+    """
+    if record.state not in NEEDS_A_PERSON:
+        raise BadInput(f"{record.file} is {record.state}: only a file that failed or lies in quarantine is retried")
+    archive = paths.archive(record.file_day, record.source_id, record.version)
+    if record.quarantine is not None:
+        with services.lake.open(record.quarantine) as file:
+            rows = check_posts(cast("BinaryIO", file), record.source.name).rows
+        proof.copy(services.lake, record.quarantine, archive, 1.0)
+        return start_again(services, record, rows=rows, archive=archive, quarantine=None)
+    return start_again(services, record)
+
+
+def discard(services: Services, record: FileRecord) -> FileRecord:
+    """End a file that was refused, or that failed, without counting it; its bytes stay where they are.
+
+    Raises BadInput when it does not need a person.
+    """
+    if record.state not in NEEDS_A_PERSON:
+        raise BadInput(f"{record.file} is {record.state}: only a file that failed or lies in quarantine is discarded")
+
+    def discarded(current: FileRecord) -> FileRecord | None:
+        if current.state not in NEEDS_A_PERSON:
+            return None
+        return current.entered(FileState.DISCARDED, services.now())
+
+    after = services.ledger.change(record, discarded)
+    services.ledger.close(after)
+    return after
+
+
+def discard_message(services: Services, subject: str) -> None:
+    """Delete a poison message that names no file; `subject` is `<queue>/<message id>`. Raises NotFound."""
+    name, _, number = subject.partition("/")
+    queue = services.queue(name)
+    for letter in queue.letters():
+        if letter.id == number:
+            queue.discard(letter)
+            _forget(services, subject)
+            return
+    raise NotFound(f"no message {subject}: reconcile may be holding it, try again in half a minute")
+
+
+def _forget(services: Services, subject: str) -> None:
+    """Take something from what the last pass could not end."""
+    found = last_pass(services)
+    if found is not None:
+        found.waiting = [each for each in found.waiting if each.subject != subject]
+        services.lake.put(paths.LAST_RECONCILE, found.model_dump_json(indent=1).encode())

@@ -1,0 +1,52 @@
+"""When the next look and the next start are due. No function waits for a run: it sends itself a message for later."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shared.ledger import FileRecord
+    from shared.settings import Settings
+
+WAITING_LOOK_LIMIT_SECONDS = 600
+"""Longest pause between looks at a run that waits for a slot; whose slot comes earlier is looked at by who frees it."""
+RESTART_FIRST_DELAY_SECONDS = 60
+RESTART_LIMIT_SECONDS = 1800
+"""First and longest pause before a run that was skipped, or that the platform failed, is started again."""
+TROUBLE_FIRST_DELAY_SECONDS = 30
+TROUBLE_LIMIT_SECONDS = 3600
+"""First and longest pause before reconcile tries a step again that raised."""
+SOON = timedelta(seconds=1)
+"""A message may come this much before its time: the queue counts whole seconds."""
+
+
+def look_delay(settings: Settings, since: datetime, now: datetime, *, waits: bool) -> timedelta:
+    """How long to wait before the next look at a run that has waited, or worked, since then.
+
+    In proportion to that time, so that an hour of waiting takes 11 looks with the default settings.
+    """
+    passed = (now - since).total_seconds()
+    grown = passed if waits else passed * (settings.watch_backoff - 1)
+    longest = WAITING_LOOK_LIMIT_SECONDS if waits else settings.watch_max_delay_seconds
+    return timedelta(seconds=max(settings.watch_first_delay_seconds, min(grown, longest)))
+
+
+def restart_delay(restarts: int) -> timedelta:
+    """How long to wait before a run is started again that `restarts` ones before it did not get to work."""
+    return _doubled(RESTART_FIRST_DELAY_SECONDS, restarts, RESTART_LIMIT_SECONDS)
+
+
+def trouble_delay(tries: int) -> timedelta:
+    """How long to wait before a step is tried again that has raised so often."""
+    return _doubled(TROUBLE_FIRST_DELAY_SECONDS, tries - 1, TROUBLE_LIMIT_SECONDS)
+
+
+def _doubled(first: float, times: int, limit: float) -> timedelta:
+    return timedelta(seconds=min(first * 2.0 ** min(times, 20), limit))
+
+
+def is_due(record: FileRecord, now: datetime) -> bool:
+    """Whether the next look at, or the next start of, a file version is due."""
+    due = record.next_look if record.next_look else record.not_before
+    return due is None or now >= due - SOON
