@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.dumps import write_dump
+from tests.listeners.host import MISSING
 from tests.real_posts import FOLDER, RealPosts, what_is_missing
 
 pytest_plugins = ["tests.guard", "tests.localcloud_fixtures", "tests.postgres_fixtures"]
@@ -30,13 +31,16 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # behind all that others say
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """One line that counts what was skipped: a session without real posts has not shown what they would."""
+    """One line that counts what was skipped: a session without these has not shown what they would."""
     yield
-    skipped = terminalreporter.stats.get("skipped", [])
-    without = sum("real posts are missing" in str(report.longrepr) for report in skipped)
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    posts = sum("real posts are missing" in why for why in skipped)
+    listeners = sum(MISSING in why for why in skipped)
     if skipped:
         terminalreporter.write_line(
-            f"{len(skipped)} tests were skipped, {without} of them without real posts (docs/real-posts.md)", yellow=True
+            f"{len(skipped)} tests were skipped, {posts} of them without real posts (docs/real-posts.md), "
+            f"{listeners} without the real listeners (docs/real-listeners.md)",
+            yellow=True,
         )
 
 

@@ -219,7 +219,7 @@ class BlobInvoker:
             log.warning("Blob '%s' is for %s, which does not exist or is disabled", message.blob, message.function_id)
             return True
         try:
-            value, etag = await self._value(item, message.container, message.blob)
+            value, etag = await read_blob(item, self._clients, message.container, message.blob)
         except ResourceNotFoundError:
             log.info("Blob '%s/%s' is gone; nothing to do", message.container, message.blob)
             return True
@@ -237,27 +237,28 @@ class BlobInvoker:
             path = item.function.trigger["path"]
             raise HostError(f"{text!r} is no blob of {item.function.name}: its path is {path}")
         try:
-            value, _ = await self._value(item, container, name)
+            value, _ = await read_blob(item, self._clients, container, name)
         except ResourceNotFoundError:
             raise HostError(f"blob {text!r} does not exist") from None
         return await self._runner.run(item.function, value, API_REASON)
 
-    async def _value(self, item: BlobFunction, container: str, name: str) -> tuple[TriggerValue, str]:
-        """What the function gets for one blob, and the blob's ETag. Raises ResourceNotFoundError."""
-        blob = self._clients.blobs(item.connection).get_blob_client(container, name)
-        properties = await blob.get_blob_properties()
-        content = None
-        if not item.function.deferred:
-            content = await (await blob.download_blob()).readall()
-        reference = BlobReference(
-            container=container,
-            name=name,
-            uri=blob.url,
-            properties=_properties(properties),
-            metadata=properties.metadata,
-            values=item.path.match(container, name) or {},
-        )
-        return blob_value(item.function, reference, content), properties.etag.strip('"')
+
+async def read_blob(item: BlobFunction, clients: Clients, container: str, name: str) -> tuple[TriggerValue, str]:
+    """What a function gets for one blob, and the blob's ETag. Raises ResourceNotFoundError."""
+    blob = clients.blobs(item.connection).get_blob_client(container, name)
+    properties = await blob.get_blob_properties()
+    content = None
+    if not item.function.deferred:
+        content = await (await blob.download_blob()).readall()
+    reference = BlobReference(
+        container=container,
+        name=name,
+        uri=blob.url,
+        properties=_properties(properties),
+        metadata=properties.metadata,
+        values=item.path.match(container, name) or {},
+    )
+    return blob_value(item.function, reference, content), properties.etag.strip('"')
 
 
 def created_blobs(events: Any, item: BlobFunction) -> Iterator[BlobMessage]:

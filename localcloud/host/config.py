@@ -99,11 +99,8 @@ class HostConfig:
 
     @classmethod
     def read(cls, path: Path) -> HostConfig:
-        """Reads host.json, below what settings named `AzureFunctionsJobHost__a__b` say of its `a.b`.
-
-        Raises HostError when it is missing or a value makes no sense.
-        """
-        document = _overridden(_read_json(path), os.environ)
+        """Reads host.json as `read_host_json` does. Raises HostError when it is missing or a value makes no sense."""
+        document = read_host_json(path, os.environ)
         if document.get("version") != "2.0":
             raise HostError(f'{path} must hold "version": "2.0"')
         extensions = document.get("extensions", {})
@@ -118,7 +115,12 @@ class HostConfig:
         )
 
 
-def _overridden(document: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+def read_host_json(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+    """host.json, with what settings named `AzureFunctionsJobHost__a__b` say in place of its `a.b`.
+
+    Raises HostError when it is missing or is no JSON object.
+    """
+    document = _read_json(path)
     for name, value in environ.items():
         start, *parents = name.split("__")
         if start == OVERRIDE and parents:
