@@ -57,13 +57,13 @@ class DayFigures(BaseModel):
     posts: int
     questions: int
     answers: int
-    guessed: int = 0
-    drift: float = 0.0
-    drifted: bool = False
-    scored: int = 0
-    mean_margin: float = 0.0
-    vocabulary_overlap: float = 0.0
-    other_share: float = 0.0
+    guessed: int
+    drift: float
+    drifted: bool
+    scored: int
+    mean_margin: float
+    vocabulary_overlap: float
+    other_share: float
 
 
 def arrow_types() -> dict[str, str]:

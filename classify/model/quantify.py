@@ -147,11 +147,6 @@ class DayStatistics:
         return cls(np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size), np.zeros(size, np.int64))
 
     @classmethod
-    def of_known(cls, topic: Int32s, size: int) -> "DayStatistics":
-        """Of posts with known topics [n], of `size` topics in all."""
-        return replace(cls.empty(size), known=np.bincount(topic, minlength=size))
-
-    @classmethod
     def of_classified(cls, topic: Int32s, posteriors: Floats, margin: Floats) -> "DayStatistics":
         """Of posts the model decided: their topic [n], posteriors [n, C] and margin [n]."""
         size = posteriors.shape[1]

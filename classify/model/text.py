@@ -178,16 +178,6 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def hash_of(token: str) -> int:
-    """The 64-bit hash of a lower-case token, as it is found in keys (without the field)."""
-    return int(_hash(np.frombuffer(bytearray(token.encode() + bytes(8)), np.uint8), 0, len(token.encode())))
-
-
-def key_of(token: str, field: Field) -> int:
-    """The key of a word or joined form in a field that holds single tokens."""
-    return int(np.uint64(hash_of(token)) ^ _SALTS[field])
-
-
 def _flat(array: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
     """One contiguous array of the plain kind asked for, without a check that text is UTF-8."""
     if isinstance(array, pa.ChunkedArray):

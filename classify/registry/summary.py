@@ -25,7 +25,7 @@ class Summary(BaseModel):
     """Rows left out because a later row has the same Id."""
     uncounted: dict[str, int]
     """Rows of other post types, by PostTypeId (`null` where it is missing)."""
-    misdated: int = 0
+    misdated: int
     """Posts counted on the day of the file, because their CreationDate is there but is none."""
     decided_by: dict[str, int]
     """Posts by what decided their topic: tags, model or parent."""
@@ -52,7 +52,7 @@ class Training(BaseModel):
     current_found: float
     promoted: bool
     reason: str
-    damaged: list[str] = []
+    damaged: list[str]
     """Files of the archive that could not be read, or not to their end, and why."""
 
     @property

@@ -340,6 +340,7 @@ def test_status_tells_of_training_and_drift(run: Run, lake: FolderLake, monkeypa
         current_found=0.6,
         promoted=False,
         reason="not better: 0.5 against 0.6",
+        damaged=[],
     )
     lake.put(paths.training_record(day), training.model_dump_json().encode())
     code, out, _ = run("status")

@@ -29,6 +29,13 @@ def publish(lake: FolderLake, day: date, lines: list[str]) -> None:
         posts=4 * bool(lines),
         questions=3 * bool(lines),
         answers=1 * bool(lines),
+        guessed=0,
+        drift=0.0,
+        drifted=False,
+        scored=0,
+        mean_margin=0.0,
+        vocabulary_overlap=0.0,
+        other_share=0.0,
         sources={},
         published_at=datetime(2026, 11, 22, tzinfo=UTC),
     )

@@ -16,8 +16,9 @@ from classify.learn.hinge import COST, discriminance, train, train_left_out
 from classify.learn.questions import folds_of, most_frequent_tags, own_topics, primary_of, tagged_questions
 from classify.model.calibration import Calibration
 from classify.model.model import TopicModel
-from classify.model.text import Field, key_of, occurrences
+from classify.model.text import Field, occurrences
 from shared.errors import BadInput
+from tests.keys import key_of
 from tests.real_posts import RealPosts
 from tests.topic_posts import questions
 

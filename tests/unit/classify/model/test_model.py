@@ -17,8 +17,9 @@ from classify.learn.fit import fit
 from classify.model.files import ARRAYS, CALIBRATION, MANIFEST, version_of
 from classify.model.model import TopicModel
 from classify.model.quantify import Behaviour
-from classify.model.text import Field, key_of, occurrences
+from classify.model.text import Field, occurrences
 from shared.errors import ModelError
+from tests.keys import key_of
 from tests.places import PROJECT
 from tests.topic_posts import questions
 

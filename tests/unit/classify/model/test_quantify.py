@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,11 @@ class World:
     def behaviour(self) -> Behaviour:
         posteriors, topics = self.posts(PRIOR, 8000)
         return Behaviour.measure(TOPICS, posteriors, topics)
+
+
+def known_posts(topics: np.ndarray, size: int) -> DayStatistics:
+    """Of posts whose topics [n] are known, of `size` topics in all."""
+    return replace(DayStatistics.empty(size), known=np.bincount(topics, minlength=size))
 
 
 def statistics(posteriors: np.ndarray) -> DayStatistics:
@@ -91,7 +97,7 @@ def test_answers_are_as_uncertain_as_what_the_model_said_of_their_questions(
             truth, day = truth + np.bincount(topics, minlength=5), day + statistics(posteriors)
         truth = truth / truth.sum()
         found = estimate(day, behaviour)
-        believing = estimate(statistics(posteriors) + DayStatistics.of_known(np.repeat(said, answers), 5), behaviour)
+        believing = estimate(statistics(posteriors) + known_posts(np.repeat(said, answers), 5), behaviour)
         for each, into in ((found, covered), (believing, believed)):
             into.append(((each.low <= truth) & (truth <= each.high))[truth >= 0.02].mean())
         errors.append(np.abs(found.share - truth).sum() - np.abs(day.inherited / day.inherited.sum() - truth).sum())
@@ -126,10 +132,10 @@ def test_days_add_up_over_batches_and_files() -> None:
     world = World()
     behaviour = world.behaviour()
     posteriors, topics = world.posts(PRIOR, 900)
-    whole = statistics(posteriors) + DayStatistics.of_known(topics, 5)
+    whole = statistics(posteriors) + known_posts(topics, 5)
     parts = DayStatistics.empty(5)
     for rows in np.array_split(np.arange(900), 7):
-        parts = parts + statistics(posteriors[rows]) + DayStatistics.of_known(topics[rows], 5)
+        parts = parts + statistics(posteriors[rows]) + known_posts(topics[rows], 5)
     assert (parts.posts, parts.guessed) == (whole.posts, whole.guessed) == (1800, 900)
     assert np.allclose(estimate(parts, behaviour).share, estimate(whole, behaviour).share, atol=1e-6)
 
@@ -137,7 +143,7 @@ def test_days_add_up_over_batches_and_files() -> None:
 def test_known_posts_count_as_they_are() -> None:
     behaviour = World().behaviour()
     known = np.array([0, 0, 1, 4], np.int32)
-    found = estimate(DayStatistics.of_known(known, 5), behaviour)
+    found = estimate(known_posts(known, 5), behaviour)
     assert found.share.tolist() == found.low.tolist() == found.high.tolist() == [0.5, 0.25, 0, 0, 0.25]
     assert (found.posts, found.drifted, found.other_share) == (4, False, 0.0)
 
@@ -145,7 +151,7 @@ def test_known_posts_count_as_they_are() -> None:
 def test_intervals_stay_within_what_is_possible() -> None:
     world = World()
     posteriors, _ = world.posts(PRIOR, 3)
-    found = estimate(statistics(posteriors) + DayStatistics.of_known(np.zeros(7, np.int32), 5), world.behaviour())
+    found = estimate(statistics(posteriors) + known_posts(np.zeros(7, np.int32), 5), world.behaviour())
     assert found.share.sum() == pytest.approx(1)
     assert (found.low <= found.share).all()
     assert (found.share <= found.high).all()

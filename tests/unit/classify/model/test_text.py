@@ -10,11 +10,11 @@ from classify.model.text import (
     MAX_TITLE_BYTES,
     Field,
     Occurrences,
-    key_of,
     occurrences,
     parse_tags,
 )
 from tests.hostile import HOSTILE
+from tests.keys import key_of
 
 
 def keys_of(title: bytes | str | None, body: bytes | str | None) -> set[int]:
