@@ -258,7 +258,7 @@ class LocalCloud:
         from localcloud.blobs import create_places
 
         containers = [self.settings["POSTS_CONTAINER"], self.settings["LAKE_FILE_SYSTEM"]]
-        queues = [self.settings["POSTS_LANDED_QUEUE"], self.settings["CLASSIFICATION_RUNS_QUEUE"]]
+        queues = [name for setting, name in self.settings.items() if setting.endswith("_QUEUE")]
         blob_origin, queue_origin = (f"http://{LOCALHOST}:{self.ports[name]}" for name in ("blob", "queue"))
         self._loop.run(create_places(blob_origin, queue_origin, containers, queues))
 

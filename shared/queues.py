@@ -27,9 +27,8 @@ LETTERS_AT_ONCE, LETTERS_HIDDEN_SECONDS = 1_000, 30
 
 
 def poison_queues(settings: Settings) -> list[str]:
-    """Where the host puts what failed for good: messages of both queues, and blobs."""
-    own = (settings.posts_landed_queue, settings.classification_runs_queue)
-    return [*(f"{name}{POISON_SUFFIX}" for name in own), BLOB_POISON_QUEUE]
+    """Where the host puts what failed for good: messages of every queue, and blobs."""
+    return [*(f"{name}{POISON_SUFFIX}" for name in settings.queues), BLOB_POISON_QUEUE]
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,11 @@ class Settings(BaseSettings):
     key_vault_url: str | None = None
     secret_cache_seconds: float = Field(default=300, ge=0)
 
+    @property
+    def queues(self) -> list[str]:
+        """The names of all queues: the values of the settings that end with `_queue`."""
+        return [getattr(self, name) for name in type(self).model_fields if name.endswith("_queue")]
+
     @field_validator(
         "reference_tables", "reference_exclude_columns", "reference_keys", "reference_allow_empty", mode="before"
     )

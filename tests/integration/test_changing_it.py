@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from azure.functions import QueueMessage
 from azurefunctions.extensions.base.meta import _ConverterMeta as registry
 
 from ingest.reference.copy import copy_reference
@@ -23,7 +24,9 @@ from localcloud.samples import sample_posts
 from shared import paths
 from shared.lake import FolderLake
 from shared.ledger import FileState
+from shared.queues import poison_queues
 from shared.services import Services
+from shared.settings import Settings
 from tests.places import PROJECT
 from tests.postgres_fixtures import Database
 from tests.world import parquet, posts, settings
@@ -128,25 +131,28 @@ def test_a_model_of_ones_own_brings_the_topics_that_were_asked_for(local_cloud: 
 
 
 @pytest.mark.usefixtures("path")
-def test_another_trigger_lands_what_waits(
+def test_a_trigger_with_a_queue_of_its_own_lands_the_file_that_is_named(
     local_cloud: LocalCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services = services_of_its_own(local_cloud)
-    for name in ("one.parquet", "two.parquet"):
-        services.posts_container.upload_blob(name, parquet(posts({})))
+    services.posts_container.upload_blob("one.parquet", parquet(posts({})))
     monkeypatch.setattr("shared.services.services", lambda: services)
-    sweep = app_with(tmp_path, block("python"))["sweep_posts"]
-    assert sweep.kind == "timerTrigger"
-    assert Schedule.parse(sweep.trigger["schedule"]).minutes == tuple(range(0, 60, 10))
+    land_named = app_with(tmp_path, block("python"), POSTS_NAMED_QUEUE="named")["land_named"]
+    assert (land_named.kind, land_named.trigger["queueName"]) == ("queueTrigger", "named")
     for _ in range(2):
-        sweep.call(None)
-        assert {record.source.name: record.state for record in services.ledger.records()} == {
-            "one.parquet": FileState.LANDED,
-            "two.parquet": FileState.LANDED,
-        }
+        land_named.call(QueueMessage(body=b"one.parquet"))
+        assert [record.state for record in services.ledger.records()] == [FileState.LANDED]
         assert not list(services.posts_container.list_blob_names())
-    assert services.posts_landed.length() == 2
+    assert services.posts_landed.length() == 1
     services.close()
+
+
+def test_every_queue_that_a_setting_names_has_its_poison_queue_looked_after() -> None:
+    class WithAnother(Settings):
+        posts_named_queue: str = "posts-named"
+
+    another = WithAnother.model_construct(**vars(settings()))
+    assert set(poison_queues(another)) - set(poison_queues(settings())) == {"posts-named-poison"}
 
 
 def services_of_its_own(cloud: LocalCloud) -> Services:
