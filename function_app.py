@@ -16,7 +16,7 @@ log = logging.getLogger("stacktopics")
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)
 
-# Event Grid in Azure, where Flex Consumption knows nothing else; LogsAndContainerScan polls on a laptop.
+# Event Grid in Azure, the only source that Flex Consumption has; LogsAndContainerScan polls on a laptop.
 POSTS_TRIGGER_SOURCE = func.BlobSource(os.environ.get("POSTS_TRIGGER_SOURCE", func.BlobSource.EVENT_GRID.value))
 
 
@@ -65,7 +65,7 @@ def watch_classification(message: func.QueueMessage) -> None:
 
 @app.timer_trigger(arg_name="timer", schedule="%RECONCILE_SCHEDULE%", run_on_startup=False, use_monitor=True)
 def reconcile(timer: func.TimerRequest) -> None:
-    """Find what no event brings up, and go on with it."""
+    """Find what no event will bring up, and do its next step."""
     from pipeline.reconcile import reconcile
 
     reconcile(services())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shared.services import Services
 
 TOLD_STEP_BY_STEP = 5
-"""Of more files only those are named that were not published."""
+"""With more files, only those that were not published are named."""
 SAID = {
     FileState.LANDED: "landed in the lake, waits for its run",
     FileState.LAUNCHED: "being classified",
@@ -30,12 +30,12 @@ SAID = {
 def drop(
     files: Annotated[list[Path], typer.Argument(help="Posts files, Parquet or CSV.")],
     today: Annotated[bool, typer.Option("--today", help="Give every post today's date; its time stays.")] = False,
-    wait: Annotated[bool, typer.Option(help="Follow the files until they are published.")] = True,
+    wait: Annotated[bool, typer.Option(help="Follow the files until they have ended.")] = True,
     patience: Annotated[float, typer.Option(min=1, help="Seconds without any news after which it gives up.")] = 300,
     file: SettingsFile = DEFAULT_FILE,
     as_json: AsJson = False,
 ) -> None:
-    """Upload Posts files to the container and say what becomes of each.
+    """Upload Posts files to the container and follow each to its end.
 
     A CSV file, as the Stack Exchange Data Explorer writes it, is converted to Parquet first. The exit code is 1 when a
     file was not published.
@@ -44,8 +44,8 @@ def drop(
     with ExitStack() as stack:
         ready = [
             stack.enter_context(prepared(path, services.now().date() if today else None)) for path in files
-        ]  # all are read before the first is uploaded: a file that is no Posts file stops the command, not the day
-        services.posts_landed.length()  # one short attempt tells whether anything answers
+        ]  # all are read before the first is uploaded, so an invalid file stops the command and nothing is half done
+        services.posts_landed.length()  # one short attempt shows whether the services answer
         patient = open_services(file, patient=True)
         uploaded = [upload(patient, name, data) for name, data in ready]
     if not as_json:

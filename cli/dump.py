@@ -56,7 +56,7 @@ def import_dump_command(
 
     services, screen = open_services(file, patient=True), Screen(Console(stderr=True, highlight=False, markup=False))
     if posts and out is None:
-        open_services(file).posts_landed.length()  # one short attempt tells whether anything answers
+        open_services(file).posts_landed.length()  # one short attempt shows whether the services answer
     work = work or out or Path()
     if posts:
         site_prefix(dump_origin(source, POSTS_XML), prefix)  # refuses before the users are replaced

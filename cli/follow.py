@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.25
 WAIT_FOR_A_LOOK = 4
-"""Of the time that a look at all files takes, how much passes until the next: who follows many shall not slow them."""
+"""The pause between looks, as a multiple of the time that a look takes: following must not slow the files."""
 STEPS = (FileState.LANDED, FileState.LAUNCHED, FileState.CLASSIFIED, FileState.PUBLISHED)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 DEFAULT_FILE = Path(LOCAL_SETTINGS_FILE)
 
-SettingsFile = Annotated[Path, typer.Option("--settings", help="Fills what the environment leaves open.")]
+SettingsFile = Annotated[Path, typer.Option("--settings", help="Gives what the environment does not.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 

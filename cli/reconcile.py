@@ -1,4 +1,4 @@
-"""`manage.py reconcile`: a pass over all that stands still."""
+"""`manage.py reconcile`: a pass over everything that stands still."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def reconcile(
     file: SettingsFile = DEFAULT_FILE,
     as_json: AsJson = False,
 ) -> None:
-    """Find what no event brings up, and go on with it: missed blobs, records that stand still, poison messages.
+    """Find what no event will bring up, and do its next step: missed blobs, records that stand still, poison messages.
 
     The exit code is 1 when something could not be done.
     """

@@ -73,7 +73,7 @@ def replay(
 def _said(expected: replaying.Forecast) -> str:
     from datetime import timedelta
 
-    work = length(timedelta(seconds=expected.seconds)) if expected.seconds else "a time that is not known"
+    work = length(timedelta(seconds=expected.seconds)) if expected.seconds else "an unknown time"
     return f"{number_of(expected.files, 'file')} with {expected.posts:,} posts; about {work} of work"
 
 

@@ -80,7 +80,7 @@ def show_topics(screen: Screen, found: TopicsOfDay, details: bool = False) -> No
         screen.paragraph(
             f"Of {found.scored:,} posts that the model was asked about: margin {found.mean_margin:.2f} (how far their"
             f" best topic is from the boundary), vocabulary {found.vocabulary_overlap:.0%} (share of what is in them"
-            f" that the model knows), other {found.other_share:.0%}. What to make of it: docs/operations.md, Drift."
+            f" that the model knows), other {found.other_share:.0%}. docs/operations.md, Drift, explains these figures."
         )
 
 

@@ -95,7 +95,7 @@ def score(
 ) -> None:
     """The topics of a file's questions and answers, in the form in which the classification job writes them.
 
-    The model is asked, whatever tags a question has, because who calls this wants to know what it says.
+    The model is asked even about questions with tags: this command shows what the model says.
     """
     from classify.run.engine import score_file
 

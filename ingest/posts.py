@@ -34,8 +34,8 @@ log = logging.getLogger("stacktopics.ingest.posts")
 
 LANDING_SECONDS = 30
 LANDING_BYTES_A_SECOND = 4 << 20
-"""How long a delivery has a file to itself: so long, and a second for so many bytes. Copies through this process make
-130 MB a second, so a delivery that takes longer is dead."""
+"""How long a delivery has a file to itself: this many seconds, and one more for each so many bytes. Copies through this
+process move 130 MB a second, so a delivery that takes longer is dead."""
 
 
 def land_posts(services: Services, blob: SourceBlob) -> FileRecord | None:
@@ -64,7 +64,7 @@ def land_posts(services: Services, blob: SourceBlob) -> FileRecord | None:
             _left(blob, "another delivery is landing it")
             return record
     if record.state in AT_REST:
-        services.lake.delete(paths.landing(record.source_id, record.version))  # a slow worker may have copied it anew
+        services.lake.delete(paths.landing(record.source_id, record.version))  # a slow worker may have copied it again
     if record.state is FileState.LANDED:
         services.posts_landed.send(PostsLanded(source_id=record.source_id, version=record.version))
     if not blob.delete(version):
@@ -123,7 +123,7 @@ def _checked(blob: SourceBlob, version: BlobVersion) -> Check:
 def _arrive(
     services: Services, blob: SourceBlob, version: BlobVersion, record: FileRecord, check: Check | None
 ) -> FileRecord:
-    """Bring the file where it belongs; the record as it is where another delivery is at it, or was quicker."""
+    """Copy the file to where it belongs; where another delivery does or did that, return the record unchanged."""
     now, delivery = services.now(), uuid4().hex
     until = now + timedelta(seconds=LANDING_SECONDS + version.size / LANDING_BYTES_A_SECOND)
 
@@ -141,7 +141,7 @@ def _arrive(
     except (Conflict, NotFound):
         return recover(services, _let_go(services, record))
     except Exception:
-        with suppress(StackTopicsError):  # without this note the claim ends by itself
+        with suppress(StackTopicsError):  # if this fails, the claim expires by itself
             _let_go(services, record)
         raise
 
@@ -201,7 +201,7 @@ def _arrived(services: Services, record: FileRecord, state: FileState, **changes
 
 
 def _let_go(services: Services, record: FileRecord) -> FileRecord:
-    """Leave the file to the next delivery at once: this one has failed."""
+    """Release the file at once, because this delivery has failed."""
 
     def free(current: FileRecord) -> FileRecord | None:
         if current.delivery != record.delivery:

@@ -1,8 +1,8 @@
 """Whether a blob is a whole file of posts yet: a file is taken only when nobody is writing it any more.
 
 A blob trigger tells of a blob when it first exists. Writers that create a blob and fill it later (Data Lake appends,
-Put Block List after an empty Put Blob, append blobs) are still at work then, and what is deleted under them is lost.
-Parquet says itself where it ends: its last four bytes are the magic that its first four are (Apache Parquet format,
+Put Block List after an empty Put Blob, append blobs) are still at work then, and a blob that is deleted then is lost.
+A Parquet file shows where it ends: its last four bytes repeat the magic of its first four (Apache Parquet format,
 "File Format"; `PARE` where the footer is encrypted).
 """
 
@@ -35,7 +35,7 @@ def why_not_ours(version: BlobVersion) -> str | None:
 
 
 def why_unfinished(version: BlobVersion) -> str | None:
-    """Why somebody may still be writing a blob, by its properties; None where they do not say so."""
+    """Why somebody may still be writing a blob, by its properties; None where they give no reason."""
     if version.size == 0:
         return "it is empty: its writer has not begun"
     return "it is leased: its writer has not ended" if version.is_leased else None
@@ -44,7 +44,7 @@ def why_unfinished(version: BlobVersion) -> str | None:
 def ends_too_early(file: BinaryIO) -> bool:
     """Whether a file starts as Parquet does but does not end so; reads eight bytes.
 
-    What does not start so is refused by its contract: nothing that is appended makes a Posts file of it.
+    A file that starts otherwise is refused by its contract: no appended bytes can make it a Posts file.
     """
     start = file.read(len(MAGIC))
     size = file.seek(0, io.SEEK_END)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("stacktopics.pipeline.advance")
 
 WOKEN_READS = 4
-"""Records that are read to find the file that has waited longest for a slot: those before it are at work."""
+"""Records that are read to find the file that has waited longest for a slot; the runs of those before it have begun."""
 
 
 def advance(services: Services, source_id: str, version: str) -> FileRecord:
@@ -49,7 +49,7 @@ def advance_blob(services: Services, blob: SourceBlob) -> FileRecord | None:
 
 
 def _came_to_rest(services: Services, record: FileRecord, before: FileState) -> None:
-    """Clear away, tell a person if one is needed, and look after who waits for the slot that has become free."""
+    """Clear away, raise an alert where a person is needed, and wake the file that waits for the free slot."""
     is_news = record.state is not before and services.ledger.is_open(record)
     clear_away(services, record)
     if is_news and record.state in NEEDS_A_PERSON:
@@ -77,7 +77,7 @@ def _step(services: Services, record: FileRecord) -> FileRecord:
 def clear_away(services: Services, record: FileRecord) -> None:
     """Delete what a file version that is at rest needs no more, and take it from the open ones if it has ended.
 
-    Of a file in quarantine only that copy stays: nothing shall be learned from it.
+    Of a file in quarantine only that copy stays: no training may learn from it.
     """
     services.lake.delete(paths.landing(record.source_id, record.version))
     if record.state is FileState.QUARANTINED:
@@ -94,7 +94,7 @@ def clear_away(services: Services, record: FileRecord) -> None:
 def wake_next(services: Services, ended: FileRecord) -> None:
     """Look at the file that has waited longest for a slot: one has become free.
 
-    This way looks follow the queue: a run that waits is looked at rarely, and when its turn has come.
+    So a waiting run is looked at rarely, but at once when its turn has come.
     """
     for source_id, version in services.ledger.open_files()[: WOKEN_READS + 1]:
         if (source_id, version) == (ended.source_id, ended.version):

@@ -58,7 +58,7 @@ def _files(services: Services) -> Iterator[Thing]:
 
 
 def _of_the_last_pass(services: Services) -> Iterator[Thing]:
-    """What reconcile could not end, as far as that is still so."""
+    """What the last pass of reconcile could not end, and is still open."""
     found = last_pass(services)
     for waiting in found.waiting if found else []:
         if _is_still_so(services, waiting):
@@ -157,7 +157,7 @@ def discard_message(services: Services, subject: str) -> None:
 
 
 def _forget(services: Services, subject: str) -> None:
-    """Take something from what the last pass could not end."""
+    """Remove something from what the last pass could not end."""
     found = last_pass(services)
     if found is not None:
         found.waiting = [each for each in found.waiting if each.subject != subject]

@@ -10,15 +10,16 @@ if TYPE_CHECKING:
     from shared.settings import Settings
 
 WAITING_LOOK_LIMIT_SECONDS = 600
-"""Longest pause between looks at a run that waits for a slot; whose slot comes earlier is looked at by who frees it."""
+"""Longest pause between looks at a run that waits for a slot. When a slot becomes free, the next run is looked at at
+once."""
 RESTART_FIRST_DELAY_SECONDS = 60
 RESTART_LIMIT_SECONDS = 1800
 """First and longest pause before a run that was skipped, or that the platform failed, is started again."""
 TROUBLE_FIRST_DELAY_SECONDS = 30
 TROUBLE_LIMIT_SECONDS = 3600
-"""First and longest pause before reconcile tries a step again that raised."""
+"""First and longest pause before reconcile repeats a step that failed."""
 SOON = timedelta(seconds=1)
-"""A message may come this much before its time: the queue counts whole seconds."""
+"""A message may arrive this much early: the queue counts whole seconds."""
 
 
 def look_delay(settings: Settings, since: datetime, now: datetime, *, waits: bool) -> timedelta:
@@ -33,12 +34,12 @@ def look_delay(settings: Settings, since: datetime, now: datetime, *, waits: boo
 
 
 def restart_delay(restarts: int) -> timedelta:
-    """How long to wait before a run is started again that `restarts` ones before it did not get to work."""
+    """How long to wait before the next start, after `restarts` runs in a row that never worked."""
     return _doubled(RESTART_FIRST_DELAY_SECONDS, restarts, RESTART_LIMIT_SECONDS)
 
 
 def trouble_delay(tries: int) -> timedelta:
-    """How long to wait before a step is tried again that has raised so often."""
+    """How long to wait before the next try of a step that has failed `tries` times."""
     return _doubled(TROUBLE_FIRST_DELAY_SECONDS, tries - 1, TROUBLE_LIMIT_SECONDS)
 
 

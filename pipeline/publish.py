@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("stacktopics.pipeline.publish")
 
 FORMAT = 3
-"""Part of a publish id, as the columns are: raise it when values change for the same counts and columns."""
+"""Part of a publish id, like the columns: raise it when the same counts and columns give other values."""
 DAY_WORKERS = 8
 SUPERSEDED_BECAUSE = "a newer version of the same file counts already"
 
@@ -44,7 +44,7 @@ SUPERSEDED_BECAUSE = "a newer version of the same file counts already"
 def publish(services: Services, record: FileRecord) -> FileRecord:
     """Publish a classified file version, or mark it superseded when a newer version of its source counts already.
 
-    Raises TransientError when others move the same pointers all the time.
+    Raises TransientError when others keep moving the same pointers.
     """
     if record.output is None:
         raise TerminalError(f"{record.key} is {record.state} but its record names no output")
@@ -93,7 +93,7 @@ def republish(
     """Count published days anew from the stored counts, without a run; returns those whose topics files changed.
 
     What counts for `sources` is read anew first. `rewrite` writes the topics files even where they are named already.
-    Raises TransientError when others move the same pointers all the time, NotFound when stored counts are missing.
+    Raises TransientError when others keep moving the same pointers, NotFound when stored counts are missing.
     """
     changed = _refresh_all(services, days, _Reader(services.lake), sources, rewrite=rewrite)
     return [day for day, has_changed in zip(days, changed, strict=True) if has_changed]
@@ -102,7 +102,7 @@ def republish(
 def withdraw(services: Services, source_id: str, sequence: int) -> list[date]:
     """Let nothing of a source count up to this version, and publish its days anew; returns them.
 
-    Called again it goes on where it ended. Raises TransientError when others move the same pointers all the time.
+    Called again it goes on where it ended. Raises TransientError when others keep moving the same pointers.
     """
 
     def take_back() -> list[date]:
@@ -169,8 +169,8 @@ def _refresh_all(
 def _refresh(services: Services, day: date, reader: _Reader, anew: Collection[str], *, rewrite: bool) -> bool:
     """Count a day anew with what counts now, write its topics, and point to them; False where they are the same.
 
-    What counts for the sources `anew` is read again; the day's pointer is read before theirs: who works from an older
-    state fails to move it and starts again.
+    What counts for the sources `anew` is read again. The day's pointer is read before theirs, so a publisher that
+    works from an older state fails to move it, and starts again.
     """
     lake = services.lake
 

@@ -1,4 +1,4 @@
-"""Finding what no event brings up, and doing its next step: the same step that the triggers do.
+"""Find what no event will bring up, and do its next step: the same step that the triggers do.
 
 Each pass looks at what is open, never at history: the blobs in the incoming container, the poison queues, the notes of
 file versions that have not ended, and the next few days of a slow walk over the published ones.
@@ -40,16 +40,16 @@ log = logging.getLogger("stacktopics.pipeline.reconcile")
 
 WORKERS = 8
 UNREACHABLE_AFTER = 3
-"""Steps in a row that find a service unavailable; the rest of the pass is left to the next one."""
+"""After so many steps in a row that found a service unavailable, the next pass does the rest."""
 YOUNG_BLOB_SECONDS = 30
-"""A blob that was written so short a time ago is left to its event."""
+"""A blob that is younger is left to its event."""
 STUCK_AFTER = timedelta(hours=1)
-"""How long a step may fail before a person hears of it; it is tried again all the same."""
+"""How long a step may fail before an alert is raised; it is repeated all the same."""
 DAYS_A_PASS, DAYS_BACK, NEWEST_DAYS = 20, 3_660, 3
 """Published days that a pass checks, how far back the walk goes before it begins again, and the newest days, which
 every pass checks."""
 UNNAMED_AFTER = timedelta(days=7)
-"""Topics files that no pointer names are kept so long: somebody may be reading them."""
+"""How long topics files that no pointer names are kept: somebody may be reading them."""
 
 
 class Waiting(BaseModel):
@@ -118,7 +118,7 @@ def last_pass(services: Services) -> Pass | None:
 
 
 def _alert(services: Services, found: Pass, before: Pass | None) -> None:
-    """Tell of what was not known at the pass before."""
+    """Raise an alert for whatever the last pass did not find."""
     known = {(each.alert, each.subject) for each in before.waiting} if before else set()
     for each in found.waiting:
         if (each.alert, each.subject) not in known:
@@ -158,7 +158,7 @@ def _unreadable(queue: str, letter: Letter) -> str | None:
             return None if document["BlobName"] and document["ContainerName"] else "it names no blob"
         decode(Message, letter.body, f"a message of {queue}")
     except (BadInput, ValueError, KeyError, TypeError) as error:
-        return f"it is no message of this app: {error}"
+        return f"it is not a message of this app: {error}"
     return None
 
 
@@ -166,7 +166,7 @@ def _unreadable(queue: str, letter: Letter) -> str | None:
 
 
 def _blobs(services: Services, found: Pass, dry_run: bool) -> None:
-    """Land the files whose event was missed, and tell of those that stay unfinished."""
+    """Land the files whose event was missed, and report those that stay unfinished."""
     now, settings = services.now(), services.settings
     late = timedelta(seconds=settings.posts_unfinished_after_seconds)
 
@@ -229,7 +229,7 @@ def _stands_still(services: Services, record: FileRecord) -> bool:
 
 
 def _go_on(services: Services, found: Pass, record: FileRecord) -> None:
-    """The record's next step; where it raises, the record says so and since when."""
+    """Do the record's next step; if it fails, note in the record why and since when."""
     try:
         if record.state in AT_REST:
             clear_away(services, record)
@@ -273,7 +273,8 @@ def _report_trouble(found: Pass, services: Services, record: FileRecord) -> None
 
 
 def _days(services: Services, found: Pass, dry_run: bool) -> None:
-    """Walk on over the published days: are their files there, are they counted from what counts, is anything left?"""
+    """Walk on over the published days: write missing topics files, recount days that were counted from anything else
+    than what counts now, and delete old files that no pointer names."""
     latest = latest_day(services.lake)
     if latest is None:
         return
@@ -312,7 +313,7 @@ def _moved(services: Services, source_id: str, output: str) -> bool:
 
 
 def _each(found: Pass, items: Iterable[Item], do: Callable[[Item], None]) -> None:
-    """Do it for each, some at a time; a fault is noted, and the rest goes on.
+    """Call `do` for each item, some at a time; faults are noted, and the other items go on.
 
     After UNREACHABLE_AFTER faults in a row that say a service is unavailable, the rest is left to the next pass.
     """

@@ -28,7 +28,7 @@ REPLAYABLE = frozenset({FileState.PUBLISHED, FileState.FAILED, FileState.CANCELL
 
 
 class Plan(BaseModel):
-    """A replay that is under way; `runs/replay.json`. Who asks for the same again goes on with it."""
+    """A replay that is under way; `runs/replay.json`. A second call that asks for the same goes on with it."""
 
     asked_for: str
     started_at: datetime
@@ -40,7 +40,7 @@ class Forecast(NamedTuple):
     files: int
     posts: int
     seconds: float
-    """By what the last run of each file took; waiting for slots left out."""
+    """From the time that the last run of each file worked, without waiting."""
 
 
 def files_of_days(services: Services, since: date, until: date) -> list[FileRecord]:
@@ -73,7 +73,7 @@ def newest_version(services: Services, which: str) -> FileRecord:
 
 
 def forecast(records: Sequence[FileRecord], parallel: int) -> Forecast:
-    """What replaying these would do, so many at once."""
+    """What replaying these would do, `parallel` at once."""
     seconds = [run.worked_seconds for record in records for run in record.runs[-1:] if run.worked_seconds]
     posts = sum(record.counted or 0 for record in records)
     return Forecast(len(records), posts, sum(seconds) / max(1, parallel))
@@ -89,10 +89,10 @@ def replay(
     tell: Callable[[int, int], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[FileRecord]:
-    """Classify these again, so many at once, and wait for their ends; returns their records.
+    """Classify these again, `parallel` at once, and wait until they have ended; returns their records.
 
-    `asked_for` names what was asked: a call with the same name, after one that died, leaves out what was done.
-    `tell` gets how many have ended, and of how many. What counts is replaced when each is published.
+    `asked_for` names the request: after a call that died, one with the same name leaves out what was done.
+    `tell` is called with how many have ended and how many there are. What counts is replaced when each is published.
     Raises BadInput for a file that cannot be replayed.
     """
     for record in records:

@@ -23,7 +23,7 @@ def retrain(services: Services) -> int | None:
     """Start this week's training run; returns its id, or None where no training job is set.
 
     Called again in the same week it finds the same run, unless that failed or the settings of the training changed:
-    then it starts the next one. What comes of it is for the run to say: `runs/training/…` in the lake.
+    then it starts the next one. The run writes its result to `runs/training/…` in the lake.
     Raises TransientError when Databricks is busy, TerminalError when every run that a week may have has failed.
     """
     settings = services.settings

@@ -78,7 +78,7 @@ def _overdue(services: Services, run: JobRun, state: RunState) -> str | None:
 
 
 def _noted(services: Services, record: FileRecord, because: str) -> JobRun:
-    """Write down that this app cancels the run before it does: else it would look as if a person had."""
+    """Record that this app cancels the run before it does, so that nobody takes it for a person's decision."""
 
     def noted(current: FileRecord) -> FileRecord | None:
         if not _is_current(current, record) or current.runs[-1].cancelled_because:
@@ -188,7 +188,7 @@ def _after(services: Services, record: FileRecord, outcome: Outcome, reason: str
 
 
 def _restarts(record: FileRecord) -> list[JobRun]:
-    """The last runs that did not get to work, or that the platform failed, one after the other; oldest first."""
+    """The last runs in a row that never worked or that the platform failed, oldest first."""
     found: list[JobRun] = []
     for run in reversed(record.runs_of_this_replay):
         if run.outcome not in ("skipped", "platform"):
@@ -198,7 +198,7 @@ def _restarts(record: FileRecord) -> list[JobRun]:
 
 
 def _said(services: Services, run_id: int) -> str:
-    """What the tasks of a failed run said."""
+    """The error messages of a failed run's tasks."""
     try:
         said = services.job_runs.failure(run_id)
     except (NotFound, TransientError) as error:
@@ -216,7 +216,7 @@ def _refused(services: Services, record: FileRecord) -> str | None:
 
 
 def quarantine_landed(services: Services, record: FileRecord, reason: str) -> FileRecord:
-    """Copy the landed bytes to quarantine; closing the step clears the others away."""
+    """Copy the landed bytes to quarantine; the end of the step deletes the others."""
     landing = paths.landing(record.source_id, record.version)
     target = quarantine(services, record, reason, partial(proof.copy, services.lake, landing))
 

@@ -1,4 +1,4 @@
-"""Whether the app can do its work, told without credentials and without telling any."""
+"""Whether the app can do its work; anybody may ask, and the answer holds no secret."""
 
 from __future__ import annotations
 

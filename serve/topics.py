@@ -1,4 +1,4 @@
-"""The published topics of a day, as people ask for them."""
+"""Queries over the published topics."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def parse_day(text: str | None) -> date | None:
 
 
 def parse_top(text: str | None) -> int:
-    """How many topics: a whole number from 1, 10 when nothing is said. Raises BadInput."""
+    """How many topics: a whole number from 1, 10 by default. Raises BadInput."""
     if not text:
         return 10
     if len(text) > LONGEST or not text.isdecimal() or not 1 <= int(text) <= MAX_TOP:  # int() refuses 4,301 digits
@@ -69,17 +69,19 @@ class Question(NamedTuple):
 
 
 def parse_question(params: Mapping[str, str], accept: str | None) -> Question:
-    """The query of a request. Raises BadInput for values that mean nothing and for names that nobody knows."""
+    """The query of a request. Raises BadInput for invalid values and unknown names."""
     check_names(params, ("day", "top", "format"))
     kind = parse_format(params.get("format"), accept)
     return Question(parse_day(params.get("day")), parse_top(params.get("top")), kind)
 
 
 def check_names(params: Mapping[str, str], known: Sequence[str]) -> None:
-    """Raises BadInput for a parameter that is not one of these: ignored, it would leave another answer than the one
-    that was asked for. `code`, a function key, is for the Functions host and always allowed."""
+    """Raises BadInput for an unknown parameter: if it were ignored, the answer would be to another question.
+
+    `code`, a function key, is for the Functions host and always allowed.
+    """
     if unknown := sorted(params.keys() - {*known, KEY_PARAMETER}):
-        there_are = f"the names are {', '.join(known)}" if known else "there are none here"
+        there_are = f"the names are {', '.join(known)}" if known else "it takes no parameters"
         raise BadInput(f"{', '.join(name[:LONGEST] for name in unknown)}: unknown parameter; {there_are}")
 
 

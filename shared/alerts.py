@@ -52,7 +52,7 @@ def remedy(alert: Alert, subject: str) -> str:
 
 
 def alert_text(alert: Alert, subject: str, reason: str) -> str:
-    """The log line of an alert: `alert` and one JSON object, so what files are called cannot break the line."""
+    """The log line of an alert: `alert` and one JSON object, so a file's name cannot break the line."""
     fields = {"event": alert.value, "subject": subject, "reason": reason, "remedy": remedy(alert, subject)}
     return f"alert {json.dumps(fields)}"
 
@@ -60,7 +60,7 @@ def alert_text(alert: Alert, subject: str, reason: str) -> str:
 def raise_alert(services: Services, alert: Alert, subject: str, reason: str) -> None:
     """Write the alert to the log, and send it to the webhook if one is set.
 
-    A webhook that does not answer is noted in the log and stops nothing.
+    A failure of the webhook is logged and stops nothing.
     """
     log.error("%s", alert_text(alert, subject, reason))
     try:

@@ -12,11 +12,11 @@ from shared.errors import BadInput
 
 
 class JobArguments(BaseModel):
-    """A job's parameters; each field is an option, its underscores dashes."""
+    """A job's parameters. Each field is an option; its underscores become dashes."""
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Self:
-        """From `--lake-root …` and so on. Raises BadInput that names every missing, unknown or wrong one."""
+        """From `--lake-root …` and so on. Raises BadInput that names every missing, unknown or invalid one."""
         parser = argparse.ArgumentParser(prog=cls.__name__, add_help=False, exit_on_error=False)
         for name in cls.model_fields:
             parser.add_argument(_option(name))

@@ -66,7 +66,7 @@ def day_pointer(lake: Lake, day: date) -> tuple[DayPointer | None, str | None]:
 
 
 def published_days(lake: Lake) -> list[date]:
-    """The days that have topics, oldest first; a day whose posts were all corrected away still counts as one."""
+    """The days that have topics, oldest first; a day that lost all its posts to corrections is among them."""
     names = (info.path.rsplit("/", 1)[-1].removesuffix(".json") for info in lake.list(paths.DAYS))
     return sorted(date.fromisoformat(name) for name in names)
 

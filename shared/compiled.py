@@ -25,7 +25,8 @@ from numba.extending import intrinsic
 from shared.arrays import Bytes
 
 EACH_BYTE, HIGH_BITS, LOW_BITS = (np.uint64(byte * 0x0101010101010101) for byte in (0x01, 0x80, 0x7F))
-"""A byte in each of the eight of a word: times the first, any byte; of the others, its highest bit and all below it."""
+"""One byte eight times. The first, multiplied by a byte, repeats that byte; the others mask the highest bit of every
+byte, and all bits below it."""
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 _WORD, _INT, _BYTE_POINTER = ir.IntType(64), ir.IntType(32), ir.IntType(8).as_pointer()
@@ -98,7 +99,7 @@ def _from_half(_: Any, bits: Any) -> Any:  # noqa: ARG001
 
 
 def _converts_halves() -> bool:
-    """Whether the processor has an instruction for it; where not, LLVM calls a library that may not be there."""
+    """Whether the processor has an instruction for it; where not, LLVM calls a library that may be missing."""
     if platform.machine() in ("aarch64", "arm64"):
         return True
     return os.environ.get("NUMBA_CPU_NAME") is None and bool(get_host_cpu_features().get("f16c"))

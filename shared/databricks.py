@@ -67,12 +67,12 @@ class RunState:
 
     @property
     def is_over(self) -> bool:
-        """Whether its status stands."""
+        """Whether the run has ended."""
         return self.status not in ("waiting", "running")
 
 
 def idempotency_token(*parts: object) -> str:
-    """A token that is the same for the same parts; Databricks admits 64 characters, and reserves a token for good."""
+    """A token that is the same for the same parts; Databricks allows 64 characters, and keeps a token for ever."""
     return hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest()
 
 

@@ -347,7 +347,7 @@ class FolderLake(Lake):
         return Copied(md5=hashed.digest())
 
     def copy(self, source: str, target: str, *, with_sums: bool = False) -> Copied:
-        del with_sums  # folders keep none
+        del with_sums  # a folder stores no sums
         with self.open(source) as data, self.create(target) as out:
             shutil.copyfileobj(data, out, COPY_RANGE)
         return NOTHING_KNOWN

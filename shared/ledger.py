@@ -27,11 +27,11 @@ from shared.errors import Conflict, NotFound
 from shared.lake import FileInfo, Lake
 
 MAX_REASON = 4_000
-"""Characters of a reason that are kept: a file decides how long its columns' names and types are."""
+"""Characters of a reason that are kept: it may quote a file's own, very long names."""
 
 
 SEEN_DAYS = 8
-"""For how many days back the newest files are looked for: a weekly file is among them."""
+"""Days in which the newest files are searched: enough for a file a week."""
 
 
 class FileState(StrEnum):
@@ -54,7 +54,7 @@ ENDED = frozenset(
     {FileState.PUBLISHED, FileState.SUPERSEDED, FileState.CANCELLED, FileState.WITHDRAWN, FileState.DISCARDED}
 )
 AT_REST = ENDED | NEEDS_A_PERSON
-"""States that nothing but a person's command leaves."""
+"""Only a person's command leaves these states."""
 
 
 class Source(Record):
@@ -84,16 +84,16 @@ class JobRun(Record):
     token: str
     run_id: int
     launched_at: datetime
-    began_at: datetime | None = Field(default=None, description="when it was first seen at work")
+    began_at: datetime | None = Field(default=None, description="when a look first found it running")
     cancelled_because: str | None = Field(default=None, description="why this app cancelled it")
     outcome: Outcome | None = None
     page: str = ""
-    worked_seconds: float | None = Field(default=None, description="of its tasks, waiting left out")
+    worked_seconds: float | None = Field(default=None, description="seconds of its tasks, without waiting")
     error: str | None = None
 
 
 class Trouble(Record):
-    """A step that raises: since when, how often, why, and when it is tried next."""
+    """A step that keeps failing: since when, how often, why, and when it is tried next."""
 
     since: datetime
     tries: int
@@ -110,8 +110,8 @@ class FileRecord(Record):
     state: FileState
     file_day: date
     sequence: int = Field(description="the versions of a source in the order of their contents, from 1")
-    working_until: datetime | None = Field(default=None, description="until when the delivery that lands it has it")
-    delivery: str | None = Field(default=None, description="which delivery that is")
+    working_until: datetime | None = Field(default=None, description="until when that delivery has the file to itself")
+    delivery: str | None = Field(default=None, description="the delivery that is landing the file")
     rows: int | None = None
     archive: str | None = None
     quarantine: str | None = None
@@ -130,7 +130,7 @@ class FileRecord(Record):
     times: dict[str, datetime] = Field(default={}, description="when each state was last entered (UTC)")
 
     def entered(self, state: FileState, now: datetime, **changes: object) -> Self:
-        """A copy in `state`, entered at `now`, with other fields changed; what troubled the state before is over."""
+        """A copy in `state`, entered at `now`, with other fields changed and without the former state's trouble."""
         update = {"state": state, "times": {**self.times, state.value: now}, "trouble": None, **changes}
         return self.model_copy(update=update)
 
@@ -185,7 +185,7 @@ class Ledger:
     def add(self, record: FileRecord) -> FileRecord:
         """Write a new record, or return the one that another delivery of the same event wrote first.
 
-        The notes that find it again come first: a record without them would be found by nobody.
+        Its notes are written first: without them nothing would find the record again.
         """
         self.reopen(record)
         seen = paths.seen_file(record.since.date(), record.source_id, record.version)
@@ -197,7 +197,7 @@ class Ledger:
         return record
 
     def reopen(self, record: FileRecord) -> None:
-        """Have the file version found among the open ones."""
+        """Put the file version among the open ones."""
         self._lake.put(paths.open_file(record.source_id, record.version), _note(record))
 
     def park(self, record: FileRecord) -> None:
@@ -205,12 +205,12 @@ class Ledger:
         self._lake.delete(paths.open_file(record.source_id, record.version))
 
     def close(self, record: FileRecord) -> None:
-        """Take the file version from the open ones: it has ended and is cleared away."""
+        """Remove the file version from the open ones: it has ended and is cleared away."""
         self._lake.delete(paths.inbox_file(record.source_id, record.version))
         self._lake.delete(paths.open_file(record.source_id, record.version))
 
     def close_inbox(self, record: FileRecord) -> None:
-        """Take the file version from those that wait for a person: somebody has decided."""
+        """Remove the file version from those that wait for a person: somebody has decided."""
         self._lake.delete(paths.inbox_file(record.source_id, record.version))
 
     def forget(self, source_id: str, version: str) -> None:
@@ -226,14 +226,14 @@ class Ledger:
         return self._lake.stat(paths.open_file(record.source_id, record.version)) is not None
 
     def open_files(self) -> list[tuple[str, str]]:
-        """Source id and version of every file that has not ended, the one that was seen first first.
+        """Source id and version of every file that has not ended, in the order in which they were seen.
 
         Its cost follows what is open, not history.
         """
         return _by_time(self._lake.list(paths.OPEN_FILES))
 
     def seen_on(self, day: date) -> list[tuple[str, str]]:
-        """Source id and version of every file that was first seen on this day (UTC), the last one last."""
+        """Source id and version of every file that was first seen on this day (UTC), in that order."""
         return _by_time(self._lake.list(paths.seen_files(day)))
 
     def newest(self, today: date, wanted: int) -> list[FileRecord]:
@@ -247,7 +247,8 @@ class Ledger:
         return found
 
     def change(self, record: FileRecord, decide: Callable[[FileRecord], FileRecord | None]) -> FileRecord:
-        """Read the record as it is now, let `decide` return its successor (None: leave it), write under the ETag read.
+        """Read the record as it is now, let `decide` return its successor (None: no change), and write that under
+        the ETag that was read.
 
         Retried when somebody else was first; returns the record as it then is.
         """
@@ -259,7 +260,9 @@ class Ledger:
             successor = decide(current)
             if successor is None:
                 return current
-            if successor.state in NEEDS_A_PERSON:  # the note first: who sees the state finds the file in the inbox
+            if (
+                successor.state in NEEDS_A_PERSON
+            ):  # its note first: no file may be missing in the inbox
                 self._lake.put(paths.inbox_file(record.source_id, record.version), _note(record))
             self._lake.put(path, _encoded(successor), if_match=etag)
             return successor

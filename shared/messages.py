@@ -1,4 +1,4 @@
-"""The messages between the functions. Each only names a file version: what is to be done, the ledger says."""
+"""The messages between the functions. Each only names a file version; its next step is read from its record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading Parquet files that others wrote: what Arrow cannot make sense of, in the words of `shared.errors`."""
+"""Reading Parquet files that others wrote: what Arrow cannot read is raised as an error of `shared.errors`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def readable(path: Path | str, failure: type[StackTopicsError] = BadInput, way_out: str = "") -> Iterator[None]:
-    """While the file at `path` is read: what Arrow cannot make sense of is raised as `failure` that names it, as is a
+    """While the file at `path` is read: what Arrow cannot read is raised as `failure` that names it, as is a
     column that holds what it must not (`BadColumn`).
 
     Errors of the system, such as a disk that does not answer or memory that is not there, are no fault of the file.

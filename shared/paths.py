@@ -96,7 +96,7 @@ def reference_record(iso_week: str) -> str:
 
 
 def training_record(until: date, number: int = 1) -> str:
-    """What came of that training run, of those until this day."""
+    """The record of a training run: that one of those until this day."""
     return f"{TRAINING_RECORDS}/{until.isoformat()}{f'.{number}' if number > 1 else ''}.json"
 
 
@@ -114,7 +114,7 @@ def iso_week(moment: datetime) -> str:
 
 
 def weeks_before(week: str, weeks: int) -> str:
-    """The ISO week that came so many before another."""
+    """The ISO week that lies so many weeks before another."""
     year, _, number = week.partition("-W")
     return iso_week(datetime.fromisocalendar(int(year), int(number), 1) - timedelta(weeks=weeks))
 

@@ -58,10 +58,10 @@ def same_content(
     """Whether `copy` holds what `original` does, in constant memory.
 
     Bytes that passed through us with the original's MD5 prove what was read, and the sums of the blocks what was
-    stored: nothing more is read. With another MD5 everything is. With `share` 1 and the original's MD5 the copy alone
-    is read, if it has that MD5. With the sums of the copy's blocks the original alone is read, against them. Else
-    ranges of 4 MB are read from both. Of blocks and ranges `share` are read, evenly spaced, at least the last one (a
-    Parquet file's footer), unless `share` is 0.
+    stored: nothing more is read. If the MD5 differs, everything is read. With `share` 1 and the original's MD5 the copy
+    alone is read, if it has that MD5. With the sums of the copy's blocks the original alone is read and compared with
+    them. Else ranges of 4 MB are read from both. Of blocks and ranges `share` are read, evenly spaced, at least the
+    last one (a Parquet file's footer), unless `share` is 0.
     """
     size = original.size()
     if size != copy.size():
@@ -69,8 +69,8 @@ def same_content(
     if copied.md5 is not None and md5 is not None:
         if copied.md5 == md5 and copied.sums:
             return True
-        if copied.md5 != md5:  # read wrongly, or stored with a wrong one, which nobody checks
-            log.warning("%s has another MD5 than it was stored with: all of it is compared", original.name)
+        if copied.md5 != md5:  # the read failed, or the source has a wrong MD5: services do not check it
+            log.warning("the MD5 of %s differs from the one it was stored with: all of it is compared", original.name)
             share, md5 = 1, None
     if share == 1 and md5 is not None:
         hashed = hashlib.md5(usedforsecurity=False)

@@ -63,14 +63,14 @@ class StorageQueue:
     """One storage queue."""
 
     def __init__(self, client: QueueClient, raw: QueueClient) -> None:
-        """`raw` is the same queue without any encoding: what others put there may be no base64."""
+        """`raw` is the same queue without any encoding: others may put text there that is not base64."""
         self._client, self._raw = client, raw
         self.name = client.queue_name
 
     def send(self, message: Message, delay: timedelta = timedelta()) -> None:
         """Enqueue; nobody sees the message before `delay` has passed (its visibility timeout).
 
-        The queue is made on first use, so that a message is never lost to a queue nobody deployed.
+        The queue is made on first use, so that no message is lost because a queue was never deployed.
         """
         body, wait = message.model_dump_json(), max(0, round(delay.total_seconds()))
         try:

@@ -106,7 +106,7 @@ class Services:
         return listed_versions(self.posts_container)
 
     def source_blob(self, container: str, name: str) -> SourceBlob:
-        """The same as the product works with it."""
+        """The same blob behind the product's own protocol."""
         from shared.storage import StorageBlob
 
         return StorageBlob(self.blob_client(container, name))
@@ -136,7 +136,7 @@ class Services:
 
     @cached_property
     def webhook(self) -> Webhook | None:
-        """Where alerts are sent; None where none is set."""
+        """Where alerts are sent; None where ALERT_WEBHOOK_SECRET is not set."""
         from shared.webhook import Webhook
 
         secret = self.settings.alert_webhook_secret
@@ -184,7 +184,7 @@ class Services:
         )
 
     def lake_at(self, root: str) -> Lake:
-        """The lake a job was told of: a folder, `abfss://file-system@host`, or `https://host/file-system`.
+        """The lake that a job's parameter names: a folder, `abfss://file-system@host`, or `https://host/file-system`.
 
         The file system's credentials are LAKE_STORAGE's where it is set, else this machine's identity.
         """
@@ -242,7 +242,8 @@ class Services:
 def _system_certificates() -> str | None:
     """The system's file of CA certificates, where it has one.
 
-    libpq's own `sslrootcert=system` looks where the OpenSSL inside psycopg2-binary was built, which is nowhere here.
+    libpq's own `sslrootcert=system` looks in the folder where the OpenSSL inside psycopg2-binary was built: it does not
+    exist here.
     """
     import ssl
 
@@ -253,5 +254,5 @@ def _system_certificates() -> str | None:
 
 @cache
 def services() -> Services:
-    """The services of this process, for entry points that are handed none."""
+    """The services of this process, for the entry points."""
     return Services()

@@ -182,7 +182,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, local_file: Path | None = None) -> Settings:
-        """The settings of this process; `local_file` (a local.settings.json) fills what the environment leaves open.
+        """The settings of this process; `local_file` (a local.settings.json) gives what the environment does not.
 
         Raises SettingsError with every fault at once, each with every name that was tried.
         """

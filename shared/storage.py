@@ -121,14 +121,14 @@ class BlockSum:
 
 
 def crc64(data: bytes, before: int = 0) -> int:
-    """CRC-64/NVME of `data`, the one of Azure Storage; `before` is the sum of what stands before it."""
+    """CRC-64/NVME of `data`, the one of Azure Storage; `before` is the sum of the data before it."""
     from azure.storage.extensions.checksums import crc64 as storage
 
     return storage.compute(data, before)
 
 
 def crc64_of(sums: Sequence[BlockSum]) -> int | None:
-    """CRC-64 of a whole file by those of its blocks; None where a block has none."""
+    """CRC-64 of a whole file from those of its blocks; None where one is missing."""
     from azure.storage.extensions.checksums import crc64 as storage
 
     whole = length = 0
@@ -177,7 +177,7 @@ class SourceBlob(Protocol):
     what: str
 
     def version(self) -> BlobVersion:
-        """What lies there now. Raises NotFound."""
+        """The content that the blob has now. Raises NotFound."""
 
     def open(self, version: BlobVersion) -> RangedReader:
         """Read `version` by ranges; Conflict when the blob has another content by then."""
@@ -194,7 +194,7 @@ class StorageBlob:
         self.what = f"{client.container_name}/{client.blob_name}"
 
     def version(self) -> BlobVersion:
-        """What lies there now. Raises NotFound."""
+        """The content that the blob has now. Raises NotFound."""
         with storage_errors(self.what, SOURCE_ROLE):
             found = self.client.get_blob_properties()
         return _version(found, self.client.container_name)

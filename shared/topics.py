@@ -91,5 +91,5 @@ def to_csv(day: date, rows: Iterable[TopicRow]) -> str:
 
 
 def from_csv(text: str, most: int | None = None) -> Iterator[TopicRow]:
-    """The rows of a CSV file that `to_csv` wrote, at most so many."""
+    """The rows of a CSV file that `to_csv` wrote, at most `most`."""
     return (TopicRow.model_validate(line) for line in islice(csv.DictReader(io.StringIO(text)), most))

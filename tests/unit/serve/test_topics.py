@@ -107,7 +107,7 @@ def test_a_parameter_that_nobody_knows_is_refused_with_the_names_there_are() -> 
     with pytest.raises(BadInput, match=r"^Day, x: unknown parameter"):
         parse_question({"Day": "2026-11-20", "x": ""}, None)
     check_names({"code": "a-key"}, ())
-    with pytest.raises(BadInput, match="day: unknown parameter; there are none here"):
+    with pytest.raises(BadInput, match="day: unknown parameter; it takes no parameters"):
         check_names({"day": "2026-11-20"}, ())
 
 
