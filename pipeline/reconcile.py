@@ -48,6 +48,8 @@ STUCK_AFTER = timedelta(hours=1)
 DAYS_A_PASS, DAYS_BACK, NEWEST_DAYS = 20, 3_660, 3
 """Published days that a pass checks, how far back the walk goes before it begins again, and the newest days, which
 every pass checks."""
+SOURCES_A_DAY = 20
+"""Of a day, how many of its files a pass compares with what counts."""
 UNNAMED_AFTER = timedelta(days=7)
 """How long topics files that no pointer names are kept: somebody may be reading them."""
 
@@ -290,9 +292,11 @@ def _days(services: Services, found: Pass, dry_run: bool) -> None:
         if pointer is None:
             return
         found.days += 1
-        named = {pointer.parquet, pointer.csv}
-        files = {info.path: info for info in services.lake.list(paths.topics_folder(day))}
-        stale = [source for source, output in pointer.sources.items() if _moved(services, source, output)]
+        named = {pointer.parquet, pointer.csv, pointer.sums}
+        folders = (paths.topics_folder(day), paths.day_sums_folder(day))
+        files = {info.path: info for folder in folders for info in services.lake.list(folder)}
+        checked = _some(sorted(pointer.sources.items()), services.now())
+        stale = [source for source, output in checked if _moved(services, source, output)]
         if (named - files.keys() or stale) and not dry_run:
             found.mended_days += len(republish(services, [day], stale, rewrite=bool(named - files.keys())))
         for path in files.keys() - named:
@@ -302,6 +306,14 @@ def _days(services: Services, found: Pass, dry_run: bool) -> None:
                     services.lake.delete(path)
 
     _each(found, days, check)
+
+
+def _some(sources: list[tuple[str, str]], now: datetime) -> list[tuple[str, str]]:
+    """SOURCES_A_DAY of them, others in each minute, so that a pass costs the same however many files a day has."""
+    if len(sources) <= SOURCES_A_DAY:
+        return sources
+    first = int(now.timestamp() // 60) * SOURCES_A_DAY % len(sources)
+    return (sources + sources)[first : first + SOURCES_A_DAY]
 
 
 def _moved(services: Services, source_id: str, output: str) -> bool:

@@ -35,6 +35,8 @@ class DayPointer(DayFigures):
     publish_id: str
     parquet: str
     csv: str
+    sums: str
+    """What the files of the day add up to: the next file is added to it."""
     sources: dict[str, str]
     """What was counted: the folder of post_topics, by source id. Synapse reads the posts of the day there."""
     published_at: datetime

@@ -260,9 +260,7 @@ class Ledger:
             successor = decide(current)
             if successor is None:
                 return current
-            if (
-                successor.state in NEEDS_A_PERSON
-            ):  # its note first: no file may be missing in the inbox
+            if successor.state in NEEDS_A_PERSON:  # its note first: no file may be missing in the inbox
                 self._lake.put(paths.inbox_file(record.source_id, record.version), _note(record))
             self._lake.put(path, _encoded(successor), if_match=etag)
             return successor

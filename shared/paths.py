@@ -159,6 +159,16 @@ def topics_file(day: date, publish_id: str, suffix: str) -> str:
     return f"{topics_folder(day)}/{publish_id}.{suffix}"
 
 
+def day_sums_folder(day: date) -> str:
+    """Where the sums of a day lie, current and older."""
+    return f"day_sums/day={day.isoformat()}"
+
+
+def day_sums(day: date, publish_id: str) -> str:
+    """What the topics of that publish id were counted from, added up."""
+    return f"{day_sums_folder(day)}/{publish_id}.parquet"
+
+
 def day_pointer(day: date) -> str:
     """Which published topics of a day are current."""
     return f"{DAYS}/{day.isoformat()}.json"

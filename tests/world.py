@@ -349,13 +349,13 @@ class World:
         """
         with self.undisturbed():
             pointers = [day_pointer(self.lake, day)[0] for day in published_days(self.lake)]
-        current = {path for pointer in pointers if pointer for path in (pointer.parquet, pointer.csv)}
+        current = {path for pointer in pointers if pointer for path in (pointer.parquet, pointer.csv, pointer.sums)}
         found = (path for path in self.lake.root.rglob("*") if path.is_file() and path.name != "summary.json")
         named = {str(path.relative_to(self.lake.root)): path for path in found}
         return {
             name: path.read_bytes()
             for name, path in sorted(named.items())
-            if name.partition("/")[0] not in ("runs", "catalog", "models", "topics") or name in current
+            if name.partition("/")[0] not in ("runs", "catalog", "models", "topics", "day_sums") or name in current
         }
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import reduce
-from operator import add
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from classify.days.tally import Tally
+from classify.days.tally import COUNTS_SCHEMA, Tally
 from classify.model.quantify import Behaviour, DayStatistics, Estimate, estimate, interval
 from shared.arrays import Doubles
 from shared.errors import BadInput
@@ -25,6 +23,8 @@ from shared.topics import DayFigures, TopicRow
 DIGITS = 9
 """Shares are rounded to so many, far below what a post of a day can move."""
 MODEL, TOPICS = b"stacktopics.model", b"stacktopics.topics"
+PARTS = b"stacktopics.parts"
+PART = "part"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,62 @@ class Contribution:
             raise BadInput(f"{what} does not hold the counts of a classification: {error!r}") from error
 
 
+class DaySums:
+    """What all files add to one day, by the model that classified them.
+
+    A file is added, and taken out when another version replaces it, without reading the others: a day of 1,000 files
+    costs as much to publish as one of a single file.
+    """
+
+    def __init__(self, day: date) -> None:
+        self.day = day
+        self._parts: dict[tuple[str, tuple[str, ...]], Tally] = {}
+
+    @classmethod
+    def of(cls, day: date, contributions: Iterable[Contribution]) -> Self:
+        """Those of a day that is counted from the beginning."""
+        sums = cls(day)
+        for contribution in contributions:
+            sums.add(contribution)
+        return sums
+
+    def add(self, contribution: Contribution, sign: Literal[1, -1] = 1) -> None:
+        """Add a file, or take it out with a sign of -1."""
+        topics = contribution.tally.topics
+        self._parts.setdefault((contribution.model, topics), Tally(topics)).add_day(contribution.tally, self.day, sign)
+
+    def parts(self) -> list[tuple[str, Tally]]:
+        """For each model that counts, in the order of their names: its version, and what it counted."""
+        return [(model, tally) for (model, _), tally in sorted(self._parts.items()) if tally.to_table().num_rows]
+
+    def to_parquet(self) -> bytes:
+        """COUNTS_SCHEMA with the number of the part in front; which part is which model's is in the metadata."""
+        out, parts = io.BytesIO(), self.parts()
+        tables = [
+            tally.to_table().add_column(0, PART, pa.array([number] * tally.to_table().num_rows, pa.int32()))
+            for number, (_, tally) in enumerate(parts)
+        ]
+        schema = COUNTS_SCHEMA.insert(0, pa.field(PART, pa.int32()))
+        metadata = {PARTS: json.dumps([[model, tally.topics] for model, tally in parts]).encode()}
+        table = pa.concat_tables(tables) if tables else schema.empty_table()
+        pq.write_table(table.replace_schema_metadata(metadata), out, compression="zstd", compression_level=1)
+        return out.getvalue()
+
+    @classmethod
+    def from_parquet(cls, day: date, data: bytes, what: str) -> Self:
+        """What `to_parquet` wrote. Raises BadInput that names `what`."""
+        try:
+            table, sums = pq.read_table(io.BytesIO(data)), cls(day)
+            number = np.asarray(table[PART])
+            for part, (model, topics) in enumerate(json.loads(table.schema.metadata[PARTS])):
+                tally = Tally(tuple(topics))
+                tally.add_table(table.filter(pa.array(number == part)))
+                sums._parts[model, tally.topics] = tally
+        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"{what} does not hold the sums of a day: {error!r}") from error
+        return sums
+
+
 class DayTopics(NamedTuple):
     """A day's topics, most frequent first, and its figures."""
 
@@ -61,29 +117,23 @@ class DayTopics(NamedTuple):
     figures: DayFigures
 
 
-def count_topics(
-    day: date, contributions: Sequence[Contribution], behaviour_of: Callable[[str], Behaviour]
-) -> DayTopics:
-    """Add up what each file adds to `day`, most frequent topic first, ties by estimated share and name.
+def count_topics(sums: DaySums, behaviour_of: Callable[[str], Behaviour]) -> DayTopics:
+    """The topics of a day, most frequent first, ties by estimated share and name.
 
     A topic that the model named for no post but that a post may be about has a row too: estimated shares sum to one.
     `behaviour_of` gives a model's calibration; it is asked only for models that decided a post of the day.
     """
     questions: dict[str, int] = defaultdict(int)
     answers: dict[str, int] = defaultdict(int)
-    by_model: dict[tuple[str, tuple[str, ...]], list[DayStatistics]] = defaultdict(list)
-    for contribution in contributions:
-        counted, statistics = contribution.tally.of(day)
+    parts = []
+    for model, tally in sums.parts():
+        counted, statistics = tally.of(sums.day)
         for topic, (asked, answered) in counted.items():
             questions[topic] += asked
             answers[topic] += answered
-        by_model[contribution.model, contribution.tally.topics].append(statistics)
+        parts.append(_Part.of(statistics, tally.topics, behaviour_of, model))
     posts = {topic: questions[topic] + answers[topic] for topic in questions}
     total = sum(posts.values())
-    parts = [
-        _Part.of(reduce(add, statistics), topics, behaviour_of, model)
-        for (model, topics), statistics in by_model.items()
-    ]
     shares = _combined(parts, total)
     there = [topic for topic, found in shares.items() if posts.get(topic) or found["high"]]
     ordered = sorted(there, key=lambda topic: (-posts.get(topic, 0), -shares[topic]["estimated_share"], topic))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,19 +21,20 @@ from shared.errors import BadInput
 if TYPE_CHECKING:
     from classify.model.model import Classified
 
-WHOLE = ("questions", "answers", "known", "said", "inherited", "bundled", "scored")
-SUMS = ("posteriors", "margins", "overlaps")
+NUMBERS = ("questions", "answers", "known", "said", "inherited", "bundled", "scored")
+FRACTIONS = ("posteriors", "margins", "overlaps")
+SUMS = (*NUMBERS, *FRACTIONS)
+ONE = 1 << 30
+"""FRACTIONS are whole multiples of 1 / ONE, so that sums are exact in any order, and a file that is replaced can be
+taken out again. A day may have 2 ** 33 posts before they overflow."""
 
-COUNTS_SCHEMA = pa.schema(
-    {"day": pa.date32(), "topic": pa.string()}
-    | {name: pa.int64() for name in WHOLE}
-    | {name: pa.float64() for name in SUMS}
-)
+COUNTS_SCHEMA = pa.schema({"day": pa.date32(), "topic": pa.string()} | {name: pa.int64() for name in SUMS})
 """One row a day and topic. `questions` and `answers` were counted for the topic; of them `known` were decided by tags,
 their own or their question's, `said` by the model, and `inherited` took over what the model said of their question;
 `bundled` sums, over these questions, the squared number of their answers of the day. `posteriors` is the sum, over all
 posts of the day that the model decided, of how likely they are about this topic. `scored` are the posts that the model
-says are about it, whoever decides; `margins` and `overlaps` are the sums of their margins and vocabulary overlaps."""
+says are about it, whoever decides; `margins` and `overlaps` are the sums of their margins and vocabulary overlaps. The
+last three are in units of 1 / ONE."""
 
 MAX_DAYS = 20_000
 """The sums of a day are 6.5 KB at 100 topics; Stack Overflow has had 6,600 days."""
@@ -57,8 +58,7 @@ class Tally:
     def __init__(self, topics: tuple[str, ...]) -> None:
         self.topics = topics
         self._days: dict[int, int] = {}
-        self._sums: Columns = {name: np.zeros((0, len(topics)), np.int64) for name in WHOLE}
-        self._sums |= {name: np.zeros((0, len(topics))) for name in SUMS}
+        self._sums: Columns = {name: np.zeros((0, len(topics)), np.int64) for name in SUMS}
 
     def add(
         self,
@@ -90,7 +90,7 @@ class Tally:
             sums["posteriors"] = np.add.reduceat((asked.posteriors * guessed[:, None])[order], starts, dtype=np.float64)
         rows = self._rows(found.tolist())
         for name, values in sums.items():
-            self._sums[name][rows] += values.astype(self._sums[name].dtype)
+            self._sums[name][rows] += (np.rint(values * ONE) if name in FRACTIONS else values).astype(np.int64)
 
     def add_bundles(self, days: Int32s, topics: Int32s, answers: Int64s) -> None:
         """Of questions that the model decided: on which of its `days` each has how many of the answers counted."""
@@ -105,7 +105,7 @@ class Tally:
         filled = np.any([values != 0 for values in sums.values()], axis=0)
         day, topic = np.nonzero(filled)
         columns = [pa.array(order[day]).cast(pa.date32()), pa.array(self.topics).take(pa.array(topic))]
-        return pa.table([*columns, *(pa.array(sums[name][filled]) for name in (*WHOLE, *SUMS))], schema=COUNTS_SCHEMA)
+        return pa.table([*columns, *(pa.array(sums[name][filled]) for name in SUMS)], schema=COUNTS_SCHEMA)
 
     def add_table(self, table: pa.Table) -> None:
         """Add what `to_table` gave, for the same topics."""
@@ -114,8 +114,17 @@ class Tally:
         days = np.asarray(table["day"].cast(pa.int32()))
         self._rows(np.unique(days).tolist())
         row = np.array([self._days[day] for day in days.tolist()], np.int64)
-        for name in (*WHOLE, *SUMS):
+        for name in SUMS:
             np.add.at(self._sums[name], (row, topic), np.asarray(table[name]))
+
+    def add_day(self, other: Tally, day: date, sign: Literal[1, -1] = 1) -> None:
+        """Add what another tally of the same topics has on a day, or take it out; a day that it lacks adds nothing."""
+        number = (day - EPOCH).days
+        if number not in other._days:
+            return
+        (row,) = self._rows([number])
+        for name, values in other._sums.items():
+            self._sums[name][row] += sign * values[other._days[number]]
 
     def days(self) -> list[date]:
         """The days that have posts."""
@@ -133,11 +142,11 @@ class Tally:
         statistics = DayStatistics(
             sums["known"],
             sums["said"],
-            sums["posteriors"],
+            sums["posteriors"] / ONE,
             sums["inherited"],
             bundled=int(sums["bundled"].sum()),
-            margins=float(sums["margins"].sum()),
-            overlaps=float(sums["overlaps"].sum()),
+            margins=float(sums["margins"].sum()) / ONE,
+            overlaps=float(sums["overlaps"].sum()) / ONE,
             scored=int(sums["scored"].sum()),
             others=int(sums["scored"][-1]),
         )

@@ -322,6 +322,7 @@ def test_status_tells_of_training_and_drift(run: Run, lake: FolderLake, monkeypa
         "publish_id": "p",
         "parquet": "-",
         "csv": "-",
+        "sums": "-",
         "posts": 100,
         "questions": 60,
         "answers": 40,

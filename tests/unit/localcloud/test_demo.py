@@ -44,7 +44,7 @@ def record(name: str, state: FileState = FileState.PUBLISHED, reason: str | None
 
 
 def services_that_find(find: Find) -> Any:
-    settings = SimpleNamespace(posts_landed_queue="a", classification_runs_queue="b")
+    settings = SimpleNamespace(queues=["a", "b"])
     queue = SimpleNamespace(length=lambda: 0)
     return SimpleNamespace(settings=settings, queue=lambda _: queue, ledger=SimpleNamespace(find=find))
 

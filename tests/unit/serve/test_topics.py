@@ -26,6 +26,7 @@ def publish(lake: FolderLake, day: date, lines: list[str]) -> None:
         publish_id="p",
         parquet="-",
         csv=file,
+        sums="-",
         posts=4 * bool(lines),
         questions=3 * bool(lines),
         answers=1 * bool(lines),

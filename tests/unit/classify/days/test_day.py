@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from classify.days.day import Contribution, count_topics
+from classify.days.day import Contribution, DaySums, count_topics
 from classify.days.tally import COUNTS_SCHEMA, Tally
 from classify.model.model import Classified
 from classify.model.quantify import Behaviour
@@ -79,7 +79,7 @@ def test_batches_add_up_to_the_whole() -> None:
 
 def test_known_topics_are_exact_and_need_no_model() -> None:
     files = [Contribution("m1", tally([0, 0, 1])), Contribution("m2", tally([1, 1], types=[2, 2]))]
-    found = count_topics(DAY, files, no_behaviour)
+    found = count_topics(DaySums.of(DAY, files), no_behaviour)
     assert [(row.topic, row.posts, row.questions, row.answers) for row in found.rows] == [
         ("java", 3, 1, 2),
         ("c#", 2, 2, 0),
@@ -101,7 +101,7 @@ def test_what_the_model_decided_has_an_interval() -> None:
     days, types = np.full(asked, NUMBER, np.int32), np.ones(asked, np.int64)
     made.add(days, types, topics, np.ones(asked, bool), said(topics, posteriors, 1.0, 0.5))
     made.add(days[:100], types[:100], np.zeros(100, np.int32))  # a hundred answers whose parents have tags
-    found = count_topics(DAY, [Contribution(model.version, made)], lambda _: model.behaviour)
+    found = count_topics(DaySums.of(DAY, [Contribution(model.version, made)]), lambda _: model.behaviour)
     assert (found.figures.posts, found.figures.guessed) == (500, 400)
     assert sum(row.share for row in found.rows) == pytest.approx(1)
     for row in found.rows[:10]:
@@ -122,7 +122,7 @@ def test_answers_whose_question_the_model_decided_are_estimated_too() -> None:
     made.add_bundles(days[:2], topics[1:3], np.array([2, 1]))
     read = Contribution.from_parquet(Contribution(model.version, made).to_parquet(), "here")
     assert (read.tally.of(DAY)[1].known[7], read.tally.of(DAY)[1].bundled) == (1, 5)
-    found = count_topics(DAY, [read], lambda _: model.behaviour)
+    found = count_topics(DaySums.of(DAY, [read]), lambda _: model.behaviour)
     assert (found.figures.posts, found.figures.answers, found.figures.guessed) == (4, 4, 3)
     assert (found.figures.drift > 0, found.figures.drifted) == (True, False)
     rows = {row.topic: row for row in found.rows}
@@ -142,7 +142,7 @@ def test_estimated_shares_sum_to_one_with_the_topics_that_nobody_named() -> None
     days, types = np.full(asked, NUMBER, np.int32), np.ones(asked, np.int64)
     made.add(days, types, topics, np.ones(asked, bool), said(topics, posteriors, 0.1, 0.2))
     made.add(days[:3], types[:3], np.array([7, 7, 3], np.int32))
-    found = count_topics(DAY, [Contribution(model.version, made)], lambda _: model.behaviour)
+    found = count_topics(DaySums.of(DAY, [Contribution(model.version, made)]), lambda _: model.behaviour)
     assert sum(row.estimated_share for row in found.rows) == pytest.approx(1)
     assert [row.posts for row in found.rows[:4]] == [200, 2, 1, 0]
     assert [row.rank for row in found.rows] == list(range(1, len(found.rows) + 1))
@@ -162,7 +162,7 @@ def test_how_well_a_model_knows_a_day_is_measured_whoever_decides(guess: bool) -
     made.add(days, types, decided, np.full(4, guess), said(model_says, posteriors, 0.5, 0.25))
     made.add(days, types + 1, decided)  # answers of which nobody asked the model
     behaviour = Behaviour.measure(NAMES, np.eye(3, dtype=np.float32), np.arange(3, dtype=np.int32))
-    found = count_topics(DAY, [Contribution("m", made)], lambda _: behaviour)
+    found = count_topics(DaySums.of(DAY, [Contribution("m", made)]), lambda _: behaviour)
     assert (found.figures.scored, found.figures.guessed, found.figures.other_share) == (4, 4 * guess, 0.75)
     assert (found.figures.mean_margin, found.figures.vocabulary_overlap) == (0.5, 0.25)
 
@@ -193,5 +193,34 @@ def test_a_file_of_many_days_is_not_copied_day_by_day(monkeypatch: pytest.Monkey
 
 
 def test_a_day_without_posts_is_empty() -> None:
-    found = count_topics(DAY, [], no_behaviour)
+    found = count_topics(DaySums.of(DAY, []), no_behaviour)
     assert (found.rows, found.figures.posts) == ([], 0)
+
+
+def test_a_day_whose_files_come_and_go_has_the_sums_of_those_that_are_left() -> None:
+    """Exactly, whatever the order: sums of floats would keep a trace of what was taken out."""
+    generator = np.random.default_rng(3)
+    files = []
+    for number in range(12):
+        topics = generator.integers(0, 3, 50).astype(np.int32)
+        posteriors = generator.dirichlet(np.ones(3), 50).astype(np.float32)
+        made = Tally(NAMES)
+        asked = said(topics, posteriors, generator.random(), generator.random())
+        made.add(np.full(50, NUMBER, np.int32), np.ones(50, np.int64), topics, generator.random(50) < 0.5, asked)
+        files.append(Contribution(f"m{number % 2}", made))
+    sums = DaySums.of(DAY, files)
+    for number in generator.permutation(12)[:8]:
+        sums = DaySums.from_parquet(DAY, sums.to_parquet(), "here")
+        sums.add(files[number], -1)
+        files[number] = files[0] if number % 3 else Contribution("m2", tally([0, 1]))
+        sums.add(files[number])
+    assert sums.to_parquet() == DaySums.of(DAY, reversed(files)).to_parquet()
+    for file in files:
+        sums.add(file, -1)
+    assert sums.parts() == []
+    assert DaySums.from_parquet(DAY, sums.to_parquet(), "here").parts() == []
+
+
+def test_sums_of_a_day_that_are_damaged_are_named() -> None:
+    with pytest.raises(BadInput, match="there does not hold the sums of a day"):
+        DaySums.from_parquet(DAY, Contribution("m", tally([0])).to_parquet(), "there")
