@@ -9,7 +9,7 @@ import azure.functions as func
 
 from ingest.binding import BlobClient
 from shared.logs import quiet_vendors
-from shared.services import services
+from shared.services import hurried_services, services
 
 quiet_vendors()
 log = logging.getLogger("stacktopics")
@@ -82,12 +82,14 @@ def retrain(timer: func.TimerRequest) -> None:
 @app.route(route="topics", methods=[func.HttpMethod.GET])
 def topics(req: func.HttpRequest) -> func.HttpResponse:
     """The topics of a day: `day` (default the latest), `top` (default 10), `format` json or csv."""
+    from serve.budget import ANSWER_SECONDS, within
     from serve.topics import parse_question, topics_of_day
     from shared.errors import BadInput, NotFound, TransientError
 
     try:
         asked = parse_question(req.params, req.headers.get("accept"))
-        found = topics_of_day(services().lake, asked.day, asked.top)
+        lake = hurried_services().lake
+        found = within(ANSWER_SECONDS, lambda: topics_of_day(lake, asked.day, asked.top))
     except BadInput as error:
         return _problem(HTTPStatus.BAD_REQUEST, str(error))
     except NotFound as error:
@@ -111,7 +113,7 @@ def health(req: func.HttpRequest) -> func.HttpResponse:
         check_names(req.params, ())
     except BadInput as error:
         return _problem(HTTPStatus.BAD_REQUEST, str(error))
-    report = health(services())
+    report = health(hurried_services())
     status = HTTPStatus.OK if report.healthy else HTTPStatus.SERVICE_UNAVAILABLE
     return func.HttpResponse(report.model_dump_json(), status_code=status, mimetype="application/json")
 

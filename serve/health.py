@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from serve.budget import ANSWER_SECONDS, within
 from serve.topics import latest_day
 from shared.errors import NotFound, SettingsError, StackTopicsError
 
@@ -22,10 +23,11 @@ class Health(BaseModel):
     problem: str | None = None
 
 
-def health(services: Services) -> Health:
-    """Check the settings and read the lake's catalog."""
+def health(services: Services, seconds: float = ANSWER_SECONDS) -> Health:
+    """Check the settings and read the lake's catalog, within that time."""
     try:
-        return Health(healthy=True, latest_day=latest_day(services.lake))
+        lake = services.lake
+        return Health(healthy=True, latest_day=within(seconds, lambda: latest_day(lake)))
     except NotFound:
         return Health(healthy=True)
     except SettingsError:

@@ -256,3 +256,9 @@ def _system_certificates() -> str | None:
 def services() -> Services:
     """The services of this process, for the entry points."""
     return Services()
+
+
+@cache
+def hurried_services() -> Services:
+    """Those for entry points whose caller waits: each call is one short attempt."""
+    return Services(patient=False)

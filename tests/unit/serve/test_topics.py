@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import socket
+import threading
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
 
+from serve.budget import within
 from serve.health import health
 from serve.topics import check_names, latest_day, parse_day, parse_format, parse_question, parse_top, topics_of_day
 from shared.catalog import DayPointer, move_pointer, note_latest
@@ -14,6 +18,7 @@ from shared.errors import BadInput, NotFound, TransientError
 from shared.lake import FolderLake
 from shared.paths import day_pointer, topics_file
 from shared.services import Services
+from tests.world import settings
 
 
 def publish(lake: FolderLake, day: date, lines: list[str]) -> None:
@@ -128,3 +133,43 @@ def test_health_tells_what_is_wrong_and_no_secret(
     monkeypatch.setattr(lake, "read_with_etag", fail)
     silent = health(Services().replace(lake=lake))
     assert (silent.healthy, silent.problem) == (False, "the lake does not answer: TransientError")
+
+
+def test_an_answer_is_not_waited_for_beyond_its_time() -> None:
+    """The lake accepts a connection and never answers, as one behind a broken network does."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/a"
+        connection = f"AccountName=a;AccountKey=a2V5;BlobEndpoint={address};DfsEndpoint={address}"
+        services = Services(patient=False).replace(settings=settings(lake_storage=connection))
+        found = health(services, 0.05)
+        assert (found.healthy, found.problem) == (False, "the lake does not answer: TransientError")
+        services.close()
+
+
+def test_a_call_that_takes_too_long_ends_as_transient_and_one_that_fails_as_what_it_raises() -> None:
+    go_on = threading.Event()
+    with pytest.raises(TransientError, match=r"no answer within 0\.05 s"):
+        within(0.05, go_on.wait)
+    go_on.set()
+    assert within(60, lambda: 3) == 3
+    with pytest.raises(BadInput, match="as it is"):
+        within(60, functools.partial(parse_day, "as it is"))
+
+
+def test_the_latest_topics_take_three_calls_of_the_lake_however_many_days_there_are(
+    lake: FolderLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    read = lake.read_with_etag
+
+    def counted(path: str) -> tuple[bytes, str]:
+        calls.append(path)
+        return read(path)
+
+    monkeypatch.setattr(lake, "read_with_etag", counted)
+    monkeypatch.setattr(lake, "_walk", None)
+    topics_of_day(lake)
+    assert len(calls) == 3
+    calls.clear()
+    assert health(Services().replace(lake=lake)).healthy
+    assert len(calls) == 1
