@@ -204,7 +204,8 @@ class AdlsLake(Lake):
             with storage_errors(prefix):
                 for found in self._files.get_paths(prefix, recursive=True):
                     if not found.is_directory:
-                        yield FileInfo(found.name, found.content_length, _quoted(found.etag), found.last_modified)
+                        changed = found.last_modified.replace(tzinfo=UTC)  # a listing's dates are UTC without a zone
+                        yield FileInfo(found.name, found.content_length, _quoted(found.etag), changed)
         except NotFound:
             return
 

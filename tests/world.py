@@ -31,7 +31,7 @@ from shared.errors import Conflict, NotFound, TerminalError, TransientError
 from shared.lake import FileInfo, FolderLake
 from shared.ledger import FileRecord
 from shared.messages import Message
-from shared.queues import Letter, Queue
+from shared.queues import LETTERS_HIDDEN_SECONDS, Letter, Queue
 from shared.services import Services
 from shared.settings import Settings
 from shared.storage import BlobVersion, Copied, RangedReader, SourceBlob
@@ -133,8 +133,8 @@ class WorldBlob(SourceBlob):
     def open(self, version: BlobVersion) -> RangedReader:
         def fetch(offset: int, length: int) -> bytes:
             with self.world.io(f"range of {self.name}"):
-                data, now = self._content()
-                if now.etag != version.etag:
+                data, now = self.world.blobs.get(self.name, (b"", None))
+                if now is None or now.etag != version.etag:
                     raise Conflict(f"{self.what} has changed")
                 return data[offset : offset + length]
 
@@ -153,7 +153,8 @@ class WorldQueue(Queue):
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
-        self.held: list[Letter] = []
+        self.held: dict[Letter, datetime] = {}
+        """Messages, and until when each is hidden."""
 
     def send(self, message: Message, delay: timedelta = timedelta()) -> None:
         with self.world.io(f"send {self.name}"):
@@ -161,15 +162,18 @@ class WorldQueue(Queue):
 
     def put(self, body: bytes) -> None:
         """Have a message lie there that failed for good."""
-        self.held.append(Letter(str(len(self.held)), body, self.world.time, "receipt"))
+        self.held[Letter(str(next(self.world.etags)), body, self.world.time, "receipt")] = self.world.time
 
     def letters(self) -> list[Letter]:
         with self.world.io(f"receive {self.name}"):
-            return list(self.held)
+            seen = [letter for letter, hidden in self.held.items() if hidden <= self.world.time]
+            until = self.world.time + timedelta(seconds=LETTERS_HIDDEN_SECONDS)
+            self.held |= dict.fromkeys(seen, until)
+            return seen
 
     def discard(self, letter: Letter) -> None:
         with self.world.io(f"discard {self.name}"):
-            self.held.remove(letter)
+            self.held.pop(letter, None)
 
     def length(self) -> int:
         return len(self.held)
@@ -183,6 +187,7 @@ class WorldRuns(JobRuns):
         self.by_token: dict[str, int] = {}
         self.parameters: dict[int, dict[str, str]] = {}
         self.outcomes: list[RunState] = []
+        self.ended: dict[int, RunState] = {}
         self.cancelled: list[int] = []
         self.ids = itertools.count(100)
 
@@ -195,22 +200,36 @@ class WorldRuns(JobRuns):
 
     def look(self, run_id: int) -> RunState:
         with self.world.io("runs/get"):
-            if self.outcomes:
-                return self.outcomes.pop(0)
-            with self.world.undisturbed():
-                try:
-                    run(self.world.lake, JobParameters.model_validate(self.parameters[run_id]))
-                except TerminalError as error:
-                    return RunState("failed", str(error))
-            return RunState("succeeded")
+            self._check(run_id)
+            if run_id not in self.ended:
+                state = self.outcomes.pop(0) if self.outcomes else self._run(run_id)
+                if not state.is_over:
+                    return state
+                self.ended[run_id] = state
+            return self.ended[run_id]
+
+    def _run(self, run_id: int) -> RunState:
+        with self.world.undisturbed():
+            try:
+                run(self.world.lake, JobParameters.model_validate(self.parameters[run_id]))
+            except TerminalError as error:
+                return RunState("failed", str(error))
+        return RunState("succeeded")
+
+    def _check(self, run_id: int) -> None:
+        if run_id not in self.parameters:
+            raise NotFound(f"run {run_id} does not exist")
 
     def failure(self, run_id: int) -> str:
         with self.world.io("runs/get-output"):
+            self._check(run_id)
             return "what the task said"
 
     def cancel(self, run_id: int) -> None:
         with self.world.io("runs/cancel"):
+            self._check(run_id)
             self.cancelled.append(run_id)
+            self.ended.setdefault(run_id, RunState("cancelled", "CANCELED"))
 
     def job_name(self, job_id: int) -> str:
         return f"job {job_id}"

@@ -6,7 +6,7 @@ import io
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,18 @@ def test_files_are_listed_renamed_copied_and_deleted(lake: Lake) -> None:
     lake.delete("x/b/2")
     assert list(lake.list("x")) == []
     assert list(lake.list("no/such/folder")) == []
+
+
+def test_a_listing_says_the_same_of_a_file_as_a_look_at_it(lake: Lake) -> None:
+    """The dates of a dfs listing have no zone and its ETags no quotes, unlike those of every other call."""
+    lake.put("x/a", b"1")
+    lake.put("x/_tmp-0-users.parquet", b"half")
+    for listed in [*lake.list("x"), *lake.unfinished("x")]:
+        looked = lake.stat(listed.path)
+        assert looked is not None
+        assert listed.last_modified.utcoffset() == timedelta()
+        assert abs(listed.last_modified - looked.last_modified) < timedelta(seconds=1)
+        assert (listed.etag, listed.size) == (looked.etag, looked.size)
 
 
 def test_more_files_than_one_page_are_listed(azure_lake: AdlsLake) -> None:

@@ -17,7 +17,7 @@ from shared import paths
 from shared.databricks import JobRuns, RunState, WorkspaceRuns
 from shared.lake import FolderLake
 from shared.services import Services
-from tests.integration.test_databricks_standin import StandIn
+from tests.integration.standin import StandIn
 from tests.topic_posts import questions
 from tests.waiting import eventually
 from tests.world import parquet, settings

@@ -131,9 +131,11 @@ def test_poison_messages_are_cleared_and_their_files_go_on(world: World) -> None
 
 
 def test_a_poison_message_that_names_no_file_waits_for_a_person(world: World) -> None:
-    world.services.queue("posts-landed-poison").put(b"\xff no message")
+    poison = world.services.queue("posts-landed-poison")
+    poison.put(b"\xff no message")
+    (letter,) = poison.held
     (waiting,) = world.reconcile().waiting
-    assert (waiting.alert, waiting.subject) == (Alert.MESSAGE_UNREADABLE, "posts-landed-poison/0")
+    assert (waiting.alert, waiting.subject) == (Alert.MESSAGE_UNREADABLE, f"posts-landed-poison/{letter.id}")
 
 
 def test_a_service_that_is_away_for_a_day_heals_within_two_passes(

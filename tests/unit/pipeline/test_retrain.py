@@ -28,16 +28,16 @@ class TrainingRuns(WorldRuns):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self.jobs: list[int] = []
-        self.ended: dict[int, str] = {}
+        self.ends: dict[int, str] = {}
 
     def start(self, job_id: int, parameters: Mapping[str, str], token: str) -> int:
         self.jobs.append(job_id)
         return super().start(job_id, parameters, token)
 
     def look(self, run_id: int) -> RunState:
-        if self.ended.get(run_id) == "gone":
+        if self.ends.get(run_id) == "gone":
             raise NotFound(f"Databricks run {run_id} does not exist")
-        return RunState(self.ended.get(run_id, "running"))  # type: ignore[arg-type]
+        return RunState(self.ends.get(run_id, "running"))  # type: ignore[arg-type]
 
 
 class Training(World):
@@ -82,7 +82,7 @@ def test_the_function_starts_the_training_job(
 
 def test_a_week_has_one_run_however_often_the_timer_fires(world: Training) -> None:
     first = retrain(world.services)
-    world.training.ended[first or 0] = "succeeded"
+    world.training.ends[first or 0] = "succeeded"
     assert retrain(world.services) == first
     world.time += timedelta(days=7)
     assert retrain(world.services) != first
@@ -91,7 +91,7 @@ def test_a_week_has_one_run_however_often_the_timer_fires(world: Training) -> No
 @pytest.mark.parametrize("end", ["failed", "gone"])
 def test_after_a_failed_run_the_next_one_is_started(world: Training, end: str) -> None:
     first = retrain(world.services)
-    world.training.ended[first or 0] = end
+    world.training.ends[first or 0] = end
     second = retrain(world.services)
     assert second not in (first, None)
     assert retrain(world.services) == second
