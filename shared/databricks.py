@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from shared.errors import AccessDenied, NotFound, TerminalError, TransientError
 
 if TYPE_CHECKING:
-    from azure.core.credentials import TokenCredential
     from databricks.sdk import WorkspaceClient
+    from databricks.sdk.service.jobs import RunOutput
 
 AZURE_DATABRICKS_SCOPE = "2ff814a6-3304-4ab8-85cb-cd0e6f879c1d/.default"
 """The resource id of Azure Databricks, the same in every tenant (Microsoft, "Get Microsoft Entra ID tokens")."""
@@ -47,6 +47,7 @@ OF_THE_PLATFORM = frozenset(
 )
 """Termination codes and types of a run that failed for reasons that lie outside the job and may pass."""
 
+Answer = TypeVar("Answer")
 Status = Literal["waiting", "running", "succeeded", "failed", "skipped", "platform", "cancelled"]
 
 
@@ -96,21 +97,41 @@ class JobRuns(Protocol):
 
 
 class WorkspaceRuns:
-    """The runs of one Databricks workspace."""
+    """The runs of one Databricks workspace.
 
-    def __init__(self, workspace: WorkspaceClient) -> None:
-        self._workspace = workspace
+    `credential` names what the workspace is asked with, for messages. Where it is refused, `renew` is called and the
+    call made once more: a token that was rotated is found without a restart.
+    """
+
+    def __init__(
+        self,
+        workspace: WorkspaceClient,
+        credential: str = "the identity",
+        renew: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._workspace, self._credential, self._renew = workspace, credential, renew
+
+    def _asked(self, what: str, call: Callable[[], Answer]) -> Answer:
+        try:
+            with databricks_errors(what, self._credential):
+                return call()
+        except AccessDenied:
+            self._renew()
+        with databricks_errors(what, self._credential):
+            return call()
 
     def start(self, job_id: int, parameters: Mapping[str, str], token: str) -> int:
         """Run the job now and return the run's id; the same `token` returns the run it started before."""
-        with databricks_errors(f"Databricks job {job_id}"):
+
+        def start() -> int:
             waiter = self._workspace.jobs.run_now(job_id, job_parameters=dict(parameters), idempotency_token=token)
             return int(waiter.run_id)
 
+        return self._asked(f"Databricks job {job_id}", start)
+
     def look(self, run_id: int) -> RunState:
         """The state of a run. Raises NotFound when Databricks no longer knows it (runs vanish after 60 days)."""
-        with databricks_errors(f"Databricks run {run_id}"):
-            run = self._workspace.jobs.get_run(run_id)
+        run = self._asked(f"Databricks run {run_id}", lambda: self._workspace.jobs.get_run(run_id))
         state = run.state
         life = state.life_cycle_state.value if state and state.life_cycle_state else "PENDING"
         page = run.run_page_url or ""
@@ -125,21 +146,22 @@ class WorkspaceRuns:
 
     def failure(self, run_id: int) -> str:
         """What the tasks of a failed run said, for the record; empty when they said nothing."""
-        with databricks_errors(f"Databricks run {run_id}"):
+
+        def outputs_of() -> list[RunOutput]:
             tasks = self._workspace.jobs.get_run(run_id).tasks or []
-            outputs = [self._workspace.jobs.get_run_output(task.run_id) for task in tasks if task.run_id]
+            return [self._workspace.jobs.get_run_output(task.run_id) for task in tasks if task.run_id]
+
+        outputs = self._asked(f"Databricks run {run_id}", outputs_of)
         said = [text for output in outputs for text in (output.error, output.error_trace) if text]
         return "\n".join(said)
 
     def cancel(self, run_id: int) -> None:
         """Ask a run to stop."""
-        with databricks_errors(f"Databricks run {run_id}"):
-            self._workspace.jobs.cancel_run(run_id)
+        self._asked(f"Databricks run {run_id}", lambda: self._workspace.jobs.cancel_run(run_id))
 
     def job_name(self, job_id: int) -> str:
         """The name of a job. Raises NotFound or AccessDenied."""
-        with databricks_errors(f"Databricks job {job_id}"):
-            settings = self._workspace.jobs.get(job_id).settings
+        settings = self._asked(f"Databricks job {job_id}", lambda: self._workspace.jobs.get(job_id).settings)
         return (settings.name if settings else None) or str(job_id)
 
 
@@ -155,8 +177,8 @@ def _status(life: str, result: str, codes: set[str]) -> Status:
 
 
 @contextmanager
-def databricks_errors(what: str) -> Iterator[None]:
-    """Translate databricks-sdk's errors about `what` into the tree of `shared.errors`."""
+def databricks_errors(what: str, credential: str) -> Iterator[None]:
+    """Translate databricks-sdk's errors about `what`, asked with `credential`, into the tree of `shared.errors`."""
     from databricks.sdk import errors as sdk
     from databricks.sdk.errors.base import DatabricksError
     from requests import exceptions as http
@@ -164,7 +186,9 @@ def databricks_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (sdk.Unauthenticated, sdk.PermissionDenied) as error:
-        raise AccessDenied(f"{what}: {error}; grant the identity Can Manage Run on the job") from error
+        is_unknown = isinstance(error, sdk.Unauthenticated) or "token" in str(error).lower()
+        mend = f"renew {credential}" if is_unknown else f"give {credential} Can Manage Run on the job"
+        raise AccessDenied(f"{what}: {error}; {mend}") from error
     except (sdk.NotFound, sdk.ResourceDoesNotExist) as error:
         raise NotFound(f"{what} does not exist: {error}") from error
     except (sdk.TooManyRequests, sdk.TemporarilyUnavailable, sdk.InternalError, sdk.DeadlineExceeded) as error:
@@ -177,15 +201,18 @@ def databricks_errors(what: str) -> Iterator[None]:
         raise TransientError(f"{what}: Databricks did not answer: {error}") from error
 
 
-def managed_identity(credential: TokenCredential) -> Any:
-    """The SDK's credentials strategy over an azure-identity credential: the SDK itself reads no managed identity."""
+def bearer(name: str, token: Callable[[], str]) -> Any:
+    """The SDK's credentials strategy called `name`, which asks for the token at every call.
+
+    The SDK's own strategies read no managed identity, and keep a token for the life of a client.
+    """
     from databricks.sdk.credentials_provider import CredentialsStrategy
 
-    class ManagedIdentity(CredentialsStrategy):
+    class Bearer(CredentialsStrategy):
         def auth_type(self) -> str:
-            return "azure-managed-identity"
+            return name
 
         def __call__(self, _: Any) -> Callable[[], dict[str, str]]:
-            return lambda: {"Authorization": f"Bearer {credential.get_token(AZURE_DATABRICKS_SCOPE).token}"}
+            return lambda: {"Authorization": f"Bearer {token()}"}
 
-    return ManagedIdentity()
+    return Bearer()

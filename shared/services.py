@@ -124,15 +124,24 @@ class Services:
         from databricks.sdk import WorkspaceClient
         from databricks.sdk.core import Config
 
-        from shared.databricks import WorkspaceRuns, managed_identity
+        from shared.databricks import AZURE_DATABRICKS_SCOPE, WorkspaceRuns, bearer
 
-        host = self.settings.databricks_host
         pace: dict[str, Any] = {} if self._patient else HURRIED_DATABRICKS
+
+        def workspace(strategy: Any) -> WorkspaceClient:
+            return WorkspaceClient(
+                config=Config(host=self.settings.databricks_host, credentials_strategy=strategy, **pace)
+            )
+
         if self.settings.databricks_auth == "managed-identity":
-            strategy = managed_identity(self.identity(self.settings.databricks_client_id))
-            return WorkspaceRuns(WorkspaceClient(config=Config(host=host, credentials_strategy=strategy, **pace)))
-        token = self.secrets.get(self.settings.databricks_token_secret).get_secret_value()
-        return WorkspaceRuns(WorkspaceClient(config=Config(host=host, token=token, **pace)))
+            identity = self.identity(self.settings.databricks_client_id)
+            by_identity = bearer("managed-identity", lambda: str(identity.get_token(AZURE_DATABRICKS_SCOPE).token))
+            return WorkspaceRuns(workspace(by_identity))
+        secret = self.settings.databricks_token_secret
+        by_token = bearer("token", lambda: self.secrets.get(secret).get_secret_value())
+        return WorkspaceRuns(
+            workspace(by_token), f"the token in the secret {secret}", lambda: self.secrets.forget(secret)
+        )
 
     @cached_property
     def webhook(self) -> Webhook | None:
@@ -140,7 +149,7 @@ class Services:
         from shared.webhook import Webhook
 
         secret = self.settings.alert_webhook_secret
-        return Webhook(self.secrets.get(secret), self.settings.alert_format) if secret else None
+        return Webhook(lambda: self.secrets.get(secret), self.settings.alert_format) if secret else None
 
     def queue(self, name: str) -> Queue:
         """A queue of the queues' account, by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import SecretStr
@@ -14,9 +15,9 @@ Format = Literal["json", "teams"]
 
 
 class Webhook:
-    """An address that takes alerts. The address is a secret: whoever knows it can post there."""
+    """An address that takes alerts. The address is a secret, asked for each time: whoever knows it can post there."""
 
-    def __init__(self, address: SecretStr, form: Format) -> None:
+    def __init__(self, address: Callable[[], SecretStr], form: Format) -> None:
         self._address, self._form = address, form
 
     def send(self, alert: Alert, subject: str, reason: str) -> None:
@@ -25,7 +26,7 @@ class Webhook:
 
         body = body_of(self._form, alert, subject, reason)
         try:
-            answer = requests.post(self._address.get_secret_value(), json=body, timeout=WEBHOOK_TIMEOUT_SECONDS)
+            answer = requests.post(self._address().get_secret_value(), json=body, timeout=WEBHOOK_TIMEOUT_SECONDS)
         except requests.RequestException as error:
             raise TransientError(f"no answer: {type(error).__name__}") from None  # its text holds the address
         if not answer.ok:

@@ -6,6 +6,7 @@ import json
 import os
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ class StandIn:
         self._loop = LoopThread()
         self._is_stopped = False
         (self.port,) = free_ports(1)
-        service = JobsService(settings, folder / "databricks", folder / "logs")
-        self._loop.serve(service.application(), self.port)
+        self._service = JobsService(settings, folder / "databricks", folder / "logs")
+        self._loop.serve(self._service.application(), self.port)
         self.client = self.connect(settings.token)
         self.jobs: Any = self.client.jobs
 
@@ -39,6 +40,12 @@ class StandIn:
 
     def connect(self, token: str) -> WorkspaceClient:
         return WorkspaceClient(host=self.url, token=token)
+
+    def change_token(self, token: str) -> None:
+        """Take another token from now on, and refuse the one before."""
+        self._service._settings = replace(self._service._settings, token=token)
+        self.client = self.connect(token)
+        self.jobs = self.client.jobs
 
     def start(self, **parameters: str) -> int:
         run_id: int = self.jobs.run_now(SAMPLE, job_parameters=parameters).run_id

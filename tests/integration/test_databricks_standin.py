@@ -16,9 +16,13 @@ from databricks.sdk.errors.platform import InvalidParameterValue
 from databricks.sdk.service.jobs import RunLifeCycleState, RunLifecycleStateV2State, RunResultState
 
 from localcloud import workers
+from shared.errors import AccessDenied
+from shared.secrets import Secrets
+from shared.services import Services
 from tests.integration.standin import SAMPLE, SETTINGS, StandIn, no_other_databricks
 from tests.localcloud_fixtures import is_alive, wait_for_the_end
 from tests.waiting import PATIENCE, eventually
+from tests.world import settings
 
 
 def has_lines(log: Path, lines: int) -> bool:
@@ -312,3 +316,18 @@ class TestFaults:
             stand_in.fault("earthquake")
         with refused.value as answer:
             assert answer.code == 400
+
+
+def test_a_token_that_is_rotated_is_picked_up_without_a_restart(make: Callable[..., StandIn]) -> None:
+    stand_in = make(token="first")
+    environment = {"DATABRICKS_TOKEN": "first"}
+    services = Services().replace(
+        settings=settings(databricks_host=stand_in.url, databricks_job_id=SAMPLE), secrets=Secrets(environment)
+    )
+    run_id = services.job_runs.start(SAMPLE, {}, "a")
+    stand_in.change_token("second")
+    with pytest.raises(AccessDenied, match=r"renew the token in the secret databricks-token$"):
+        services.job_runs.look(run_id)
+    environment["DATABRICKS_TOKEN"] = "second"
+    assert services.job_runs.start(SAMPLE, {}, "a") == run_id
+    stand_in.wait(run_id)
