@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stacktopics.pipeline.advance")
 
-WOKEN_READS = 4
-"""Records that are read to find the file that has waited longest for a slot; the runs of those before it have begun."""
+
+WOKEN = 3
+"""Waiting runs that are looked at until one has begun: Databricks need not take them in the order of their starts."""
 
 
 def advance(services: Services, source_id: str, version: str) -> FileRecord:
@@ -56,7 +57,7 @@ def _came_to_rest(services: Services, record: FileRecord, before: FileState) -> 
         alert = Alert.FILE_FAILED if record.state is FileState.FAILED else Alert.FILE_QUARANTINED
         raise_alert(services, alert, record.file, record.reason or "no reason is known")
     if before in (FileState.LAUNCHED, FileState.CLASSIFIED):
-        wake_next(services, record)
+        wake_next(services)
 
 
 def _step(services: Services, record: FileRecord) -> FileRecord:
@@ -91,18 +92,14 @@ def clear_away(services: Services, record: FileRecord) -> None:
         services.ledger.park(record)
 
 
-def wake_next(services: Services, ended: FileRecord) -> None:
+def wake_next(services: Services) -> None:
     """Look at the file that has waited longest for a slot: one has become free.
 
     So a waiting run is looked at rarely, but at once when its turn has come.
     """
-    for source_id, version in services.ledger.open_files()[: WOKEN_READS + 1]:
-        if (source_id, version) == (ended.source_id, ended.version):
-            continue
-        record = services.ledger.find(source_id, version)
-        if record is None or record.state is not FileState.LAUNCHED or record.runs[-1].began_at:
-            continue
+    for record in services.ledger.longest_waiting(WOKEN):
         after = watch(services, record, early=True)
         if after.state in AT_REST:
             clear_away(services, after)
-        return
+        if after.state is not FileState.LAUNCHED or not after.runs[-1].waits:
+            return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from classify.registry.summary import REFUSED_FILE, SUMMARY_FILE, Summary
 from pipeline.launch import look_later
-from pipeline.pace import is_due, look_delay, restart_delay
+from pipeline.pace import QUEUED_LOOK_SECONDS, is_due, look_delay, restart_delay
 from pipeline.publish import publish
 from shared import paths, proof
 from shared.databricks import RunState
@@ -44,12 +44,14 @@ def watch(services: Services, record: FileRecord, *, early: bool = False) -> Fil
     if not state.is_over:
         because = _overdue(services, run, state)
         if because is None:
-            return _look_again(services, record, state)
+            return _look_again(services, record, state, early=early)
         run = _noted(services, record, because)
         services.job_runs.cancel(run.run_id)
         state = RunState("cancelled", because, state.page)
     if (summary := _summary(services, record)) is not None:
-        return publish(services, _classified(services, record, summary, state))
+        classified = _classified(services, record, summary, state)
+        _note_waiting(services, record, classified)
+        return publish(services, classified)
     if state.status == "succeeded":
         state = RunState("failed", f"the run succeeded, but {record.output}/{SUMMARY_FILE} does not exist", state.page)
     if (reason := _refused(services, record)) is not None:
@@ -88,23 +90,39 @@ def _noted(services: Services, record: FileRecord, because: str) -> JobRun:
     return services.ledger.change(record, noted).runs[-1]
 
 
-def _look_again(services: Services, record: FileRecord, state: RunState) -> FileRecord:
+def _look_again(services: Services, record: FileRecord, state: RunState, *, early: bool) -> FileRecord:
     """Note what the look showed, and have the run looked at again."""
-    now = services.now()
+    now, waits = services.now(), state.status == "waiting"
+    is_behind = waits and any(first.key != record.key for first in services.ledger.longest_waiting(1))
 
     def looked(current: FileRecord) -> FileRecord | None:
         if not _is_current(current, record) or current.next_look != record.next_look:
             return None
         run = current.runs[-1]
-        waits = state.status == "waiting"
         began = run.began_at if waits else run.began_at or now
-        delay = look_delay(services.settings, run.launched_at if waits else began or now, now, waits=waits)
-        return _with_run(current, began_at=began, page=state.page).model_copy(update={"next_look": now + delay})
+        if is_behind:
+            delay = timedelta(seconds=QUEUED_LOOK_SECONDS)
+        elif waits and early:  # a slot has become free, so it begins soon
+            delay = timedelta(seconds=services.settings.watch_max_delay_seconds)
+        else:
+            delay = look_delay(services.settings, run.launched_at if waits else began or now, now, waits=waits)
+        noted = _with_run(current, waits=waits, began_at=began, page=state.page)
+        return noted.model_copy(update={"next_look": now + delay})
 
     after = services.ledger.change(record, looked)
     if after.state is FileState.LAUNCHED and after.next_look != record.next_look:
+        _note_waiting(services, record, after)
         look_later(services, after)
     return after
+
+
+def _note_waiting(services: Services, before: FileRecord, after: FileRecord) -> None:
+    """Keep the notes of who waits for a slot as the record is: who frees one looks there for the next."""
+    waited, waits = before.runs[-1].waits, after.state is FileState.LAUNCHED and after.runs[-1].waits
+    if waits and not waited:
+        services.ledger.note_waiting(after)
+    elif waited and not waits:
+        services.ledger.forget_waiting(before)
 
 
 def _is_current(current: FileRecord, record: FileRecord) -> bool:
@@ -151,6 +169,7 @@ def _over(services: Services, record: FileRecord, run: JobRun, state: RunState) 
         return _after(services, noted, outcome, reason[:MAX_REASON])
 
     after = services.ledger.change(record, ended)
+    _note_waiting(services, record, after)
     if after.state is FileState.FAILED:
         log.error("%s failed for good after %d runs: %s", record.key, len(after.runs), reason)
     elif after.state is FileState.CANCELLED:

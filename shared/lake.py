@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -79,17 +80,20 @@ class Lake(ABC):
     def rename(self, source: str, target: str) -> None:
         """Move a file onto `target` in one step, replacing what is there. Raises NotFound."""
 
-    def list(self, prefix: str) -> Iterator[FileInfo]:
-        """Every finished file below the folder `prefix`, by name; nothing when there is no such folder."""
-        return (file for file in self._walk(prefix) if _finished(file.path))
+    def list(self, prefix: str, at_most: int | None = None) -> Iterator[FileInfo]:
+        """Every finished file below the folder `prefix`, or the first so many, by name.
+
+        Nothing when there is no such folder.
+        """
+        return islice((file for file in self._walk(prefix, at_most) if _finished(file.path)), at_most)
 
     def unfinished(self, prefix: str) -> Iterator[FileInfo]:
         """The files below `prefix` that `create` is writing, or was when its process died."""
         return (file for file in self._walk(prefix) if not _finished(file.path))
 
     @abstractmethod
-    def _walk(self, prefix: str) -> Iterator[FileInfo]:
-        """Every file below the folder `prefix`, by name."""
+    def _walk(self, prefix: str, page: int | None = None) -> Iterator[FileInfo]:
+        """Every file below the folder `prefix`, by name; asked for by so many at a time."""
 
     @abstractmethod
     def delete(self, path: str) -> None:
@@ -199,10 +203,10 @@ class AdlsLake(Lake):
             if moved is None or moved.etag != etag:
                 raise
 
-    def _walk(self, prefix: str) -> Iterator[FileInfo]:
+    def _walk(self, prefix: str, page: int | None = None) -> Iterator[FileInfo]:
         try:
             with storage_errors(prefix):
-                for found in self._files.get_paths(prefix, recursive=True):
+                for found in self._files.get_paths(prefix, recursive=True, max_results=page):
                     if not found.is_directory:
                         changed = found.last_modified.replace(tzinfo=UTC)  # a listing's dates are UTC without a zone
                         yield FileInfo(found.name, found.content_length, _quoted(found.etag), changed)
@@ -327,7 +331,8 @@ class FolderLake(Lake):
         except FileNotFoundError as error:
             raise NotFound(f"{source} does not exist") from error
 
-    def _walk(self, prefix: str) -> Iterator[FileInfo]:
+    def _walk(self, prefix: str, page: int | None = None) -> Iterator[FileInfo]:
+        del page  # a folder is listed at once
         found = []
         for folder, _, names in os.walk(self.root / prefix, followlinks=True):
             base = Path(folder).relative_to(self.root)

@@ -84,6 +84,7 @@ class JobRun(Record):
     token: str
     run_id: int
     launched_at: datetime
+    waits: bool = Field(default=False, description="it waited for a slot when it was looked at last")
     began_at: datetime | None = Field(default=None, description="when a look first found it running")
     cancelled_because: str | None = Field(default=None, description="why this app cancelled it")
     outcome: Outcome | None = None
@@ -217,6 +218,31 @@ class Ledger:
         """Delete the note of a file version that has no record."""
         self._lake.delete(paths.open_file(source_id, version))
 
+    def note_waiting(self, record: FileRecord) -> None:
+        """Put the file version among those whose run waits for a slot."""
+        self._lake.put(_waiting(record), _note(record))
+
+    def forget_waiting(self, record: FileRecord) -> None:
+        """Remove the file version from those whose run waits for a slot."""
+        self._lake.delete(_waiting(record))
+
+    def longest_waiting(self, at_most: int) -> list[FileRecord]:
+        """Those whose run has waited longest for a slot; notes of others are deleted."""
+        found = []
+        for info in list(self._lake.list(paths.WAITING_FILES, at_most)):
+            source_id, version = _key(info.path.partition("-")[2])
+            record = self.find(source_id, version)
+            if (
+                record
+                and record.state is FileState.LAUNCHED
+                and record.runs[-1].waits
+                and info.path == _waiting(record)
+            ):
+                found.append(record)
+            else:
+                self._lake.delete(info.path)
+        return found
+
     def waiting_for_a_person(self) -> list[tuple[str, str]]:
         """Source id and version of every file that a person must decide about, the newest first."""
         return _by_time(self._lake.list(paths.INBOX))[::-1]
@@ -275,6 +301,10 @@ class Ledger:
 
 def _by_time(notes: Iterable[FileInfo]) -> list[tuple[str, str]]:
     return [_key(info.path) for info in sorted(notes, key=lambda info: (info.last_modified, info.path))]
+
+
+def _waiting(record: FileRecord) -> str:
+    return paths.waiting_file(record.runs[-1].launched_at, record.source_id, record.version)
 
 
 def _key(path: str) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 TEMPORARY_PREFIX = "_tmp-"
 """File names that start so are unfinished; Spark, Synapse and pyarrow skip names that start with `_`."""
@@ -14,6 +14,7 @@ CURRENT_MODEL = "models/topics/current.json"
 DAYS = "catalog/days"
 FILE_RECORDS = "runs/posts"
 OPEN_FILES = "runs/open"
+WAITING_FILES = "runs/waiting"
 INBOX = "runs/inbox"
 SEEN_FILES = "runs/seen"
 REPLAY = "runs/replay.json"
@@ -75,6 +76,11 @@ def file_record(source: str, version: str) -> str:
 def open_file(source: str, version: str) -> str:
     """The note that a file version has not ended."""
     return f"{OPEN_FILES}/{source}-{version}.json"
+
+
+def waiting_file(since: datetime, source: str, version: str) -> str:
+    """The note that a run of a file version has waited for a slot since then; notes sort by that time."""
+    return f"{WAITING_FILES}/{since.astimezone(UTC):%Y%m%dT%H%M%S%f}-{source}-{version}.json"
 
 
 def inbox_file(source: str, version: str) -> str:

@@ -86,9 +86,9 @@ class IoLake(FolderLake):
         with self._io(f"put {path}"):
             return super().put(path, data, if_match=if_match, if_absent=if_absent)
 
-    def list(self, prefix: str) -> Iterator[FileInfo]:
+    def list(self, prefix: str, at_most: int | None = None) -> Iterator[FileInfo]:
         with self._io(f"list {prefix}"):
-            found = list(super().list(prefix))
+            found = list(super().list(prefix, at_most))
         return iter(found)
 
     def delete(self, path: str) -> None:
