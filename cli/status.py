@@ -12,7 +12,8 @@ from classify.registry.summary import Training
 from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
 from cli.screen import Cell, Heading, Screen, number_of, print_json
 from ingest.reference.records import last_record
-from pipeline.inbox import Thing, last_training, things
+from pipeline.conditions import last_training
+from pipeline.inbox import Thing, things
 from pipeline.reconcile import Pass, last_pass
 from shared.catalog import DayPointer, day_pointer, latest_day, source_pointer
 from shared.errors import StackTopicsError

@@ -8,22 +8,18 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import BaseModel
 
-from classify.registry.models import check_stored, current_model
-from classify.registry.summary import Training
 from ingest.contracts import check_posts
-from ingest.reference.records import last_record
-from pipeline.reconcile import Waiting, last_pass
+from pipeline.conditions import Waiting, conditions
+from pipeline.reconcile import last_pass
 from pipeline.replay import start_again
 from shared import paths, proof
 from shared.alerts import Alert, remedy
-from shared.documents import decode
-from shared.errors import BadInput, ModelError, NotFound
+from shared.errors import BadInput, NotFound
 from shared.ledger import NEEDS_A_PERSON, FileRecord, FileState
 
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-    from shared.lake import FileInfo
     from shared.services import Services
 
 ALERTS = {FileState.QUARANTINED: Alert.FILE_QUARANTINED, FileState.FAILED: Alert.FILE_FAILED}
@@ -41,8 +37,8 @@ class Thing(BaseModel):
 
 def things(services: Services) -> list[Thing]:
     """All that needs a person, the newest first; its cost follows what is open, not history."""
-    found = [*_files(services), *_of_the_last_pass(services), *_reference(services), *_model(services)]
-    found += _training(services)
+    waiting = [*_of_the_last_pass(services), *conditions(services)]
+    found = [*_files(services), *(_thing(each.alert, each.subject, each.since, each.reason) for each in waiting)]
     return sorted(found, key=lambda thing: thing.since, reverse=True)
 
 
@@ -57,12 +53,10 @@ def _files(services: Services) -> Iterator[Thing]:
             yield _thing(ALERTS[record.state], record.file, record.since, record.reason or "no reason is known")
 
 
-def _of_the_last_pass(services: Services) -> Iterator[Thing]:
+def _of_the_last_pass(services: Services) -> list[Waiting]:
     """What the last pass of reconcile could not end, and is still open."""
     found = last_pass(services)
-    for waiting in found.waiting if found else []:
-        if _is_still_so(services, waiting):
-            yield _thing(waiting.alert, waiting.subject, waiting.since, waiting.reason)
+    return [waiting for waiting in found.waiting if _is_still_so(services, waiting)] if found else []
 
 
 def _is_still_so(services: Services, waiting: Waiting) -> bool:
@@ -73,41 +67,6 @@ def _is_still_so(services: Services, waiting: Waiting) -> bool:
         return services.source_blob(container, name).version().last_modified == waiting.since
     except NotFound:
         return False
-
-
-def _reference(services: Services) -> Iterator[Thing]:
-    """The last weekly copy, if it failed."""
-    copied = last_record(services.lake)
-    if copied is not None and copied.state != "published":
-        reason = copied.reason or "it began and did not end"
-        yield _thing(Alert.REFERENCE_FAILED, f"the reference copy of {copied.week}", copied.started_at, reason)
-
-
-def _model(services: Services) -> Iterator[Thing]:
-    """The current topic model, if it is damaged."""
-    current, _ = current_model(services.lake)
-    try:
-        check_stored(services.lake, current.version)
-    except ModelError as error:
-        yield _thing(Alert.MODEL_DAMAGED, current.version, current.promoted_at, str(error))
-
-
-def last_training(services: Services) -> Training | None:
-    """What came of the last training run; None before the first."""
-    newest = _newest_training(services)
-    return decode(Training, services.lake.read(newest.path), newest.path) if newest else None
-
-
-def _newest_training(services: Services) -> FileInfo | None:
-    return max(services.lake.list(paths.TRAINING_RECORDS), key=lambda info: info.last_modified, default=None)
-
-
-def _training(services: Services) -> Iterator[Thing]:
-    """The last training run, if it could not read all of the archive."""
-    training, file = last_training(services), _newest_training(services)
-    if training is not None and file is not None and training.damaged:
-        reason = f"not learned from: {'; '.join(training.damaged)}"
-        yield _thing(Alert.TRAINING_INCOMPLETE, training.candidate, file.last_modified, reason)
 
 
 def retry(services: Services, record: FileRecord) -> FileRecord:

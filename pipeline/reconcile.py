@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from ingest.whole import why_not_ours, why_unfinished
 from pipeline.advance import advance, advance_blob, clear_away
+from pipeline.conditions import COPY_DEAD_AFTER, Waiting, conditions
 from pipeline.pace import trouble_delay
 from pipeline.publish import republish
 from shared import paths
@@ -54,15 +55,6 @@ UNNAMED_AFTER = timedelta(days=7)
 """How long topics files that no pointer names are kept: somebody may be reading them."""
 
 
-class Waiting(BaseModel):
-    """Something that a pass found and cannot end."""
-
-    alert: Alert
-    subject: str
-    since: datetime
-    reason: str
-
-
 class Pass(BaseModel):
     """What one pass found and did; `runs/reconcile/last.json`."""
 
@@ -82,8 +74,12 @@ class Pass(BaseModel):
     days: int = 0
     """Published days that were checked."""
     mended_days: int = 0
+    finished_copy: str | None = None
+    """The week of a reference copy that had died half published, and was finished."""
     waiting: list[Waiting] = []
-    """What needs a person."""
+    """What needs a person, and only a pass finds out."""
+    conditions: list[Waiting] = []
+    """What else needed a person during the pass."""
     faults: list[str] = []
     """What could not be done in this pass."""
     next_day: date | None = None
@@ -98,7 +94,7 @@ def reconcile(services: Services, *, dry_run: bool = False) -> Pass:
     clock = time.monotonic()
     before = last_pass(services)
     found = Pass(started_at=services.now(), next_day=before.next_day if before else None)
-    for part in (_poison, _blobs, _open_files, _days):
+    for part in (_poison, _blobs, _open_files, _days, _reference, _conditions):
         try:
             part(services, found, dry_run)
         except StackTopicsError as error:
@@ -107,7 +103,9 @@ def reconcile(services: Services, *, dry_run: bool = False) -> Pass:
     if not dry_run:
         services.lake.put(paths.LAST_RECONCILE, found.model_dump_json(indent=1).encode())
         _alert(services, found, before)
-        log.info("reconcile: %s", json.dumps(found.model_dump(mode="json", exclude={"waiting", "faults"})))
+        log.info(
+            "reconcile: %s", json.dumps(found.model_dump(mode="json", exclude={"waiting", "conditions", "faults"}))
+        )
     return found
 
 
@@ -121,8 +119,8 @@ def last_pass(services: Services) -> Pass | None:
 
 def _alert(services: Services, found: Pass, before: Pass | None) -> None:
     """Raise an alert for whatever the last pass did not find."""
-    known = {(each.alert, each.subject) for each in before.waiting} if before else set()
-    for each in found.waiting:
+    known = {(each.alert, each.subject) for each in (*before.waiting, *before.conditions)} if before else set()
+    for each in (*found.waiting, *found.conditions):
         if (each.alert, each.subject) not in known:
             raise_alert(services, each.alert, each.subject, each.reason)
     for fault in found.faults:
@@ -298,7 +296,12 @@ def _days(services: Services, found: Pass, dry_run: bool) -> None:
         checked = _some(sorted(pointer.sources.items()), services.now())
         stale = [source for source, output in checked if _moved(services, source, output)]
         if (named - files.keys() or stale) and not dry_run:
-            found.mended_days += len(republish(services, [day], stale, rewrite=bool(named - files.keys())))
+            try:
+                found.mended_days += len(republish(services, [day], stale, rewrite=bool(named - files.keys())))
+            except (BadInput, NotFound) as error:
+                found.waiting.append(
+                    Waiting(alert=Alert.DAY_DAMAGED, subject=str(day), since=pointer.published_at, reason=str(error))
+                )
         for path in files.keys() - named:
             if services.now() - files[path].last_modified > UNNAMED_AFTER:
                 found.deleted += 1
@@ -319,6 +322,27 @@ def _some(sources: list[tuple[str, str]], now: datetime) -> list[tuple[str, str]
 def _moved(services: Services, source_id: str, output: str) -> bool:
     pointer, _ = source_pointer(services.lake, source_id)
     return pointer is None or pointer.output != output
+
+
+# ---- what is no file -----------------------------------------------------------------------------------------------
+
+
+def _reference(services: Services, found: Pass, dry_run: bool) -> None:
+    """Finish a weekly copy that died half published, and delete what dead copies left."""
+    from ingest.reference.copy import finish_publication
+    from ingest.reference.snapshot import delete_leftovers
+
+    if dry_run:
+        return
+    finished = finish_publication(services, COPY_DEAD_AFTER)
+    found.finished_copy = finished.week if finished else None
+    delete_leftovers(services, services.now())
+
+
+def _conditions(services: Services, found: Pass, dry_run: bool) -> None:
+    """Note what is wrong and is no file, so that the next pass knows what is news."""
+    del dry_run
+    found.conditions = conditions(services)
 
 
 # ---- many at once ---------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ REMEDIES = {
     Alert.MODEL_DAMAGED: "`manage.py models rollback`, or `manage.py models add` a whole copy of it",
     Alert.REFERENCE_FAILED: "mend the cause and start copy_reference again",
     Alert.TRAINING_INCOMPLETE: "upload these files again, or `manage.py withdraw` them; the next training clears this",
-    Alert.DAY_DAMAGED: "`manage.py republish --since {subject} --until {subject}`",
+    Alert.DAY_DAMAGED: "`manage.py replay --day {subject}`",
 }
 
 

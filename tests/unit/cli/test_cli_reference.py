@@ -59,9 +59,14 @@ def test_a_copy_that_was_not_needs_a_person(monkeypatch: pytest.MonkeyPatch, tmp
 def test_a_copy_that_ended_between_renames_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reason: str | None, said: str
 ) -> None:
-    shown = status(monkeypatch, tmp_path, record(state="publishing", reason=reason))
+    long_ago = START - timedelta(hours=2)
+    shown = status(monkeypatch, tmp_path, record(state="publishing", reason=reason, started_at=long_ago))
     assert said in shown.stdout
     assert "start copy_reference again" in shown.stdout
+
+
+def test_a_copy_that_is_being_published_needs_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert status(monkeypatch, tmp_path, record(state="publishing")).exit_code == 0
 
 
 def test_changed_columns_are_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
