@@ -8,10 +8,10 @@ from http import HTTPStatus
 import azure.functions as func
 
 from ingest.binding import BlobClient
-from shared.logs import quiet_vendors
+from shared.logs import set_up_logs
 from shared.services import hurried_services, services
 
-quiet_vendors()
+set_up_logs()
 log = logging.getLogger("stacktopics")
 
 app = func.FunctionApp(http_auth_level=func.AuthLevel.FUNCTION)

@@ -19,7 +19,7 @@ from classify.registry.models import STARTER
 from classify.run.engine import run
 from classify.run.parameters import JobParameters
 from shared.errors import StackTopicsError
-from shared.logs import quiet_vendors
+from shared.logs import set_up_logs
 from shared.services import Services
 
 log = logging.getLogger("stacktopics.classify.job")
@@ -33,7 +33,7 @@ def warm_up() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from a command line; 0 when the file was classified, 1 with the reason in the log when not."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    quiet_vendors()
+    set_up_logs()
     what = "nothing was classified"
     try:
         job = JobParameters.from_arguments(sys.argv[1:] if arguments is None else arguments)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from classify.learn.train import TrainParameters, train
 from shared.errors import StackTopicsError
-from shared.logs import quiet_vendors
+from shared.logs import set_up_logs
 from shared.services import Services
 
 log = logging.getLogger("stacktopics.classify.train")
@@ -21,7 +21,7 @@ log = logging.getLogger("stacktopics.classify.train")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from a command line; 0 when a candidate was trained, promoted or not; 1 with the reason in the log."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    quiet_vendors()
+    set_up_logs()
     try:
         parameters = TrainParameters.from_arguments(sys.argv[1:] if arguments is None else arguments)
         result = train(Services().lake_at(parameters.lake_root), parameters)

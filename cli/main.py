@@ -9,7 +9,7 @@ import typer
 from cli import check, drop, dump, inbox, models, reconcile, replay, republish, status, topics, training
 from cli.options import hint
 from shared.errors import StackTopicsError
-from shared.logs import quiet_vendors
+from shared.logs import set_up_logs
 
 app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(status.status)
@@ -31,7 +31,7 @@ app.command()(training.score)
 
 def main() -> None:
     """Run a command; an error of the product or the system is one line on standard error and exit code 1."""
-    quiet_vendors()
+    set_up_logs()
     try:
         app()
     except (StackTopicsError, OSError) as error:

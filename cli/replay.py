@@ -11,6 +11,7 @@ from cli.options import DEFAULT_FILE, AsJson, SettingsFile, open_services
 from cli.screen import Screen, number_of, print_json
 from cli.status import length
 from pipeline import replay as replaying
+from pipeline import withdraw as withdrawing
 from serve.topics import parse_day
 from shared.errors import BadInput
 from shared.ledger import FileState
@@ -58,7 +59,14 @@ def replay(
     if not as_json:
         screen.line(_said(expected))
     asked_for = f"{day=} {source=} {since=} {until=} {model=}"
-    ended = replaying.replay(services, records, asked_for=asked_for, model=model, parallel=parallel)
+    ended = replaying.replay(
+        services,
+        records,
+        asked_for=asked_for,
+        model=model,
+        parallel=parallel,
+        tell=None if as_json else lambda done, of: screen.passing(f"{done:,} of {of:,} files have ended"),
+    )
     failed = [record for record in ended if record.state is not FileState.PUBLISHED]
     if as_json:
         print_json([record.model_dump(mode="json") for record in ended])
@@ -102,7 +110,7 @@ def withdraw(
     """Take a file back: it stops counting, and its days are published anew without it."""
     services = open_services(file, patient=True)
     record = replaying.newest_version(services, source)
-    days = replaying.withdraw(services, record, erase=erase)
+    days = withdrawing.withdraw(services, record, erase=erase)
     if as_json:
         print_json({"file": record.file, "days": days, "erased": erase})
         return

@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from shared.logs import visible
+
 GAP = "  "
 INDENT = "    "
 LEAST_NAME = 16
@@ -37,11 +39,6 @@ class Heading(NamedTuple):
 
     name: str
     right: bool = False
-
-
-def visible(text: str) -> str:
-    """`text` with its control characters written as escapes: `\\n`, `\\x1b`."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def number_of(count: int, what: str) -> str:

@@ -13,6 +13,7 @@ from ingest.posts import land_posts, recover
 from pipeline.launch import launch
 from pipeline.publish import publish
 from pipeline.watch import watch
+from pipeline.withdraw import take_back
 from shared import paths
 from shared.alerts import Alert, raise_alert
 from shared.ledger import AT_REST, ENDED, NEEDS_A_PERSON, FileRecord, FileState
@@ -71,6 +72,9 @@ def _step(services: Services, record: FileRecord) -> FileRecord:
             return watch(services, record)
         case FileState.CLASSIFIED:
             return publish(services, record)
+        case FileState.WITHDRAWN if services.ledger.is_open(record):
+            take_back(services, record)
+            return record
         case _:
             return record
 

@@ -101,24 +101,26 @@ def republish(
     return [day for day, has_changed in zip(days, changed, strict=True) if has_changed]
 
 
-def withdraw(services: Services, source_id: str, sequence: int) -> list[date]:
+def withdraw(services: Services, record: FileRecord) -> list[date]:
     """Let nothing of a source count up to this version, and publish its days anew; returns them.
 
+    The pointer says so even where nothing counted yet, so a run that is still at work cannot publish this version.
     Called again it goes on where it ended. Raises TransientError when others keep moving the same pointers.
     """
 
     def take_back() -> list[date]:
-        pointer, etag = source_pointer(services.lake, source_id)
-        if pointer is None:
-            return []
-        touched = sorted({*pointer.days, *pointer.left})
-        if pointer.output is not None and pointer.sequence <= sequence:
-            nothing = SourcePointer(version=pointer.version, sequence=sequence, output=None, days=[], left=touched)
-            move_pointer(services.lake, paths.source_pointer(source_id), nothing, etag)
+        pointer, etag = source_pointer(services.lake, record.source_id)
+        touched = sorted({*pointer.days, *pointer.left}) if pointer else []
+        is_new = pointer is None or pointer.sequence < record.sequence
+        if is_new or (pointer and pointer.output is not None and pointer.sequence == record.sequence):
+            nothing = SourcePointer(
+                version=record.version, sequence=record.sequence, output=None, days=[], left=touched
+            )
+            move_pointer(services.lake, paths.source_pointer(record.source_id), nothing, etag)
         return touched
 
-    days = until_first(take_back, f"the pointer of source {source_id}")
-    _refresh_all(services, days, _Reader(services.lake), _Anew([source_id]))
+    days = until_first(take_back, f"the pointer of {record.source.name}")
+    _refresh_all(services, days, _Reader(services.lake), _Anew([record.source_id]))
     return days
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel
 
 from ingest.whole import why_not_ours, why_unfinished
-from pipeline.advance import advance, advance_blob, clear_away
+from pipeline.advance import advance, advance_blob
 from pipeline.conditions import COPY_DEAD_AFTER, Waiting, conditions
 from pipeline.pace import trouble_delay
 from pipeline.publish import republish
@@ -231,10 +231,7 @@ def _stands_still(services: Services, record: FileRecord) -> bool:
 def _go_on(services: Services, found: Pass, record: FileRecord) -> None:
     """Do the record's next step; if it fails, note in the record why and since when."""
     try:
-        if record.state in AT_REST:
-            clear_away(services, record)
-        else:
-            advance(services, record.source_id, record.version)
+        advance(services, record.source_id, record.version)
     except StackTopicsError as error:
         record = _troubled(services, record, error)
         _report_trouble(found, services, record)

@@ -1,4 +1,4 @@
-"""Classifying files again from the archive, and taking files back."""
+"""Classifying files again from the archive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel
 
-from pipeline import publish
 from shared import paths, proof
 from shared.catalog import day_pointer
 from shared.documents import decode
@@ -101,7 +100,7 @@ def replay(
                 f"{record.file} is {record.state}: only a file that counts, failed or was cancelled is replayed"
             )
     plan = _plan(services, asked_for)
-    waiting = [record for record in records if record.times.get("asked", plan.started_at) <= plan.started_at]
+    waiting = [record for record in records if "asked" not in record.times or record.times["asked"] < plan.started_at]
     under_way = [record for record in records if record not in waiting]
     ended: list[FileRecord] = []
     while waiting or under_way:
@@ -160,41 +159,3 @@ def start_again(
     services.posts_landed.send(PostsLanded(source_id=after.source_id, version=after.version))
     log.info("%s is classified again", after.file)
     return after
-
-
-def withdraw(services: Services, record: FileRecord, *, erase: bool = False) -> list[date]:
-    """Take a file back, with all its versions up to this one; returns the days that were published anew without it.
-
-    Its bytes stay in the archive, unless `erase` deletes them, those in quarantine and the rows of its posts.
-    """
-    records = [services.ledger.get(record.source_id, version) for version in services.ledger.versions(record.source_id)]
-    earlier = [each for each in records if each.sequence <= record.sequence]
-
-    def withdrawn(current: FileRecord) -> FileRecord | None:
-        if current.state is FileState.WITHDRAWN:
-            return None
-        return current.entered(FileState.WITHDRAWN, services.now(), reason="it was withdrawn")
-
-    for each in earlier:
-        if each.state is FileState.LAUNCHED:
-            services.job_runs.cancel(each.runs[-1].run_id)
-        services.ledger.change(each, withdrawn)
-    days = publish.withdraw(services, record.source_id, record.sequence)
-    for each in earlier:
-        services.lake.delete(paths.landing(each.source_id, each.version))
-        if erase:
-            _erase(services, each)
-        services.ledger.close(each)
-    log.warning("%s was withdrawn%s: %d days", record.file, " and erased" if erase else "", len(days))
-    return days
-
-
-def _erase(services: Services, record: FileRecord) -> None:
-    folders = [
-        paths.post_topics_of(record.source_id, record.version),
-        paths.quarantined(record.source_id, record.version),
-    ]
-    for folder in folders:
-        for info in list(services.lake.list(folder)):
-            services.lake.delete(info.path)
-    services.lake.delete(paths.archive(record.file_day, record.source_id, record.version))

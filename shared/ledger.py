@@ -128,6 +128,7 @@ class FileRecord(Record):
     counted: int | None = Field(default=None, description="questions and answers that were counted")
     days: list[date] = Field(default_factory=list)
     reason: str | None = Field(default=None, description="why it does not count")
+    erase: bool = Field(default=False, description="its bytes are to be deleted, because it was withdrawn for good")
     times: dict[str, datetime] = Field(default={}, description="when each state was last entered (UTC)")
 
     def entered(self, state: FileState, now: datetime, **changes: object) -> Self:

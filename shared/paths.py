@@ -18,6 +18,7 @@ WAITING_FILES = "runs/waiting"
 INBOX = "runs/inbox"
 SEEN_FILES = "runs/seen"
 REPLAY = "runs/replay.json"
+QUESTION_TOPICS = "question_topics"
 LATEST_DAY = "catalog/latest.json"
 LAST_RECONCILE = "runs/reconcile/last.json"
 REFERENCE_RECORDS = "runs/reference"
@@ -146,7 +147,7 @@ def post_topics(source: str, version: str, model: str, topic_source: str, replay
 
 def question_topics(bucket: int) -> str:
     """The folder with the topics of the questions whose Id // QUESTION_BUCKET is `bucket`."""
-    return f"question_topics/ids={bucket}"
+    return f"{QUESTION_TOPICS}/ids={bucket}"
 
 
 def question_topics_of(bucket: int, origin: str) -> str:

@@ -7,7 +7,6 @@ the current model only if it finds more of the held-out posts' topics than the c
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from itertools import count
@@ -143,20 +142,19 @@ def _record(lake: Lake, until: date, result: Training) -> None:
 def archived_questions(lake: Lake, until: date, days: int, damaged: list[str]) -> Iterator[pa.Table]:
     """The questions that were created in the `days` days up to `until`, of each source the version that counts.
 
-    The newest file comes last, because its rows count (`sample`). Where a file says so, row groups without posts of
-    these days are not read: all files of the archive are looked at, because the day in the name of a file is not the
-    day of its posts. What cannot be read is left out from where it is damaged, and told in `damaged` and in the log.
+    Nothing is learned from a file that was withdrawn. The newest file comes last, because its rows count (`sample`).
+    Where a file says so, row groups without posts of these days are not read: all files of the archive are looked at,
+    because the day in the name of a file is not the day of its posts. What cannot be read is left out from where it is
+    damaged, and noted in `damaged` and in the log.
     """
     last = (until - EPOCH).days
     window = range(last - days + 1, last + 1)
     files = sorted((info.path for info in lake.list(paths.ARCHIVE)), key=lambda path: path.split("/")[:-3:-1])
-    versions = Counter(path.split("/")[-2] for path in files)
     for path in files:
         *_, year, month, day, source, name = path.split("/")
-        if versions[source] > 1:
-            pointer, _etag = source_pointer(lake, source)
-            if pointer is not None and f"{pointer.version}.parquet" != name:
-                continue
+        pointer, _etag = source_pointer(lake, source)
+        if pointer is not None and (pointer.output is None or f"{pointer.version}.parquet" != name):
+            continue
         file_day = date(int(year), int(month), int(day))
         try:
             with readable(path):

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from cli.screen import Cell, Heading, Screen, visible
+from cli.screen import Cell, Heading, Screen
 
 COLUMNS = [Heading(""), Heading("file"), Heading("state"), Heading("posts", right=True), Heading("now")]
 NAME = "incoming/2026/11/22/posts-of-the-whole-network-2026-11-22-and-one-day-more.parquet"
@@ -64,4 +64,3 @@ def test_names_from_outside_are_text() -> None:
     assert "[/x].parquet [bold]a[/bold]" in said
     assert r"a\r\n\x1b[2Jb.parquet" in said
     assert "\x07" not in said
-    assert visible("naïve 東京") == "naïve 東京"

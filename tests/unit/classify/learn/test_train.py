@@ -92,6 +92,15 @@ def test_the_version_that_counts_is_read(lake: FolderLake) -> None:
     assert titles(lake) == ["a v2", "b v1", "c v1"]
 
 
+def test_nothing_is_learned_from_a_withdrawn_file(lake: FolderLake) -> None:
+    table = parquet(created(questions(30), datetime(2026, 11, 20)))
+    for source in ("kept", "withdrawn"):
+        lake.put(paths.archive(UNTIL, source, "v"), table)
+    nothing = SourcePointer(version="v", sequence=1, output=None, days=[], left=[])
+    move_pointer(lake, paths.source_pointer("withdrawn"), nothing, None)
+    assert sum(found.num_rows for found in archived_questions(lake, UNTIL, 365, [])) == 30
+
+
 def test_posts_are_of_the_day_they_were_created_on_whatever_day_the_file_has(lake: FolderLake) -> None:
     days = {"first": datetime(2026, 11, 16), "last": datetime(2026, 11, 22, 23, 59), "none": None}
     days |= {"before": datetime(2026, 11, 15, 23, 59), "after": datetime(2026, 11, 23)}
