@@ -279,7 +279,7 @@ def test_a_folder_that_is_no_model_is_not_added(run: Run, lake: FolderLake, mode
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        (MANIFEST, b"{}", "not a topic model's manifest"),
+        (MANIFEST, b"{}", "the topic model's manifest is invalid"),
         (MANIFEST, None, "holds topics"),
         (EVALUATION, b"[]", f"{EVALUATION} holds no ReportedFigures"),
         (EVALUATION, b"\xff", f"{EVALUATION} holds no ReportedFigures"),
