@@ -11,7 +11,7 @@ MINUTES = {"hostile": 1, "pipeline": 1, "scale": 3, "dump": 4, "copy": 6, "landi
 
 
 def main(arguments: list[str]) -> int:
-    """Run one benchmark with its arguments, or every benchmark. Returns the highest exit code, 2 for an unknown name."""
+    """Run one benchmark with its arguments, or every benchmark; returns the highest exit code, 2 for a wrong name."""
     if arguments == ["--list"]:
         print(listing())
         return 0

@@ -93,7 +93,7 @@ def _find_top(margins: Floats, top: Int32s, top_margins: Floats) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """What a model says about n posts, row by row.
+    """The result of a model for n posts, row by row.
 
     `topic` int32 [n]: the primary topic, as an index into the model's topics (`other` is the last).
     `best` int32 [n]: the topic most likely to be among the tags; never `other`.
@@ -194,7 +194,7 @@ class TopicModel:
     def primary_of_tags(self, tags: pa.ListArray) -> Int32s:
         """The primary topic of posts with known tags: the most frequent of their topics; `other` if no tag is a topic.
 
-        -1 where the list is null.
+        Returns int32 [n], -1 where the list is null.
         """
         other = len(self.topics) - 1
         lists, lengths = tags.flatten(), pc.fill_null(pc.list_value_length(tags), 0).to_numpy(zero_copy_only=False)

@@ -140,7 +140,7 @@ def text(array: pa.Array, name: str) -> pa.Array:
     """The texts as a string, large_string, binary or large_binary array; other types are cast to string.
 
     Raises BadColumn for floating-point numbers. A column of NaN only becomes nulls: some writers store a column
-    without values so.
+    without values in this way.
     """
     array = _without_nan(array, name)
     kind = array.type

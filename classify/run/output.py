@@ -78,7 +78,7 @@ class Scored:
 
 
 def score(posts: Posts, model: TopicModel, topic_source: str) -> Scored:
-    """The topics of posts that inherit none.
+    """The topics of posts that inherit no topic.
 
     Its own tags decide a question with tags, unless `topic_source` is model. The model scores every post.
     """

@@ -51,7 +51,7 @@ GROUP_ROWS = 8_192
 MANY_FILES = 16
 """If a bucket has more files than this, they are merged into one."""
 MERGED = "merged-"
-"""The names of merged files start so. They sort after versions: for equal origins, the file of a classification comes
+"""The names of merged files start with this. They sort after versions: for equal origins, the file of a classification comes
 first."""
 READERS = 8
 TRIES = 5
