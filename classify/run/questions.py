@@ -51,14 +51,13 @@ GROUP_ROWS = 8_192
 MANY_FILES = 16
 """If a bucket has more files than this, they are merged into one."""
 MERGED = "merged-"
-"""The names of merged files start with this. They sort after versions: for equal origins, the file of a classification comes
-first."""
+"""The prefix of merged files. It sorts after versions: for equal origins, the file of a classification comes first."""
 READERS = 8
 TRIES = 5
 
 
 def newest_topics(lake: Lake, ids: Int64s) -> pa.Table:
-    """Id, topic and `guessed` of those of these questions that earlier files had, from the newest row; Id ascending.
+    """Id, topic and `guessed` of the questions `ids`, as far as earlier files had them; the newest row, Id ascending.
 
     Reads only row groups that may hold such an Id. Raises TransientError when merges keep replacing the files of a
     bucket.
