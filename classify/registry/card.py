@@ -111,7 +111,7 @@ def card(
             ),
             row("days with answers: intervals that contain the true share", lambda each: each.answered_days.coverage),
             "",
-            "By topic: posts with this primary topic, posts that the model gives it, and posts with both.",
+            "By topic: posts with this primary topic, posts to which the model gives it, and posts with both.",
             "",
             "| topic | posts | found | right | F1 |",
             "|---|---|---|---|---|",
