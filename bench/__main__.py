@@ -1,5 +1,5 @@
-"""`python -m bench [NAME …]`: run benchmarks; without a name, all of them. `--list` names them, `--check` ends with 1
-when a figure breaks its bound; other options are those of a benchmark, see `python -m bench NAME --help`."""
+"""`python -m bench [NAME …]`: run one benchmark, or all without a name. `--list` lists them; with `--check` the exit
+code is 1 if a figure breaks its bound. `python -m bench NAME --help` shows the options of a benchmark."""
 
 import ast
 import importlib
@@ -7,22 +7,22 @@ import sys
 from pathlib import Path
 
 MINUTES = {"hostile": 1, "pipeline": 1, "scale": 3, "dump": 4, "copy": 6, "landing": 10, "topics": 60}
-"""About how long each takes on two cores that nobody else wants."""
+"""The approximate duration of each on two idle cores."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run one benchmark with its arguments, or every benchmark; the exit code is 1 when one of theirs is."""
+    """Run one benchmark with its arguments, or every benchmark; returns the highest exit code, 2 for a wrong name."""
     if arguments == ["--list"]:
         print(listing())
         return 0
     if arguments and not arguments[0].startswith("-"):
         name, *rest = arguments
         if name not in MINUTES:
-            print(f"there is no benchmark {name}; there are:\n{listing()}", file=sys.stderr)
+            print(f"unknown benchmark {name}; the benchmarks are:\n{listing()}", file=sys.stderr)
             return 2
         return run(name, rest)
     if "--json" not in arguments:
-        print(f"{listing()}\nOne alone: python -m bench NAME (in its environment: .venv/bin/python)\n", flush=True)
+        print(f"{listing()}\nOnly one: python -m bench NAME (in the environment: .venv/bin/python)\n", flush=True)
     return max([run(name, arguments) for name in MINUTES])
 
 
@@ -32,7 +32,7 @@ def run(name: str, arguments: list[str]) -> int:
 
 
 def listing() -> str:
-    """A line for each benchmark: its name, about how long it takes, and what it measures, without importing it."""
+    """A line for each benchmark: its name, approximate duration and purpose. Does not import the benchmarks."""
     lines = []
     for name, minutes in MINUTES.items():
         module = ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))

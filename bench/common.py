@@ -1,6 +1,6 @@
-"""What benchmarks share: their options, the most memory of a process, and the bounds that figures are held against.
+"""Shared by the benchmarks: their options, the peak memory of a process, and the bounds for figures.
 
-It imports little: processes whose memory is measured import it too.
+It imports little, because processes whose memory is measured import it too.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 
 class Bound(NamedTuple):
-    """A figure and what it must not exceed (or, if `is_least`, fall below): more than was ever measured on a machine
-    where all was well, less than what a known fault costs."""
+    """A figure and the limit that it must not exceed (or, if `is_least`, not fall below). All figures measured without
+    a fault keep the limit; the figure that a known fault causes breaks it."""
 
     what: str
     measured: float
@@ -38,15 +38,15 @@ class Bound(NamedTuple):
 
 
 def options(name: str, about: str | None) -> argparse.ArgumentParser:
-    """A parser of a benchmark's options that has those which all have."""
+    """A parser with the options that all benchmarks have; a benchmark adds its own."""
     parser = argparse.ArgumentParser(prog=f"python -m bench {name}", description=about)
-    parser.add_argument("--json", action="store_true", help="one JSON object in place of tables")
-    parser.add_argument("--check", action="store_true", help="end with 1 when a bound is broken")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--check", action="store_true", help="exit with code 1 if a bound is broken")
     return parser
 
 
 def conclude(bounds: Iterable[Bound], given: argparse.Namespace) -> int:
-    """Show the bounds, unless in JSON, where they stand already; returns the exit code."""
+    """Print the bounds, except with `--json`, whose output contains them already; returns the exit code."""
     bounds = list(bounds)
     if not given.json:
         print(*bounds, sep="\n")
@@ -54,9 +54,9 @@ def conclude(bounds: Iterable[Bound], given: argparse.Namespace) -> int:
 
 
 def peak_bytes(process: str = "self") -> int:
-    """The most memory that a process has had so far; of this one where the system tells of no other.
+    """The peak memory of a process so far, in bytes; on a system without `/proc`, that of this process.
 
-    `ru_maxrss`, the second choice, begins with that of the process that forked this one.
+    `ru_maxrss` is only the second choice, because it starts at the value of the parent process.
     """
     status = Path(f"/proc/{process}/status")
     if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):

@@ -1,15 +1,15 @@
-"""`python -m bench copy`: Postgres to Parquet, this project against its peers and against what the machine allows.
+"""`python -m bench copy`: Postgres to Parquet, this project compared with its peers and with the limits of the machine.
 
-Every contender copies the same table in a process of its own; rounds are interleaved, and the one with the median CPU
-seconds counts. CPU seconds are those of the client (the work only, imports not) and of the server's backends: steadier
-than wall time on a shared machine. Peak memory is the whole process's. Peers that are not installed are skipped.
+Every contender copies the same table in its own process. Rounds are interleaved; the round with the median CPU seconds
+counts. CPU seconds are those of the client (without imports) and of the server's backends: they vary less than
+wall-clock time on a shared machine. Peak memory is that of the whole process. Peers that are not installed are skipped.
 
-The limits: the server's COPY BINARY thrown away as it arrives, decoding rows that are in memory already, and encoding
-record batches that are in memory already. Their CPU seconds together are the floor that the copy is held against.
+There are three limits: the server's COPY BINARY with its output discarded, decoding rows from memory, and encoding
+record batches from memory. The sum of their CPU seconds is the floor with which the copy is compared.
 
-Then tables of few wide rows are copied, for the memory that takes: what is held at once is so many bytes, or one row
-that is larger. The bounds on memory: 218 MB were measured for narrow rows, 250 to 375 for wide ones; 3.5 GB before what
-is held was counted in bytes. That on the floor: 93 % were measured.
+Then tables of few wide rows are copied to measure memory: the copy holds a fixed number of bytes at once, or one larger
+row. Measured, for the bounds: 218 MB for narrow rows, 250 to 375 MB for wide rows (3.5 GB before the limit was in
+bytes), and 93 % of the floor.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ from shared.settings import Settings
 
 SCHEMA, TABLE = "raw_st", "users"
 WIDE_TABLE, WIDE_ROWS = "wide", {1_000: 600_000, 1_000_000: 600, 20_000_000: 40}
-"""How many rows of so many bytes."""
+"""The bytes of a row, and the number of rows."""
 MOST_MEGABYTES, MOST_FOR_WIDE_ROWS, LEAST_OF_FLOOR = 300, 400, 0.75
 MADE_IN_MEMORY = 64 * 1024
-"""How many rows the two in-memory limits hold; they go over them again until the table's number is reached."""
+"""The rows that the two in-memory limits hold; they repeat them up to the number of rows of the table."""
 
 MAKE_TABLE = """
     CREATE SCHEMA raw_st;
@@ -83,7 +83,7 @@ MAKE_WIDE_TABLE = """
 
 @dataclass(frozen=True)
 class Job:
-    """What a contender is told: where the server is, how many rows its table has, a folder to write to, the table."""
+    """The input of a contender: the server, the number of rows of the table, a folder for the output, the table."""
 
     dsn: str
     rows: int
@@ -102,7 +102,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: seconds of wall time and CPU (client, server), peak memory of the process and output, in MB."""
+    """One run: seconds of wall-clock time and CPU (client, server); peak memory of the process and output, in MB."""
 
     seconds: float
     client: float
@@ -116,14 +116,14 @@ class Measured:
 
 
 Work = Callable[[], Any]
-"""What is measured; a contender returns it after its imports and preparations."""
+"""The measured work; a contender returns it after its imports and preparations."""
 
 
 # ---- contenders ---------------------------------------------------------------------------------------------------
 
 
 def copy_with(proof: str) -> Callable[[Job], Work]:
-    """The product's own weekly copy, to a lake in a folder."""
+    """This project's weekly copy, to a lake in a folder."""
 
     def contender(job: Job) -> Work:
         storage = "UseDevelopmentStorage=true"
@@ -287,7 +287,7 @@ CONTENDERS: dict[str, Callable[[Job], Work]] = {
 
 
 def measure(name: str, server: postgres.Postgres, rows: int, table: str = TABLE) -> Measured:
-    """Run a contender in a process of its own."""
+    """Run a contender in its own process."""
     folder = tempfile.mkdtemp(prefix="stacktopics-bench-")
     job = Job(_dsn(server), rows, folder, table)
     try:
@@ -314,7 +314,7 @@ def run_one(name: str, job: Job) -> Measured:
 
 
 def _wait_for_backends(dsn: str) -> None:
-    """Return when no backend but this one is left: only then are their CPU seconds counted by the server process."""
+    """Wait until all other backends have ended: only then the server process includes their CPU seconds."""
     others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
     deadline = time.monotonic() + 30
     while _ask(dsn, others) and time.monotonic() < deadline:
@@ -323,7 +323,7 @@ def _wait_for_backends(dsn: str) -> None:
 
 
 def _server_cpu(dsn: str) -> float:
-    """CPU seconds of the backends that have ended: fields 16 and 17 of /proc/<pid>/stat of the postmaster."""
+    """CPU seconds of the backends that have ended: fields 16 and 17 of the postmaster's /proc/<pid>/stat."""
     data = Path(_ask(dsn, "SHOW data_directory"))
     pid = (data / "postmaster.pid").read_text().split()[0]
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -342,7 +342,7 @@ def _ask(dsn: str, query: str) -> Any:
 
 @contextmanager
 def server_with_table(rows: int) -> Iterator[postgres.Postgres]:
-    """A Postgres of the benchmark's own, with the table made and read once."""
+    """A Postgres server for this benchmark, with its table made and read once."""
     folder = Path(tempfile.mkdtemp(prefix="stacktopics-bench-"))
     folder.chmod(0o755)
     server = postgres.start(folder, free_ports(1)[0], folder / "postgres.log", lambda _: None)
@@ -362,7 +362,7 @@ def server_with_table(rows: int) -> Iterator[postgres.Postgres]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; `--json` prints one JSON object in place of the table."""
+    """Measure and print a table; with `--json`, one JSON object. Returns the exit code."""
     parser = options("copy", __doc__)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -399,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure_wide_rows(server: postgres.Postgres) -> dict[str, float]:
-    """The peak in MB of copying and proving a table of wide rows, by what it is a table of."""
+    """The peak memory in MB of copying and proving each table of wide rows, by a description of the table."""
     peaks = {}
     for size, rows in WIDE_ROWS.items():
         _ask(_dsn(server), MAKE_WIDE_TABLE.format(bytes=size, rows=rows))
@@ -440,7 +440,8 @@ def _summary(runs: list[Measured], rows: int) -> dict[str, float]:
 
 
 def _held_against_limits(runs: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The share of the floor in this copy's CPU seconds, and of the two cores' best possible wall time in its own."""
+    """The floor as a share of this copy's CPU seconds; and the least wall-clock time that two cores allow, as a share
+    of this copy's wall-clock time."""
     cpu = {name: run["client"] + run["server"] for name, run in runs.items()}
     floor = sum(cpu[name] for name in LIMITS)
     best_wall = max(

@@ -1,17 +1,16 @@
-"""`python -m bench dump`: Posts.xml to Parquet, this project against other ways and against what its parts allow.
+"""`python -m bench dump`: Posts.xml to Parquet, this project compared with other ways and with the limit of its parts.
 
-The dump is a real one, grown by repetition with new Ids and dates: 10,000 posts a day, about what Stack Overflow
-had, and one post in 1,000 dated back to any earlier day, as migrated posts are. Every contender reads the same file in
-a process of its own; rounds are interleaved and the medians count. CPU seconds (imports not counted) are steadier than
-wall time on a shared machine. This import writes a file a day and checks all rows; the others write one file and check
-nothing.
+The dump is a real one, repeated with new Ids and dates: 10,000 posts a day, about as many as Stack Overflow had, and
+one post in 1,000 has the date of any earlier day, like migrated posts. Every contender reads the same file in its own
+process. Rounds are interleaved; medians count. CPU seconds (without imports) vary less than wall-clock time on a shared
+machine. This import writes one file per day and checks all rows; the others write one file and check nothing.
 
-"On free cores" is what the CPU seconds of two threads allow when no one else wants the cores.
+"On free cores" is the speed-up that the CPU seconds of two threads allow on two idle cores.
 
-The limit: writing Parquet from memory.
+The limit is writing Parquet from memory.
 
-The bound on memory: that of two threads was 306 to 353 MB, with a dump of 300 MB as of 1 GB, of which most are imports;
-each thread holds a row group, whatever the size of the file.
+Measured, for the bound: two threads took 306 to 353 MB of memory, for a dump of 300 MB and of 1 GB alike. Most of it is
+imports; each thread holds one row group, for a file of any size.
 """
 
 from __future__ import annotations
@@ -48,15 +47,15 @@ SEED_DUMP = "raspberrypi.meta/Posts.xml"
 POSTS_A_DAY = 10_000
 MIGRATED = 1_000
 ROWS_A_GROUP = 20_000
-FIRST_DAY = datetime(2012, 1, 1)  # noqa: DTZ001 - a dump's moments are naive
+FIRST_DAY = datetime(2012, 1, 1)  # noqa: DTZ001 - a dump's timestamps have no time zone
 
 Work = Callable[[], Any]
-"""What is measured; a contender returns it after its imports."""
+"""The measured work; a contender returns it after its imports."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a contender is told: the XML file, and a folder to write to."""
+    """The input of a contender: the XML file, and a folder for the output."""
 
     xml: str
     folder: str
@@ -64,8 +63,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: seconds of wall time and CPU (children included), peak memory of the process or, where the system has
-    only the kind of count that goes on over fork and exec, of the largest; output in MB."""
+    """One run: seconds of wall-clock time and CPU (with child processes); peak memory and output in MB. Memory is that
+    of the process; on a system without `/proc`, that of the largest process."""
 
     seconds: float
     cpu: float
@@ -74,7 +73,7 @@ class Measured:
 
 
 def grow(seed: Path, target: Path, megabytes: int) -> int:
-    """Write a dump of about that size; returns the number of rows."""
+    """Write a dump of about this size; returns the number of rows."""
     rows = [line.strip() for line in seed.read_bytes().splitlines() if line.lstrip().startswith(b"<row ")]
     numbers = [int(number) for row in rows for number in re.findall(rb' (?:Id|ParentId|AcceptedAnswerId)="(\d+)"', row)]
     templates = [_template(row) for row in rows]
@@ -95,7 +94,7 @@ def grow(seed: Path, target: Path, megabytes: int) -> int:
 
 
 def _template(row: bytes) -> tuple[bytes, list[int]]:
-    """A row with places for the numbers of posts, which stand before its date, and the date."""
+    """A row as a template, with placeholders for the Ids before its date and for the date; and these Ids."""
     head, created, tail = re.split(rb'( CreationDate=")[^"]*', row.replace(b"%", b"%%"), maxsplit=1)
     ids = [int(number) for number in re.findall(rb'(?:Id|ParentId|AcceptedAnswerId)="(\d+)"', head)][:1]
     rest = [int(number) for number in re.findall(rb'(?:ParentId|AcceptedAnswerId)="(\d+)"', head)]
@@ -146,7 +145,7 @@ def lxml_target(job: Job) -> Work:
 
 def expat_parser(job: Job) -> Work:
     def work() -> None:
-        with _Writer(job) as writer, open(job.xml, "rb") as file:  # noqa: PTH123 - expat's own way
+        with _Writer(job) as writer, open(job.xml, "rb") as file:  # noqa: PTH123 - as in expat's documentation
             parser = expat.ParserCreate()
             parser.buffer_text = True
 
@@ -175,7 +174,7 @@ def regex_lines(job: Job) -> Work:
 
 
 class _Writer:
-    """Rows as dictionaries to one Parquet file, as a plain program would."""
+    """Writes rows, given as dictionaries, to one Parquet file, as a simple program does."""
 
     def __init__(self, job: Job) -> None:
         self._writer = open_writer(Path(job.folder) / "posts.parquet")
@@ -207,7 +206,7 @@ def write_rows(rows: Iterable[dict[str, str]], job: Job) -> None:
 
 
 def xml2arrow_blocks(job: Job) -> Work:
-    """Blocks of whole rows through xml2arrow, which drops without a word what it has no field for."""
+    """Blocks of complete rows through xml2arrow, which silently drops attributes without a field."""
     from xml2arrow import XmlToArrowParser
 
     parsed_as = {pa.int32(): "Int32", pa.int64(): "Int64", pa.string(): "Utf8", MOMENT: "Utf8"}
@@ -240,7 +239,7 @@ def xml2arrow_blocks(job: Job) -> Work:
 
 
 def parquet_alone(job: Job) -> Work:
-    """The row groups of the first GROUP_BYTES of the file, written until the file's size is reached."""
+    """Write the rows of the first GROUP_BYTES of the file again and again, up to the size of the file."""
     xml = Path(job.xml)
     lo, hi = row_ranges(xml, POSTS_TABLE.root, GROUP_BYTES)[0]
     with xml.open("rb", buffering=0) as file:
@@ -276,7 +275,7 @@ NEEDS = {"xml2arrow, unchecked": "xml2arrow", ITERPARSE: "lxml", "lxml parser ta
 
 
 def measure(name: str, xml: Path) -> Measured:
-    """Run a contender in a process of its own."""
+    """Run a contender in its own process."""
     folder = tempfile.mkdtemp(prefix="stacktopics-bench-")
     try:
         command = [sys.executable, "-m", "bench.dump", "--one", name, json.dumps(asdict(Job(str(xml), folder)))]
@@ -306,7 +305,7 @@ def _cpu_seconds() -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; `--json` prints one JSON object in place of the table."""
+    """Measure and print a table; with `--json`, one JSON object. Returns the exit code."""
     parser = options("dump", __doc__)
     parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=1)

@@ -1,10 +1,10 @@
-"""`python -m bench hostile`: what input costs that was written to do harm: footers and texts.
+"""`python -m bench hostile`: the cost of hostile input: footers and texts.
 
-A footer: the most memory of a process that checks a file with one of the largest footers that are read. A text: CPU
-seconds for features of megabytes of one piece, over those for plain words; and of eight times as many kinds of
-character references over those of one time: 8 would be linear.
+Footers: the peak memory of a process that checks a file with one of the largest footers that it accepts. Texts: the CPU
+seconds for the features of megabytes of one repeated piece, divided by those for plain words. References: the same for
+8,000 kinds of character references, divided by 1,000 kinds: linear time would give 8.
 
-The bounds: 14 to 35 MiB were measured for footers, 0.5 to 8 times plain for texts, 3 times for references.
+Measured, for the bounds: 14 to 35 MiB for footers, 0.5 to 8 times plain for texts, 3 times for references.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def memory(made: str) -> float:
-    """The most MiB of a process that checks such a file."""
+    """The peak memory, in MiB, of a process that checks such a file."""
     with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
         file.write(with_ends(LARGEST[made](1)[0]))
         file.flush()
@@ -72,7 +72,7 @@ def times_of_eight() -> float:
 
 
 def seconds(texts: list[bytes]) -> float:
-    """CPU seconds for the features of posts with these titles and bodies, the least of five times."""
+    """CPU seconds for the features of posts with these texts as titles and bodies: the least of five runs."""
     posts, spent = pa.array(texts), []
     for _ in range(5):
         start = time.process_time()

@@ -1,10 +1,10 @@
-"""`python -m bench landing`: copying a large file into the lake: this project's ways against the usual ones.
+"""`python -m bench landing`: copying a large file into the lake: this project's ways compared with the usual ones.
 
-Every contender copies the same Posts file from Azurite's container into the lake in a process of its own, once a round:
-medians of the seconds, the peak memory of that process. `land_posts` is all that the product does: footer, copies to
-landing and archive, their proof, record, message, and the source deleted. The service copies within an account; `by
-ranges` every byte of the landed copy passes through us. The bounds hold blocks of 4 MB on their way against a file held
-whole: 20 MiB above what a process with its clients has, 87 in all, were measured.
+Every contender copies the same Posts file from a container of Azurite into the lake, once per round, each in its own
+process. All figures, also the peak memory of the process, are medians. `land_posts` is the whole landing step: check
+the footer, copy to landing and archive, prove the copies, record, message, delete the source. Within an account the
+service copies; `by ranges`, every byte of the landed copy passes through this process. The bounds detect a file that is
+held in memory as a whole, instead of blocks of 4 MB. Measured: 20 MiB above a process with its clients, 87 in all.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def chunks(services: Services, blob: StorageBlob, _: BlobVersion, path: str) -> 
 
 
 def land(services: Services, blob: StorageBlob, _: BlobVersion, __: str) -> None:
-    """All that the product does."""
+    """The whole landing step of this project."""
     record = land_posts(services, blob)
     if record is None or record.state is not FileState.LANDED:
         raise RuntimeError(f"the file did not land: {record}")
 
 
 def land_by_ranges(services: Services, blob: StorageBlob, version: BlobVersion, path: str) -> None:
-    """The same where the service will not copy the source by itself."""
+    """The whole landing step when the service refuses to copy the source."""
     copying._inside_the_account = lambda *_: None
     land(services, blob, version, path)
 
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.json:
         print(json.dumps({"ways": results, "bounds": [bound.to_json() for bound in bounds]}, indent=1))
         return conclude(bounds, given)
-    from rich.console import Console  # imported here, so that the process that lands holds the product alone
+    from rich.console import Console  # imported here, so that it takes no memory in the processes that are measured
     from rich.table import Table
 
     table = Table(title=f"Landing {given.megabytes} MB on Azurite, {given.rounds} rounds")
@@ -135,7 +135,7 @@ def _measure(megabytes: int, rounds: int) -> list[dict[str, float | str]]:
 
 
 def upload_posts(services: Services, folder: Path, megabytes: int) -> None:
-    """Put a Posts file of that size into the container, made in `folder`; one row group a MB, which do not compress."""
+    """Make a Posts file of this size in `folder` and upload it; each row group is 1 MB that does not compress."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

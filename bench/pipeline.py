@@ -1,11 +1,10 @@
-"""`python -m bench pipeline`: from upload to published topics on the local cloud, and what importing the app costs.
+"""`python -m bench pipeline`: the time from upload to published topics on the local cloud, and to import the app.
 
-One cloud is started and warmed up with a small file; then files of about 10,000 sample posts are dropped one after
-the other. Each file's time is taken apart by what its record and its job's summary say. At the end comes a file that
-breaks the contract.
+A small file warms up one local cloud. Then files of about 10,000 sample posts are uploaded one after the other. The
+times in a file's record and in its job's summary split its total time into steps. The last file is invalid.
 
-The bounds: importing the app took 0.13 to 0.42 CPU s, loading the starter model 0.1; 10,000 posts were published after
-2.0 to 4.5 s; a file is refused at its first delivery.
+Measured, for the bounds: importing the app took 0.13 to 0.42 CPU s, loading the starter model 0.1; 10,000 posts were
+published after 2.0 to 4.5 s; a file is refused at its first delivery.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from shared.ledger import AT_REST, FileRecord, FileState
 from shared.services import Services
 
 QUESTIONS = 4_550
-"""With their answers about 10,000 posts."""
+"""With their answers, these are about 10,000 posts."""
 FORBIDDEN = ("pyarrow", "psycopg2", "databricks")
 STARTER = PROJECT_ROOT / "classify" / "starter"
 MOST_CPU_TO_IMPORT, MOST_CPU_TO_LOAD, MOST_TO_PUBLISH, MOST_TO_REFUSE = 0.6, 0.3, 10, 1
@@ -80,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def measure_starter() -> float:
-    """CPU seconds of loading the starter model, in a process that has done so before."""
+    """CPU seconds to load the starter model for the second time in a process."""
     TopicModel.load(STARTER)
     start = time.process_time()
     TopicModel.load(STARTER)
@@ -88,7 +87,7 @@ def measure_starter() -> float:
 
 
 def measure_imports(rounds: int) -> dict[str, Any]:
-    """Importing the app in a new process: medians in seconds, and which heavy packages it pulled in."""
+    """Import the app in new processes: the median seconds, and the heavy packages that it imported."""
     found = []
     for _ in range(rounds):
         ended = subprocess.run(
@@ -104,8 +103,8 @@ def measure_imports(rounds: int) -> dict[str, Any]:
 
 
 def measure_files(rounds: int) -> tuple[list[dict[str, float]], float]:
-    """One entry a file: posts, and the seconds of every part. And the seconds from the event of a file that is none to
-    its quarantine."""
+    """For each file, its number of posts and the seconds of every step; and the seconds from the event of an invalid
+    file to its quarantine."""
     folder = Path(tempfile.mkdtemp(prefix="stacktopics-bench-"))
     folder.chmod(0o755)
     first = datetime.now(UTC).date()

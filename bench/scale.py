@@ -1,9 +1,9 @@
-"""`python -m bench scale`: one job over ever more posts, on both engines: time and memory.
+"""`python -m bench scale`: one job over more and more posts, on both engines: time and memory.
 
-The real posts are repeated under new Ids, 10,000 posts times each factor, in one Parquet file. Each run is the job as
-Databricks starts it, in a process of its own over a lake that is a folder; memory is the sum of what each of its
-processes has had resident at most, by the last of ten looks a second. Spark runs with two local cores and 4 GiB of
-Java heap. The bound: the arrow engine's memory grew by 4 and 8 % from 10,000 posts to ten and a hundred times as many.
+The real posts are repeated with new Ids, 10,000 posts times each factor, in one Parquet file. Each run is the job as
+Databricks starts it, in its own process, with a folder as the lake. Memory is the sum of the peak resident memory of
+its processes, sampled ten times a second. Spark runs with two local cores and 4 GiB of Java heap. Measured, for the
+bound: the arrow engine's memory grew by 4 % and 8 % from 10,000 posts to ten and a hundred times as many.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ ROOT = Path(__file__).parents[1]
 POSTS = "posts.parquet"
 MOST_GROWTH = 1.15
 BASE = 10_000
-STRIDE = 1 << 30  # between the Ids of one copy and those of the next; above any Id of the real posts
+STRIDE = 1 << 30  # added to the Ids with each copy; larger than any Id of the real posts
 
 
 def grow(count: int, target: Path) -> None:
-    """Write so many posts."""
+    """Write a file of `count` posts."""
     real = pq.read_table(FOLDER / POSTS).slice(0, BASE)
     ids, parents = (real.schema.get_field_index(name) for name in ("Id", "ParentId"))
     writer = None
@@ -56,7 +56,7 @@ def grow(count: int, target: Path) -> None:
 
 
 def measure(engine: str, posts: int, folder: Path) -> dict[str, Any]:
-    """One run of the job on a lake in this folder, which holds the file and the starter model."""
+    """Run the job once on a lake in this folder, with the file and the starter model; returns its figures."""
     version = json.loads((ROOT / "classify" / "starter" / "model.json").read_text())["version"]
     model = folder / paths.model(version)
     if not model.exists():
@@ -97,7 +97,7 @@ def measure(engine: str, posts: int, folder: Path) -> dict[str, Any]:
 
 def _environment() -> dict[str, str]:
     spark = {"PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-    settings = ("spark.ui.enabled=false", "spark.sql.shuffle.partitions=8")  # 200, made for a cluster, take a minute
+    settings = ("spark.ui.enabled=false", "spark.sql.shuffle.partitions=8")  # the default 200 would take a minute more
     spark["PYSPARK_SUBMIT_ARGS"] = " ".join(
         ("--master local[2] --driver-memory 4g", *(f"--conf {setting}" for setting in settings), "pyspark-shell")
     )
@@ -115,7 +115,7 @@ def _processes(session: int) -> dict[int, tuple[int, float]]:
         try:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             peak = re.search(r"VmHWM:\s*(\d+) kB", (folder / "status").read_text())
-        except OSError:  # it has gone
+        except OSError:  # the process has ended
             continue
         if int(fields[3]) == session:
             ticks = int(fields[11]) + int(fields[12])
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    table = Table(title="One job over ever more posts")
+    table = Table(title="One job over more and more posts")
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "engine" else "right")
     for row in rows:

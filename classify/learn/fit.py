@@ -1,9 +1,9 @@
 """Training a topic model.
 
-A topic model is K one-against-rest linear functions trained on all own tags of tagged questions. Before training each
-feature is scaled, topic by topic, by how much its log-odds differ there, and a share of naive Bayes is added to what
-was trained (NB-SVM, Wang and Manning 2012). What turns margins into probabilities is fitted on margins of posts that
-the model which scored them had not seen.
+A topic model is K one-against-rest linear functions, trained on all tags of tagged questions. Before training, each
+feature is scaled for each topic by its absolute log-odds. After training, a share of naive Bayes is added to the
+weights (NB-SVM, Wang and Manning 2012). The calibration from margins to probabilities is fitted on margins of posts
+that the scoring model had not seen.
 """
 
 from collections.abc import Callable, Iterable
@@ -50,7 +50,7 @@ FIELD_WEIGHTS = {
     Field.SYMBOL_PAIR: 0.5,
     Field.TITLE_GRAM: 0.5,
 }
-MIN_POSTS = {  # a feature in fewer training posts than this is not learnt
+MIN_POSTS = {  # a feature in fewer training posts is left out of the vocabulary
     Field.ALL: 2,
     Field.TITLE: 2,
     Field.CODE: 2,
@@ -60,11 +60,11 @@ MIN_POSTS = {  # a feature in fewer training posts than this is not learnt
     Field.SYMBOL_PAIR: 10,
     Field.TITLE_GRAM: 3,
 }
-MAX_COUNTED = 16_000_000  # features counted at a time; half a gigabyte
-WEIGHTS = 2_700_000  # features times topics: a model of 5.9 MB; at 100 topics 74 % more gain .001 of hit@1
+MAX_COUNTED = 16_000_000  # features counted at a time, in half a gigabyte
+WEIGHTS = 2_700_000  # features times topics: a model of 5.9 MB. At 100 topics, 74 % more weights add .001 to hit@1
 
 CALIBRATION_POSTS = 50_000
-INTERACTION_PENALTY = 6.0  # on half the squared length of Calibration.interactions, against summed log-losses
+INTERACTION_PENALTY = 6.0  # on half the squared length of Calibration.interactions, relative to summed log-losses
 
 
 def fit(
@@ -73,15 +73,16 @@ def fit(
     *,
     progress: Progress | None = None,
 ) -> tuple[TopicModel, Evaluation]:
-    """A model of the most frequent tags, and its evaluation, measured on the folds its calibration was fitted on.
+    """A model of the most frequent tags, and its evaluation on the posts on which its calibration was fitted.
 
-    Raises BadInput where there is nothing to learn, or too little to learn it from.
+    `progress` is called with the name of a step and the share done, 0 to 1. Raises BadInput when there are too few
+    tagged questions or tags.
     """
     tell = progress or _say_nothing
     training = posts if isinstance(posts, TrainingPosts) else tagged_questions(posts)
     names, parts = most_frequent_tags(training.tags, topics), folds_of(training.ids, PARTS)
     if not names or len(np.unique(parts)) < 2:
-        raise BadInput(f"nothing can be learned from {len(training)} questions with {len(names)} tags beside `{OTHER}`")
+        raise BadInput(f"training needs more than {len(training)} questions with {len(names)} tags beside `{OTHER}`")
     labels = own_topics(training.tags, names)
     tell("vocabulary", 0.0)
     vocabulary = learn_vocabulary(training, WEIGHTS // topics)
@@ -103,7 +104,7 @@ def fit(
 
 
 def _say_nothing(step: str, share: float) -> None:
-    """The progress of somebody who does not ask for it."""
+    """The progress of a run without a callback."""
     del step, share
 
 
@@ -112,7 +113,7 @@ def cross_validate(
     topics: int = 100,
     folds: int = 5,
 ) -> list[Evaluation]:
-    """One evaluation a fold, each of a model trained on the other folds."""
+    """One evaluation per fold, each of a model trained on the other folds."""
     questions = posts if isinstance(posts, TrainingPosts) else tagged_questions(posts)
     fold = folds_of(questions.ids, folds)
     evaluations = []
@@ -140,7 +141,8 @@ def learn_vocabulary(posts: TrainingPosts, features: int) -> Vocabulary:
 
 
 def _document_frequencies(posts: TrainingPosts) -> tuple[Hashes, Int64s]:
-    """Features and the number of posts each is in; beyond MAX_COUNTED features those seen once are let go."""
+    """Features and the number of posts with each; beyond MAX_COUNTED features, those seen in only one post are
+    dropped."""
     keys, counts = np.zeros(0, np.uint64), np.zeros(0, np.int64)
     pending: list[Hashes] = []
     for batch in occurrences(posts.titles, posts.bodies, passing=True):
@@ -169,17 +171,17 @@ def vectorise(posts: TrainingPosts, vocabulary: Vocabulary) -> sparse.csr_matrix
         found.append(features)
         values.append(weighed)
         sizes.append(np.diff(bounds))
-    # One list after the other, which is freed at once: a million posts are 2 GB.
+    # Each list is freed as soon as it is concatenated: a million posts take 2 GB.
     indices = np.concatenate([np.zeros(0, np.int32), *found])
     found.clear()
     data = np.concatenate([np.zeros(0, np.float32), *values])
     values.clear()
-    bounds = np.cumsum(np.concatenate(sizes), dtype=np.int64)  # scipy makes them int32 where that is enough
+    bounds = np.cumsum(np.concatenate(sizes), dtype=np.int64)  # scipy converts them to int32 if they fit
     return sparse.csr_matrix((data, indices, bounds), shape=(len(posts), len(vocabulary)))
 
 
 def calibrate(margins: Floats, labels: Flags) -> Calibration:
-    """Probabilities from margins of posts that were not trained on."""
+    """Fit a calibration on margins [n, K] and labels [n, K] of posts that the scoring models had not seen."""
     size = labels.shape[1] + 1
     plain = Calibration(chance_curve(margins.ravel(), labels.ravel()), np.zeros((size, size), np.float32))
     base, inputs = plain.chain(margins), plain.inputs(margins)
@@ -199,7 +201,7 @@ def calibrate(margins: Floats, labels: Flags) -> Calibration:
 def chance_curve(margins: Floats, truth: Flags) -> Floats:
     """The curve of `Calibration`: a rising linear spline of the log-odds by maximum likelihood, on 600 bins of margins.
 
-    A straight line (Platt 1999) leaves a calibration error of .12 at 100 topics, this one .04.
+    A straight line (Platt 1999) has a calibration error of .12 at 100 topics, this spline .04.
     """
     bins = np.searchsorted(np.linspace(-3, 3, 601), margins)
     posts = np.bincount(bins, minlength=602).astype(np.float64)

@@ -1,7 +1,7 @@
-"""Training linear functions: one topic against the rest, by a squared hinge loss, for sparse posts.
+"""Training linear functions, one topic against the rest, with a squared hinge loss on sparse vectors.
 
-A truncated Newton method (Keerthi and DeCoste 2005) for many topics at once, which share the reading of the posts: the
-systems are solved by conjugate gradients preconditioned by the diagonal, the step is the minimum along the direction.
+A truncated Newton method (Keerthi and DeCoste 2005) trains many topics at once, so that they share the reads of the
+posts. Conjugate gradients with a diagonal preconditioner solve the systems; a line search finds each step's length.
 """
 
 import os
@@ -29,27 +29,27 @@ class Linear:
         return Linear(self.weights[:, topics], self.biases[topics])
 
 
-COST = np.float32(0.15)  # of a squared hinge loss, against half the squared length of the weights
-SCALING = np.float32(0.5)  # how far each feature is scaled by what it says about a topic (0: not at all)
+COST = np.float32(0.15)  # weight of the squared hinge loss, relative to half the squared length of the weights
+SCALING = np.float32(0.5)  # how much `discriminance` scales each feature (0: not at all)
 SMOOTHING = np.float32(0.3)  # posts added to each count before its logarithm is taken
-NAIVE = np.float32(0.2)  # how much margins of naive Bayes are added, brought to the spread of the others
+NAIVE = np.float32(0.2)  # share of naive Bayes' margins that is added, scaled to the spread of the other margins
 
-PARTS = 3  # of the posts, one of which is left out
+PARTS = 3  # parts of the posts; each model leaves one part out
 STEPS, GRADIENT_STEPS, ACCURACY = 5, 6, 0.1
 TOPICS_AT_ONCE = 32
-NUMBERS_AT_ONCE = 1 << 24  # posts times topics; a thread's working memory is about seven times that, 4 bytes each
+NUMBERS_AT_ONCE = 1 << 24  # posts times topics; a thread works on about seven arrays of this many 4-byte numbers
 
 
 def by_features(vectors: sparse.csr_matrix, posts: Flags | None = None) -> sparse.csr_matrix:
-    """Posts [n, F], or those chosen, by features [F, n]: as training reads them."""
+    """The vectors [n, F] of all posts, or of `posts` (bool [n]), transposed to [F, n], the form that training reads."""
     return (vectors if posts is None else vectors[posts]).T.tocsr()
 
 
 def train(transposed: sparse.csr_matrix, labels: Flags, start: Linear | None = None, steps: int = STEPS) -> Linear:
-    """One linear function a topic, from posts by features [F, n] and which topics each carries [n, K].
+    """One linear function per topic, from the transposed vectors [F, n] and the topics of each post [n, K].
 
-    Five steps from zero agree with liblinear's solution to a correlation of 0.999 of the margins on unseen posts;
-    from a `start` close to the solution, one or two do.
+    After five steps from zero, the margins on unseen posts have a correlation of 0.999 with those of liblinear; from a
+    `start` close to the solution, after one or two.
     """
 
     def some(topics: slice) -> Linear:
@@ -61,9 +61,9 @@ def train(transposed: sparse.csr_matrix, labels: Flags, start: Linear | None = N
 
 
 def with_naive_bayes(transposed: sparse.csr_matrix, labels: Flags, linear: Linear) -> Linear:
-    """What was trained on these posts, and a share of naive Bayes on the same (Wang and Manning 2012 interpolate too).
+    """The linear functions trained on these posts plus a share of naive Bayes on the same (as Wang and Manning 2012).
 
-    Where a post holds little that the hinge loss has weights for, the latter knows more: .003 of hit@1, .004 on titles.
+    Naive Bayes helps where a post has few features with trained weights: it adds .003 to hit@1, .004 on titles.
     """
 
     def some(topics: slice) -> Linear:
@@ -76,10 +76,10 @@ def with_naive_bayes(transposed: sparse.csr_matrix, labels: Flags, linear: Linea
 
 
 def _by_topics(labels: Flags, some: Callable[[slice], Linear]) -> Linear:
-    """Linear functions of all topics from those of some, as many at a time as memory allows, on all cores."""
+    """The linear functions of all topics, on all cores: `some` computes a block of topics, as many as memory allows."""
     at_once = min(max(NUMBERS_AT_ONCE // max(len(labels), 1), 4), TOPICS_AT_ONCE)
     blocks = [slice(first, first + at_once) for first in range(0, labels.shape[1], at_once)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # scipy's sparse products run outside the interpreter's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # scipy's sparse products release the GIL
         fitted = list(pool.map(some, blocks))
     return Linear(
         np.concatenate([each.weights for each in fitted], axis=1), np.concatenate([each.biases for each in fitted])
@@ -89,11 +89,12 @@ def _by_topics(labels: Flags, some: Callable[[slice], Linear]) -> Linear:
 def train_left_out(
     vectors: sparse.csr_matrix, labels: Flags, part: Int64s, enough: int
 ) -> tuple[Linear, Floats, Int64s]:
-    """`train`, and margins [m, K] of posts by models that had not seen them, and which posts [m]: all, or `enough`.
+    """The model of all posts; margins [m, K] of posts from models that had not seen them; and the numbers of these
+    posts [m]: all posts, or about `enough`.
 
-    To all of these naive Bayes is added. `part` [n] is 0, 1 or 2. Where part 0 has been left out, a model begins at the
-    mean of those of part 1 and of part 2 alone, and the model of all posts at the mean of the models that left a part
-    out: that takes two thirds of the time, and no model has seen what it leaves out.
+    Every model includes naive Bayes. `part` [n] is 0, 1 or 2. The model that leaves out part 0 starts at the mean of
+    the models of part 1 alone and part 2 alone. The model of all posts starts at the mean of the models that leave out
+    a part. That takes two thirds of the time, and no model sees the part that it leaves out.
     """
 
     @cache
@@ -111,7 +112,7 @@ def train_left_out(
         models.append(train(transposed, seen, start, 2))
         scoring = with_naive_bayes(transposed, seen, models[-1])
         left_out = np.flatnonzero(part == one)
-        sample = np.random.default_rng(one).permutation(len(left_out))[:enough]  # an archive is in order of time
+        sample = np.random.default_rng(one).permutation(len(left_out))[:enough]  # random: the archive is sorted by time
         posts.append(left_out[np.sort(sample)])
         margins.append(vectors[posts[-1]] @ scoring.weights + scoring.biases)
     transposed = by_features(vectors)
@@ -128,11 +129,11 @@ def mean(models: list[Linear]) -> Linear:
 def minimise_hinge(
     transposed: sparse.csr_matrix, labels: Flags, scale: Floats, start: Linear | None, steps: int
 ) -> Linear:
-    """Weights scale * v and biases b that minimise, for each topic by itself,
+    """Weights scale * v and biases b that minimise, for each topic separately,
 
         (|v|^2 + b^2) / 2 + COST * sum over posts of max(0, 1 - y * (x . (scale * v) + b))^2    with y = 1 or -1.
 
-    Begins at `start`, or at zero.
+    Starts at `start`, or at zero.
     """
     sign = np.where(labels, np.float32(1), np.float32(-1))
     if start:
@@ -172,8 +173,9 @@ def _conjugate_gradients(
     residual: tuple[Floats, Floats],
     diagonal: tuple[Floats, Floats],
 ) -> tuple[Floats, Floats, Floats]:
-    """About the solution of (1 + scale X' curvature X scale) step = residual: for weights, biases, and as margins."""
-    vectors = transposed.T  # the same memory, by columns
+    """The approximate solution of (1 + scale X' curvature X scale) step = residual: the steps of weights, biases and
+    margins."""
+    vectors = transposed.T  # a view, not a copy
     rest, bias_rest = residual
     step, bias_step = np.zeros_like(rest), np.zeros_like(bias_rest)
     margin_step = np.zeros_like(curvature)
@@ -201,7 +203,8 @@ def _conjugate_gradients(
 
 
 def _line_minimum(sign: Floats, margins: Floats, margin_step: Floats, slope: Floats, bend: Floats) -> Floats:
-    """How far to go along the step for each topic; `slope` and `bend` are those of the weights' squared length."""
+    """The length of the step for each topic. `slope` and `bend` are the first and second derivative of half the
+    weights' squared length along the step."""
     length = np.ones(margins.shape[1], np.float32)
     for _ in range(4):
         slack = np.maximum(1 - sign * (margins + length * margin_step), 0)
@@ -212,14 +215,14 @@ def _line_minimum(sign: Floats, margins: Floats, margin_step: Floats, slope: Flo
 
 
 def _dots(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> Floats:
-    """Per topic, the inner product of two points (weights, bias)."""
+    """For each topic, the inner product of two points (weights, bias)."""
     return cast("Floats", np.einsum("fk,fk->k", one[0], other[0]) + one[1] * other[1])
 
 
 def discriminance(transposed: sparse.csr_matrix, labels: Flags) -> Floats:
-    """How much each feature says about each topic, one on average: float32 [F, K].
+    """How well each feature separates each topic from the rest, 1 on average: float32 [F, K].
 
-    The absolute log-odds of naive Bayes over the presence of features (NB-SVM, Wang and Manning 2012).
+    From the absolute log-odds of naive Bayes over the presence of features (NB-SVM, Wang and Manning 2012).
     """
     ratio = log_odds(transposed, labels)
     np.abs(ratio, out=ratio)
@@ -229,7 +232,7 @@ def discriminance(transposed: sparse.csr_matrix, labels: Flags) -> Floats:
 
 
 def log_odds(transposed: sparse.csr_matrix, labels: Flags) -> Floats:
-    """What naive Bayes over the presence of features says of each feature and topic: float32 [F, K]."""
+    """The log-odds of naive Bayes over the presence of features, for each feature and topic: float32 [F, K]."""
     inside = _sums(transposed, 0, labels.astype(np.float32))
     outside = np.diff(transposed.indptr).astype(np.float32)[:, None] - inside
     inside += SMOOTHING
@@ -241,7 +244,7 @@ def log_odds(transposed: sparse.csr_matrix, labels: Flags) -> Floats:
 
 
 def _sums(transposed: sparse.csr_matrix, power: int, numbers: Floats) -> Floats:
-    """The product of the matrix, its elements raised to 0 or 2, with numbers [n, K]: [F, K]. No copy of the matrix."""
+    """The product [F, K] of the matrix, with elements raised to power 0 or 2, and numbers [n, K]; without a copy."""
     sums = np.zeros((transposed.shape[0], numbers.shape[1]), np.float32)
     _add_powers(transposed.indices, transposed.indptr, transposed.data, power, np.ascontiguousarray(numbers), sums)
     return sums

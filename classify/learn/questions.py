@@ -1,4 +1,4 @@
-"""What training and measuring read: tagged questions, from files or from batches."""
+"""Tagged questions, from files or from batches: the input of training and evaluation."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from shared.errors import BadInput
 
 TRAINING_COLUMNS = ("Id", "PostTypeId", "Title", "Body", "Tags")
 FEWEST, QUESTIONS_A_TOPIC = 50, 10
-"""Tagged questions without which nothing is learned or measured."""
+"""The fewest tagged questions for training or evaluation: in all, and per topic."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,10 @@ class TrainingPosts:
 
 
 def read_questions(files: Sequence[Path], progress: Callable[[float], None]) -> TrainingPosts:
-    """The tagged questions of Posts files on disk. Raises BadInput that names a file without any, or that is none."""
+    """The tagged questions of Posts files on disk. `progress` is called with the share read, 0 to 1.
+
+    Raises BadInput that names a file which cannot be read, or the files if they hold no tagged question.
+    """
 
     def tables() -> Iterator[pa.Table]:
         for number, path in enumerate(files):
@@ -60,7 +63,7 @@ def read_questions(files: Sequence[Path], progress: Callable[[float], None]) -> 
 
 
 def files_named(files: Sequence[Path]) -> str:
-    """The files in a sentence: the first three by name, of the others their number."""
+    """The files as text: the names of the first three, and the number of the others."""
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     return ", ".join(str(file) for file in files[:3]) + more
 
@@ -68,10 +71,11 @@ def files_named(files: Sequence[Path]) -> str:
 def questions_in(
     file: pq.ParquetFile, groups: Sequence[int] | None = None, days: range | None = None, file_day: date = EPOCH
 ) -> Iterator[pa.Table]:
-    """The tagged questions of a Posts file's row groups that have an Id, in the columns that training reads, whatever
-    types it uses. Raises what Arrow does where a column is of no use.
+    """The tagged questions with an Id in the row groups of a Posts file, as tables of TRAINING_COLUMNS, from columns of
+    any supported type. Raises BadColumn or Arrow's errors for an unusable column.
 
-    With `days` (since 1970-01-01) those created on one of them; posts without a date were on `file_day`.
+    With `days` (since 1970-01-01), only those created on these days; posts without a valid date count as created on
+    `file_day`.
     """
     for batch in rowgroups.batches(file, (*TRAINING_COLUMNS, "CreationDate"), groups):
         posts = clean.clean(batch, file_day)
@@ -85,9 +89,9 @@ def questions_in(
 
 
 def tagged_questions(posts: pa.Table | Iterable[pa.RecordBatch | pa.Table]) -> TrainingPosts:
-    """The questions that have an Id and tags; of rows with one Id the last.
+    """The questions that have an Id and tags; of several rows with one Id, the last.
 
-    Keeps nothing of the rest, so batches may be read from files one by one.
+    Other rows are dropped at once, so batches may be read from files one by one. Raises BadInput without any question.
     """
     batches = [posts] if isinstance(posts, pa.Table) else posts
     kept: list[pa.Table] = []
@@ -106,7 +110,7 @@ def tagged_questions(posts: pa.Table | Iterable[pa.RecordBatch | pa.Table]) -> T
         kept.append(plain.filter(pc.is_valid(tags)))
     table = pa.concat_tables(kept) if kept else None
     if table is None or not len(table):
-        raise BadInput("no tagged question to learn from")
+        raise BadInput("no tagged question found")
     kept.clear()
     last = last_of_each(np.asarray(table["Id"]))
     table = (table if last.all() else table.filter(pa.array(last))).combine_chunks()
@@ -115,7 +119,7 @@ def tagged_questions(posts: pa.Table | Iterable[pa.RecordBatch | pa.Table]) -> T
 
 
 def folds_of(ids: Int64s, folds: int) -> Int64s:
-    """The fold each post falls into, by a hash of its Id (splitmix64's finaliser): the same on every machine."""
+    """The fold of each post, int64 [n], by a hash of its Id (splitmix64's finaliser): the same on every machine."""
     mixed = ids.astype(np.uint64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -123,7 +127,7 @@ def folds_of(ids: Int64s, folds: int) -> Int64s:
 
 
 def check_enough(questions: int, topics: int, where: str, way_out: str = "take more posts or fewer topics") -> None:
-    """Raise BadInput when so many tagged questions are too few to learn so many topics from."""
+    """Raise BadInput when the tagged questions are too few for this number of topics."""
     needed = max(QUESTIONS_A_TOPIC * topics, FEWEST)
     if questions < needed:
         raise BadInput(
@@ -132,7 +136,7 @@ def check_enough(questions: int, topics: int, where: str, way_out: str = "take m
 
 
 def most_frequent_tags(tags: pa.ListArray, topics: int) -> tuple[str, ...]:
-    """The names of the most frequent tags, most frequent first, ties by name; but `other`, and what is no UTF-8."""
+    """The names of the most frequent tags, most frequent first, ties by name; without `other` and invalid UTF-8."""
     counted = pc.value_counts(tags.flatten())
     table = pa.table({"name": counted.field("values"), "posts": counted.field("counts")})
     table = table.filter(pc.not_equal(table["name"], OTHER))
@@ -142,7 +146,7 @@ def most_frequent_tags(tags: pa.ListArray, topics: int) -> tuple[str, ...]:
 
 
 def own_topics(tags: pa.ListArray, names: tuple[str, ...]) -> Flags:
-    """Which of the topics each post carries: bool [n, K]."""
+    """Which of the topics are among each post's tags: bool [n, K]."""
     parents = pc.list_parent_indices(tags).to_numpy()
     numbers = pc.index_in(tags.flatten(), pa.array(names, pa.string()))
     known = np.flatnonzero(numbers.is_valid().to_numpy(zero_copy_only=False))
@@ -152,5 +156,6 @@ def own_topics(tags: pa.ListArray, names: tuple[str, ...]) -> Flags:
 
 
 def primary_of(labels: Flags) -> Int32s:
-    """The primary topic: the first of a post's topics, they being ordered by frequency; K (`other`) if none."""
+    """The primary topic of each post, int32 [n]: the first of its topics, which are ordered by frequency; K (`other`)
+    for a post without one."""
     return np.where(labels.any(axis=1), labels.argmax(axis=1), labels.shape[1]).astype(np.int32)

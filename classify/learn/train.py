@@ -1,7 +1,7 @@
-"""The training run: learn from the archive, compare with the current model, and promote what is better.
+"""The training run: train a candidate on the archive, compare it with the current model, promote it if it is better.
 
-A fifth of the questions, chosen by a hash of their Id, is held out. The candidate is trained on the rest and becomes
-the current model only if it finds more of the held-out posts' topics than the current one, by at least `margin`.
+A fifth of the questions, chosen by a hash of their Id, is held out. The candidate is trained on the rest. It becomes
+the current model only if its hit@1 on the held-out questions exceeds that of the current model by at least `margin`.
 """
 
 from __future__ import annotations
@@ -41,27 +41,27 @@ if TYPE_CHECKING:
 log = logging.getLogger("stacktopics.classify.learn.train")
 
 HELD_OUT = 5
-"""One fold of so many is held out."""
+"""One of this many folds is held out."""
 HASHES = 1 << 40
 
 
 class TrainParameters(JobArguments):
-    """What one training run is to do, as `run_now` passes it."""
+    """The parameters of one training run, as `run_now` passes them."""
 
     lake_root: str
     until: date
     days: int = Field(default=365, ge=1)
-    """Questions created in so many days up to `until` are learned from."""
+    """The window: training uses questions created in this many days up to and including `until`."""
     max_questions: int = Field(default=1_000_000, ge=1)
-    """If there are more, those with the smallest hashes of their Ids."""
+    """If there are more questions, those with the smallest hashes of their Ids are used."""
     topics: int = Field(default=100, ge=2)
     margin: float = Field(default=0.002, allow_inf_nan=False)
 
 
 def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, float], None] | None = None) -> Training:
-    """Train, compare, and promote if it is worth it; what came of it is also in `runs/training/`.
+    """Train, compare, and promote if the candidate is better; also writes the result to `runs/training/`.
 
-    Raises BadInput when the window holds too little.
+    Raises BadInput when the window holds too few questions.
     """
     most, topics = parameters.max_questions, parameters.topics
     window = f"in the {parameters.days} days to {parameters.until}"
@@ -91,7 +91,7 @@ def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, floa
         compared = f"{candidate_found:.4f} against {current_found:.4f} of {pointer.version}"
     except ModelError as error:  # any model is better than one that cannot be used
         broken = True
-        compared = f"{candidate_found:.4f} against none of {pointer.version} ({error})"
+        compared = f"{candidate_found:.4f} against 0 of the unusable {pointer.version} ({error})"
     result = Training(
         candidate=candidate.version,
         current=pointer.version,
@@ -101,13 +101,13 @@ def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, floa
         current_found=current_found,
         promoted=candidate_found >= current_found + parameters.margin and candidate.version != pointer.version,
         damaged=damaged,
-        reason=f"{compared} on {len(tested)} held-out questions, {parameters.margin} more is asked for",
+        reason=f"{compared} on {len(tested)} held-out questions, {parameters.margin} more is required",
     )
     is_current = candidate.version == pointer.version
     if is_current and not broken:
         result.reason = f"{pointer.version} is the current model: the same questions make the same model"
     else:
-        judged = "written anew" if is_current else "better" if result.promoted else "not better"
+        judged = "written again" if is_current else "better" if result.promoted else "not better"
         result.reason = f"{judged}: {result.reason}"
         evaluation = evaluate(candidate, tested)
         text = card(
@@ -115,8 +115,8 @@ def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, floa
             [evaluation],
             [f"the archive, {window}"],
             made_by="python -m classify.train",
-            measured=f"Measured on {len(tested):,} questions held out by a hash of their Ids, of which it saw none.",
-            remark=f"Compared with the model before it: {result.reason}.",
+            measured=f"Measured on {len(tested):,} questions held out by a hash of their Ids, unseen in training.",
+            remark=f"Compared with the current model at that time: {result.reason}.",
         )
         store_model(lake, candidate, mean_evaluation([evaluation]), text)
     if result.promoted:
@@ -124,13 +124,13 @@ def train(lake: Lake, parameters: TrainParameters, progress: Callable[[str, floa
             promote(lake, candidate.version, result.reason, (pointer, etag))
         except Conflict:
             result.promoted = False
-            result.reason += f"; kept aside, because {pointer.version} is not the current model any more"
+            result.reason += f"; kept aside, because {pointer.version} is no longer the current model"
     _record(lake, parameters.until, result)
     return result
 
 
 def _record(lake: Lake, until: date, result: Training) -> None:
-    """Write down what came of a run, beside what came of others until the same day."""
+    """Store the result of a run; runs with the same `until` get files with different numbers."""
     for number in count(1):
         try:
             lake.put(paths.training_record(until, number), result.model_dump_json(indent=1).encode(), if_absent=True)
@@ -140,12 +140,12 @@ def _record(lake: Lake, until: date, result: Training) -> None:
 
 
 def archived_questions(lake: Lake, until: date, days: int, damaged: list[str]) -> Iterator[pa.Table]:
-    """The questions that were created in the `days` days up to `until`, of each source the version that counts.
+    """The questions created in the `days` days up to `until`, from the version of each source that counts.
 
-    Nothing is learned from a file that was withdrawn. The newest file comes last, because its rows count (`sample`).
-    Where a file says so, row groups without posts of these days are not read: all files of the archive are looked at,
-    because the day in the name of a file is not the day of its posts. What cannot be read is left out from where it is
-    damaged, and noted in `damaged` and in the log.
+    Nothing is learned from a withdrawn file. The newest file comes last, because the last row with an Id counts
+    (`sample`). All files of the archive are opened, because the day in a file's name need not be that of its posts; row
+    groups are skipped if their statistics exclude these days. A damaged file is read up to the damage, and reported in
+    `damaged` and in the log.
     """
     last = (until - EPOCH).days
     window = range(last - days + 1, last + 1)
@@ -168,7 +168,7 @@ def archived_questions(lake: Lake, until: date, days: int, damaged: list[str]) -
                     yield from questions_in(file, groups, window, file_day)
         except BadInput as error:
             damaged.append(str(error))
-            log.warning("not learned from, at least not from all of it: %s", damaged[-1])
+            log.warning("training leaves out this file, or a part of it: %s", damaged[-1])
 
 
 def _overlap(bounds: Int32s, days: range) -> bool:
@@ -176,9 +176,9 @@ def _overlap(bounds: Int32s, days: range) -> bool:
 
 
 def sample(batches: Iterable[pa.Table], most: int) -> Iterator[pa.Table]:
-    """Of rows with one Id the last; of these those with the smallest hashes of Id, at most so many.
+    """The last row of each Id, and of these at most `most`: those with the smallest hashes of their Ids.
 
-    Which Ids that are is the same in whatever order they come. While it reads it holds a quarter more rows.
+    The chosen Ids do not depend on the order of the rows. While reading it holds up to a quarter more rows.
     """
     kept: list[pa.Table] = []
     below, rows = HASHES, 0
@@ -192,10 +192,10 @@ def sample(batches: Iterable[pa.Table], most: int) -> Iterator[pa.Table]:
         chosen, hashes = last_of_each(ids), folds_of(ids, HASHES)
         rows = int(chosen.sum())
         if rows > most:
-            below = int(np.partition(hashes[chosen], most)[most])  # that of the first row too many
+            below = int(np.partition(hashes[chosen], most)[most])  # the hash of the first row beyond `most`
             chosen &= hashes < below
             rows = int(chosen.sum())
-        for _ in range(len(kept)):  # one by one, so that no second copy of all is held
+        for _ in range(len(kept)):  # one by one: memory never holds two copies of all tables
             table = kept.pop(0)
             keep(table, chosen[: len(table)])
             chosen = chosen[len(table) :]
@@ -211,6 +211,6 @@ def sample(batches: Iterable[pa.Table], most: int) -> Iterator[pa.Table]:
 
 
 def found(model: TopicModel, posts: TrainingPosts) -> float:
-    """Share of posts whose best topic is among their tags."""
+    """The share of posts whose best topic is among their tags."""
     best = model.classify(posts.titles, posts.bodies).best
     return float(own_topics(posts.tags, model.topics[:-1])[np.arange(len(posts)), best].mean())

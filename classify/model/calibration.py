@@ -1,4 +1,4 @@
-"""From the margins of a model to chances: of each topic to be among the tags, and of being the primary topic."""
+"""From a model's margins to the chance of each topic to be among the tags, and to be the primary topic."""
 
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,7 +16,7 @@ _KNOTS = np.array(KNOTS, np.float32)
 
 @compiled
 def _add_product(rows: Floats, matrix: Floats, sums: Floats) -> None:
-    """Add rows @ matrix to the sums, in this thread: BLAS would start threads that cost more than they save."""
+    """Add rows @ matrix to the sums, in this thread: threads that BLAS starts would cost more time than they save."""
     for i in range(len(rows)):
         row = sums[i]
         j, size = 0, len(matrix)
@@ -35,7 +35,7 @@ def _add_product(rows: Floats, matrix: Floats, sums: Floats) -> None:
 
 @compiled
 def _bend(margins: Floats, curve: Floats, knots: Floats, log_odds: Floats) -> None:
-    """Write what a curve (see `Calibration`) makes of margins."""
+    """Write the log-odds that the curve (see `Calibration`) gives for margins."""
     for post in range(len(margins)):
         row, odds = margins[post], log_odds[post]
         for topic in range(len(row)):
@@ -48,7 +48,7 @@ def _bend(margins: Floats, curve: Floats, knots: Floats, log_odds: Floats) -> No
 
 @compiled
 def _chain(log_odds: Floats, small: Floats, logits: Floats) -> None:
-    """Write the log-chances that each topic is the first tag, and that none is.
+    """Write the log-chance that each topic is the first one among the tags, and last that no topic is a tag.
 
     `small` is log(1 + exp(-|log_odds|)).
     """
@@ -63,12 +63,12 @@ def _chain(log_odds: Floats, small: Floats, logits: Floats) -> None:
 
 @dataclass(frozen=True)
 class Calibration:
-    """From margins to probabilities, fitted on margins of posts that the model had not seen.
+    """Turns margins into probabilities; fitted on margins of posts that the model had not seen.
 
     `curve` float32 [2 + knots]: the log-odds that a topic is among a post's tags are
     curve[0] + curve[1] * margin + the sum over knots of curve[2 + j] * max(0, margin - KNOTS[j]).
-    `interactions` float32 [K+1, K+1]: what a saturated margin (row; the last one is a constant) adds to the
-    log-chance of each primary topic (column), beyond what follows from the chances alone.
+    `interactions` float32 [K+1, K+1]: what the tanh of a margin (row; the last row is a constant) adds to the
+    log-chance of each primary topic (column), in addition to `chain`.
     """
 
     curve: Floats
@@ -79,9 +79,10 @@ class Calibration:
         return (1 / (1 + np.exp(-self._log_odds(margins)))).astype(np.float32)
 
     def chain(self, margins: Floats) -> Floats:
-        """Log-chance that topic k is the most frequent one among a post's tags, `other` last: float32 [n, K+1].
+        """The log-chance that topic k is the most frequent one among a post's tags, `other` last: float32 [n, K+1].
 
-        Topics are ordered by frequency: k is primary when it is a tag and none before it is, `other` when none is.
+        Topics are ordered by frequency: k is primary when it is a tag and no topic before it is a tag; `other` is
+        primary when no topic is a tag.
         """
         log_odds = self._log_odds(margins)
         logits = np.empty((len(margins), margins.shape[1] + 1), np.float32)
@@ -89,7 +90,7 @@ class Calibration:
         return logits
 
     def inputs(self, margins: Floats) -> Floats:
-        """What `interactions` is multiplied by: float32 [n, K+1]."""
+        """The factors of `interactions`: the tanh of each margin, then a constant 1; float32 [n, K+1]."""
         inputs = np.ones((len(margins), margins.shape[1] + 1), np.float32)
         np.tanh(margins, out=inputs[:, :-1])
         return inputs
@@ -107,7 +108,7 @@ class Calibration:
 
 
 def softmax(logits: _Logits) -> _Logits:
-    """Row by row, in place."""
+    """The softmax of each row, in place."""
     logits -= logits.max(axis=1, keepdims=True)
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=1, keepdims=True)

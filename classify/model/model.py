@@ -1,10 +1,10 @@
 """The topic model: what it knows, how it scores posts, and how it is stored.
 
-A post becomes one sparse vector: per field BM25 over its features, times their inverse document frequency and the
-field's weight, brought to length one. One linear function a topic gives a margin. What is read out of the margins
-differs by question: the best topic (any tag the post may carry), the primary topic, and a distribution for counting.
+A post becomes one sparse vector: for each field, BM25 over its features, times their inverse document frequency and the
+field's weight, scaled to length one. One linear function per topic gives a margin. The margins give three results:
+the best topic (any tag the post may carry), the primary topic, and a distribution for counting.
 
-What it is stored as is in `classify/model/files.py`.
+`classify/model/files.py` describes the stored files.
 """
 
 import hashlib
@@ -42,8 +42,8 @@ from shared.errors import ModelError
 
 TOP = 3
 
-FEATURES_AHEAD = 8  # fetched ahead of their use: products take two thirds of the time
-HALVES_A_LINE = 32  # of the cache
+FEATURES_AHEAD = 8  # how far ahead weights are prefetched: products take two thirds of the time
+HALVES_A_LINE = 32  # float16 numbers in a cache line
 
 
 @compiled
@@ -74,7 +74,10 @@ def _add_products(
 
 @compiled
 def _find_top(margins: Floats, top: Int32s, top_margins: Floats) -> None:
-    """Write the topics with the highest margins of each post, and these, falling; of equals the first comes first."""
+    """Write the topics with the highest margins of each post, and these margins, highest first.
+
+    Of equal margins the topic with the lower index comes first.
+    """
     wanted = top.shape[1]
     for post in range(len(margins)):
         top_margins[post] = -np.inf
@@ -90,14 +93,14 @@ def _find_top(margins: Floats, top: Int32s, top_margins: Floats) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """What a model says about n posts, row by row.
+    """The result of a model for n posts, row by row.
 
     `topic` int32 [n]: the primary topic, as an index into the model's topics (`other` is the last).
     `best` int32 [n]: the topic most likely to be among the tags; never `other`.
     `posteriors` float32 [n, K+1]: the distribution of the primary topic; its mean over posts estimates shares.
     `top` int32, `top_scores` float32 [n, min(3, K)]: the three likeliest tags, and how likely each is.
-    `margin` float32 [n]: the margin of `best`; low where the model finds nothing it knows.
-    `overlap` float32 [n]: the share of what was found in the post that is in the vocabulary; 0 where nothing was found.
+    `margin` float32 [n]: the margin of `best`; low where the vocabulary has no feature of the post.
+    `overlap` float32 [n]: the share of the post's features that are in the vocabulary; 0 for a post without features.
     """
 
     topic: Int32s
@@ -112,8 +115,8 @@ class Classified:
 class TopicModel:
     """K topics and `other`, and how to find them in posts.
 
-    `topics`: K names by falling frequency in the training posts, then `other`. `trained_on`: whatever describes the
-    training posts. `weights`: float16 [F, K]; `biases`: float32 [K]. `behaviour` is what counting needs.
+    `topics`: K names, most frequent in the training posts first, then `other`. `trained_on` describes the training
+    posts. `weights`: float16 [F, K] for F features; `biases`: float32 [K]. `behaviour`: used to estimate shares.
     """
 
     def __init__(
@@ -145,18 +148,18 @@ class TopicModel:
 
     @cached_property
     def version(self) -> str:
-        """Names the content: the same arrays have the same version."""
+        """The model version, made of the content: the same topics and arrays have the same version."""
         return version_of(self.topics, self._array_files())
 
     def score(self, titles: pa.Array, bodies: pa.Array) -> Floats:
-        """Margins of every post for each of the K topics: float32 [n, K]."""
+        """The margin of every post for each of the K topics: float32 [n, K]."""
         margins = (margins for margins, _ in self._margins(titles, bodies))
         return np.concatenate([np.empty((0, len(self.topics) - 1), np.float32), *margins])
 
     def classify(self, titles: pa.Array, bodies: pa.Array) -> Classified:
-        """The topics of posts given their titles and HTML bodies (strings or binaries, nulls allowed).
+        """The topics of posts, from their titles and HTML bodies (strings or binaries, nulls allowed).
 
-        Besides the answer it needs memory for one batch of posts only.
+        Besides the result it needs memory for only one batch of posts.
         """
         if not len(titles):
             return self.read_out(self.score(titles, bodies))
@@ -173,7 +176,7 @@ class TopicModel:
             yield margins, overlap
 
     def read_out(self, margins: Floats, overlap: Floats | float = 1.0) -> Classified:
-        """The topics that margins of posts stand for."""
+        """The topics that follow from the margins of posts."""
         wanted = min(TOP, margins.shape[1])
         top, top_margins = np.empty((len(margins), wanted), np.int32), np.empty((len(margins), wanted), np.float32)
         _find_top(margins, top, top_margins)
@@ -189,9 +192,9 @@ class TopicModel:
         )
 
     def primary_of_tags(self, tags: pa.ListArray) -> Int32s:
-        """The primary topic of posts whose tags are known: the most frequent one; `other` when no tag is a topic.
+        """The primary topic of posts with known tags: the most frequent of their topics; `other` if no tag is a topic.
 
-        -1 where the list is null.
+        Returns int32 [n], -1 where the list is null.
         """
         other = len(self.topics) - 1
         lists, lengths = tags.flatten(), pc.fill_null(pc.list_value_length(tags), 0).to_numpy(zero_copy_only=False)
@@ -204,7 +207,7 @@ class TopicModel:
         return primary
 
     def to_files(self) -> dict[str, bytes]:
-        """The model as files: name and content."""
+        """The model's files: name to content."""
         files = self._array_files()
         manifest = {
             "format": FORMAT,
@@ -217,7 +220,7 @@ class TopicModel:
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> "TopicModel":
-        """The model that `to_files` wrote. Raises ModelError for any other or damaged files."""
+        """Read the model that `to_files` wrote. Raises ModelError if files are missing, damaged or of another kind."""
         stored = {name: files[name] for name in (MANIFEST, ARRAYS, CALIBRATION) if name in files}
         if missing := {MANIFEST, ARRAYS, CALIBRATION} - stored.keys():
             raise ModelError(f"not a topic model: {', '.join(sorted(missing))} missing")
@@ -237,10 +240,10 @@ class TopicModel:
                 trained_on=manifest.trained_on.model_dump(exclude_unset=True),
             )
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ModelError(f"topic model lacks {error}") from error
+            raise ModelError(f"an array of the topic model is missing or malformed: {error}") from error
         content = version_of(manifest.topics, {name: stored[name] for name in (ARRAYS, CALIBRATION)})
         if manifest.version != content:
-            raise ModelError(f"{MANIFEST} is of {manifest.version}, its topics and arrays are those of {content}")
+            raise ModelError(f"{MANIFEST} names {manifest.version}, but its topics and arrays make {content}")
         model.version = content
         return model
 
@@ -253,7 +256,7 @@ class TopicModel:
 
     @classmethod
     def load(cls, folder: Path) -> "TopicModel":
-        """The model in a folder. Raises ModelError when there is none, or it is damaged."""
+        """Read the model in a folder. Raises ModelError when it is missing or damaged."""
         try:
             return cls.from_files({name: (folder / name).read_bytes() for name in (MANIFEST, ARRAYS, CALIBRATION)})
         except OSError as error:
@@ -277,7 +280,7 @@ class TopicModel:
 
 
 def _packed(**arrays: Any) -> bytes:
-    """Arrays in numpy's own zip format, the same bytes for the same arrays."""
+    """Arrays in numpy's npz format; the same arrays give the same bytes."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()

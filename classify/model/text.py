@@ -1,8 +1,8 @@
 """From the title and the HTML body of posts to features, many posts at a time.
 
-Everything works on the bytes of Arrow arrays: no Python object is made for a post, let alone for a word. A feature is
-a 64-bit key: a hash of a word, of a joined form (`asp.net-mvc`) or of two neighbours, and in its lowest four bits the
-field it was seen in. The same key means the same feature in every process and on every machine.
+All code works on the bytes of Arrow arrays: it makes no Python object for a post or a word. A feature is a 64-bit key:
+a hash of a word, of a joined form (`asp.net-mvc`) or of two neighbours; its lowest four bits are the field.
+The same key means the same feature in every process and on every machine.
 """
 
 import string
@@ -21,16 +21,16 @@ from shared.compiled import EACH_BYTE, HIGH_BITS, LOW_BITS, compiled, inlined, l
 
 
 class Field(IntEnum):
-    """Where a feature was seen. The value is part of every key and of every stored model: never renumber."""
+    """Where a feature was found. The value is part of every key and of every stored model: never renumber."""
 
     ALL = 0  # every word, joined form and camelCase piece; those of the title count three times
     TITLE = 1  # words and joined forms of the title
     CODE = 2  # words of <pre> blocks
     TITLE_PAIR = 3  # two neighbouring words of the title
     TEXT_PAIR = 4  # two neighbouring words of running text
-    SYMBOL = 5  # runs of punctuation in code, such as `->` or `};`: they tell languages apart
+    SYMBOL = 5  # runs of punctuation in code, such as `->` or `};`: languages differ in them
     SYMBOL_PAIR = 6  # two neighbouring runs of punctuation in code
-    TITLE_GRAM = 7  # three to five bytes of a word of the title, a blank before or after it included
+    TITLE_GRAM = 7  # three to five bytes of a word of the title, including a blank before or after it
 
 
 FIELDS = len(Field)
@@ -39,15 +39,15 @@ FIELD_MASK = np.uint64(15)
 MAX_BATCH_POSTS = 2048
 BATCH_BYTES = 1024 * 1024  # of bodies
 MAX_TITLE_BYTES = 1024
-MAX_BODY_BYTES = 64 * 1024  # Stack Exchange allows 30,000 characters; what follows adds nothing to a topic
+MAX_BODY_BYTES = 64 * 1024  # Stack Exchange allows 30,000 characters; a longer text would not change the topic
 MAX_TOKEN_BYTES = 40
 GRAM_SIZES = (3, 4, 5)
 MAX_ENTITY_NAME = 8  # bytes between `&` and `;`
 
-# What a byte is. Joiners are symbols too; special bytes need a second look.
+# The kind of a byte. Joiners are symbols too; special bytes are handled one at a time.
 _WORD, _SYMBOL, _JOINER, _LOWER, _UPPER, _SPECIAL, _STARTS_TAG, _ENDS_NAME = (1 << bit for bit in range(8))
 
-# What is kept of it, with the place where it stands: a cut is an upper-case letter after a lower-case one.
+# The bits that are kept, with the place of the byte. A cut is an upper-case letter after a lower-case one.
 _KEPT, _CUT, _MARKUP, _CODE, _PRE = _WORD | _SYMBOL | _JOINER, 16, 32, 64, 128
 
 
@@ -65,7 +65,7 @@ def _class_of(byte: int) -> int:
 _CLASSES = np.array([_class_of(byte) for byte in range(256)], np.uint8)
 _LOWER_CASE = np.frombuffer(bytearray(bytes(range(256)).lower()), np.uint8)
 
-# HTML's named characters that are one code point, by their names read as little-endian numbers, ascending.
+# HTML's named character references of one code point, sorted by their names read as little-endian numbers.
 _NAMED = sorted(
     (int.from_bytes(name[:-1].encode(), "little"), ord(characters))
     for name, characters in html5.items()
@@ -73,11 +73,12 @@ _NAMED = sorted(
 )
 _NAMES = np.array([name for name, _ in _NAMED], np.uint64)
 _CODE_POINTS = np.array([code_point for _, code_point in _NAMED], np.int64)
-# The bytes 0x80 to 0x9F of numeric references mean those of Windows-1252 (HTML standard, 13.2.5.80).
+# Numeric references 0x80 to 0x9F mean characters of Windows-1252 (HTML standard, 13.2.5.80).
 _WINDOWS = np.array([ord(bytes([byte]).decode("cp1252", "replace")) for byte in range(0x80, 0xA0)], np.int64)
 _REPLACEMENT = 0xFFFD
 
-# Of eight bytes at once: a character in each of them, and what lifts bytes from a character on to 128.
+# For eight bytes at once: one character in all of them, and what is added so that bytes from a character on (_FROM)
+# or after a character (_BEYOND) reach 128.
 _OPENING, _CLOSING, _AMPERSAND, _PLUS, _HASH, _UNDERSCORE = (np.uint64(ord(it)) * EACH_BYTE for it in "<>&+#_")
 _FROM_UPPER, _FROM_LOWER, _FROM_DIGIT, _FROM_GRAPHIC, _FROM_DASH = (
     np.uint64(128 - ord(first)) * EACH_BYTE for first in "Aa0!-"
@@ -94,18 +95,18 @@ _NO_HASH, _ONE = np.uint64(0), np.uint64(1)
 _WORDS, _IS_SYMBOL, _CUTS = (np.uint64(bit) * EACH_BYTE for bit in (_WORD, _SYMBOL, _CUT))
 _BLANK = np.uint64(ord(" ")) << _TOP_BYTE
 
-# A hash becomes a key by exclusive or with the salt of its field, which has the field in its lowest four bits.
+# A hash XOR the salt of its field is the key. The lowest four bits of a salt are the field.
 _SALTS = [np.uint64((0xA24BAED4963EE407 * (field + 1) & (2**64 - 16)) | field) for field in Field]
 _ALL, _TITLE, _IN_CODE, _TITLE_PAIR, _TEXT_PAIR, _SYMBOLS, _SYMBOL_PAIR, _TITLE_GRAM = _SALTS
 
 _KEYS_PER_TITLE_BYTE, _KEYS_PER_BODY_BYTE = 8, 4
-"""More than can be: of a title of n bytes n/2 words, joined forms and pieces, each in up to four fields, and 3n grams;
-of a body n/2 words in two fields, joined forms and pieces of them, or n/2 symbols in two."""
+"""Upper bounds. A title of n bytes has n/2 words, joined forms and pieces, each with up to four keys, and 3n grams.
+A body has n/2 words with two keys each, their joined forms and pieces, or n/2 symbols with two keys each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Occurrences:
-    """The features of a batch of n posts, one key an occurrence.
+    """The features of a batch of n posts, one key per occurrence.
 
     Those of post i are `keys[bounds[i]:bounds[i + 1]]`, in no particular order; bounds int64 [n + 1].
     """
@@ -118,7 +119,7 @@ class Occurrences:
         return len(self.bounds) - 1
 
     def once_a_post(self) -> Hashes:
-        """The keys, each as often as there are posts it is in."""
+        """The keys, each once for every post that has it."""
         keys = np.empty_like(self.keys)
         return keys[: _distinct(self.keys, self.bounds, keys)]
 
@@ -126,7 +127,7 @@ class Occurrences:
 def parse_tags(tags: pa.Array | pa.ChunkedArray) -> pa.ListArray:
     """The tags of posts as lists, from either notation: `<c#><.net>` or `|c#|.net|`.
 
-    Takes strings or binaries of any Arrow kind, dictionary-encoded or not. Null and what names no tag become null.
+    Takes strings or binaries of any Arrow type, dictionary-encoded or not. Nulls and texts without a tag become null.
     """
     text = _flat(tags, pa.string())
     bare = pc.ascii_trim(pc.replace_substring_regex(text, r"[<>|\s]+", "|"), "|")
@@ -139,9 +140,10 @@ def occurrences(
 ) -> Iterator[Occurrences]:
     """The features of posts, batch after batch in the order given; each batch holds at most MAX_BATCH_POSTS.
 
-    Takes two arrays of one length: strings or binaries of any Arrow kind, nulls allowed, UTF-8 not required. A passing
-    batch holds until the next one is made in the same thread, which saves a copy.
-    Of a title the first MAX_TITLE_BYTES are read, of a body the first MAX_BODY_BYTES; the time is linear in them.
+    Takes two arrays of equal length: strings or binaries of any Arrow type, nulls allowed, UTF-8 not required. With
+    `passing`, a batch is valid only until the same thread makes the next one, which saves a copy.
+    Reads the first MAX_TITLE_BYTES of a title and the first MAX_BODY_BYTES of a body, in time linear in these bytes.
+    Raises ValueError when the lengths differ.
     """
     if len(titles) != len(bodies):
         raise ValueError(f"{len(titles)} titles but {len(bodies)} bodies")
@@ -170,7 +172,7 @@ def occurrences(
 
 
 class _Scratch(threading.local):
-    """Room for the keys of a batch, kept: 40 MB of which a tenth is used would be asked for again and again."""
+    """Room for the keys of a batch, reused: it saves an allocation of 40 MB per batch, of which a tenth is used."""
 
     keys = np.empty(0, np.uint64)
 
@@ -179,7 +181,7 @@ _scratch = _Scratch()
 
 
 def _flat(array: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
-    """One contiguous array of the plain kind asked for, without a check that text is UTF-8."""
+    """One contiguous array of the type `kind`, without a check that text is UTF-8."""
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
         if isinstance(array, pa.ChunkedArray):
@@ -191,13 +193,13 @@ def _flat(array: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
 
 
 def _bytes_of(array: pa.Array | pa.ChunkedArray) -> tuple[Bytes, Int64s]:
-    """The bytes of all texts, and where in them each text starts and the last one ends: null is empty."""
+    """The bytes of all texts, and the offsets where each text starts and the last one ends; a null is an empty text."""
     flat = pc.fill_null(_flat(array, pa.large_binary()), b"")
     _, offsets, data = flat.buffers()
     starts = np.frombuffer(offsets or bytes(8), np.int64)[flat.offset : flat.offset + len(flat) + 1]
     content = np.frombuffer(data or b"", np.uint8)
     for part in (content, starts):
-        part.setflags(write=False)  # some are, some not, and for each kind the loops would be compiled
+        part.setflags(write=False)  # otherwise the loops are compiled twice: for writable and for read-only arrays
     return content, starts
 
 
@@ -207,8 +209,8 @@ def _extract(
     bodies: Bytes, body_starts: Int64s, body_sizes: Int64s,
     keys: Hashes, bounds: Int64s,
 ) -> None:  # fmt: skip
-    """Write the keys of all posts, one post after the other, and where those of each begin."""
-    room = max(MAX_TITLE_BYTES, MAX_BODY_BYTES) + 10  # words are read over the end
+    """Write the keys of all posts, one post after the other, and their bounds."""
+    room = max(MAX_TITLE_BYTES, MAX_BODY_BYTES) + 10  # eight bytes are read at a time, also past the end
     text, kind = np.empty(room, np.uint8), np.empty(room, np.uint8)
     count = bounds[0]
     for post in range(len(title_sizes)):
@@ -224,14 +226,14 @@ def _extract(
 
 @compiled
 def _decode(raw: Bytes, is_html: int, text: Bytes, kind: Bytes) -> int:
-    """The text in lower case with its entities decoded, what each of its bytes is and where it stands, and its size.
+    """Write the text in lower case with its entities decoded, and the kind and place of each byte; return its size.
 
-    A tag is what stands between a `<` that may start one and the next `>`; broken or hostile HTML (`a < b`, a tag that
-    never ends) is text. A byte of no kind precedes the text and one follows it, so that neighbours can be looked at.
+    A tag reaches from a `<` that may start one to the next `>`. Broken or hostile HTML (`a < b`, a tag that never ends)
+    is text. A byte without a kind precedes the text and one follows it, so that every byte has two neighbours.
     """
     text[0] = kind[0] = 0
-    size = 1  # of what was written
-    opening = opened = -1  # the last `<` that no `>` followed: where it was read, where it was written
+    size = 1  # bytes written
+    opening = opened = -1  # where the last unclosed `<` was read, and where it was written
     in_code = in_pre = 0
     here = before = 0
     at, end = 0, len(raw)
@@ -255,7 +257,7 @@ def _decode(raw: Bytes, is_html: int, text: Bytes, kind: Bytes) -> int:
             continue
         if byte >= 0x80:
             _leave_out_signs(text, kind, size)
-        elif byte == 43:  # +, which is part of a word beside another one
+        elif byte == 43:  # +, which is part of a word when it follows another `+`
             if text[size - 2] == 43:
                 kind[size - 2] = kind[size - 1] = _WORD | here
         elif byte == 38:  # &
@@ -287,8 +289,8 @@ def _decode(raw: Bytes, is_html: int, text: Bytes, kind: Bytes) -> int:
 
 @inlined
 def _decode_word(word: np.uint64, before: int, here: int, text: Bytes, kind: Bytes, size: int) -> tuple[int, int]:
-    """Write as many of the word's bytes as come before the first special one, and their kinds; returns how many these
-    are, and _LOWER when the last of them is a lower-case letter. What `_CLASSES` says, of eight bytes at once."""
+    """Write the word's bytes before the first special one, and their kinds. Returns their number, and _LOWER when the
+    last of them is a lower-case letter. Computes the kinds in `_CLASSES` for eight bytes at once."""
     low = word & LOW_BITS
     angles_and = _equal(low, _OPENING) | _equal(low, _CLOSING) | _equal(low, _AMPERSAND) | _equal(low, _PLUS)
     special = (angles_and | word) & HIGH_BITS
@@ -308,13 +310,13 @@ def _decode_word(word: np.uint64, before: int, here: int, text: Bytes, kind: Byt
 
 @inlined
 def _equal(low: np.uint64, bytes_: np.uint64) -> np.uint64:
-    """The highest bit of each byte (below 128) that is the one given."""
+    """The highest bit of each byte (below 128) that equals the byte at the same place in `bytes_`."""
     return ~((low ^ bytes_) + LOW_BITS) & HIGH_BITS
 
 
 @inlined
 def _between(low: np.uint64, start: np.uint64, stop: np.uint64) -> np.uint64:
-    """The highest bit of each byte (below 128) that reaches it with `start` added and not with `stop` added."""
+    """The highest bit of each byte (below 128) that reaches 128 when `start` is added, but not when `stop` is."""
     return (low + start) & ~(low + stop) & HIGH_BITS
 
 
@@ -323,7 +325,7 @@ _CODE_NAME, _PRE_NAME = (np.frombuffer(bytearray(name), np.uint8) for name in (b
 
 @inlined
 def _is_named(raw: Bytes, at: int, name: Bytes) -> bool:
-    """Whether the name at this position is the lower-case one given."""
+    """Whether the name at this position is `name`, which is in lower case; upper case matches too."""
     if at + len(name) >= len(raw) or not _CLASSES[raw[at + len(name)]] & _ENDS_NAME:
         return False
     for i in range(len(name)):  # noqa: SIM110
@@ -334,8 +336,8 @@ def _is_named(raw: Bytes, at: int, name: Bytes) -> bool:
 
 @inlined
 def _leave_out_signs(text: Bytes, kind: Bytes, size: int) -> None:
-    """Typographic quotes, dashes, spaces and other signs are of no word: of two bytes U+0080 to U+00BF, of three
-    U+2000 to U+203F. Called after each byte of 0x80 and more."""
+    """Exclude typographic quotes, dashes, spaces and other signs from words: U+0080 to U+00BF (two bytes) and
+    U+2000 to U+203F (three bytes). Called after each byte from 0x80 on."""
     last, before = text[size - 1], text[size - 2]
     if last == 0xC2 or before == 0xC2:
         kind[size - 1] = 0
@@ -347,7 +349,7 @@ def _leave_out_signs(text: Bytes, kind: Bytes, size: int) -> None:
 
 @inlined
 def _entity(raw: Bytes, at: int) -> tuple[int, int]:
-    """The bytes after this `&` that make it a character reference, and its code point; no bytes when it is none."""
+    """The number of bytes of the character reference after this `&`, and its code point; (0, 0) if it is invalid."""
     name = np.uint64(0)
     end = min(at + MAX_ENTITY_NAME + 1, len(raw))
     behind = at
@@ -363,7 +365,7 @@ def _entity(raw: Bytes, at: int) -> tuple[int, int]:
 
 @inlined
 def _named(name: np.uint64) -> int:
-    """The code point of a named reference; -1 when there is none of that name."""
+    """The code point of a named reference; -1 when the name is unknown."""
     low, high = 0, len(_NAMES)
     while low < high:
         middle = (low + high) // 2
@@ -376,7 +378,7 @@ def _named(name: np.uint64) -> int:
 
 @inlined
 def _number(raw: Bytes, at: int, end: int) -> int:
-    """The code point that the digits of a numeric reference (`233`, `xE9`) stand for; -1 when they are none."""
+    """The code point of a numeric reference's digits (`233`, `xE9`); -1 when they are invalid."""
     base = 10
     if at < end and raw[at] | 0x20 == 120:  # x
         base = 16
@@ -401,7 +403,7 @@ def _number(raw: Bytes, at: int, end: int) -> int:
 
 @inlined
 def _write(code_point: int, here: int, text: Bytes, kind: Bytes, size: int) -> int:
-    """Write one character as UTF-8, as long as any reference to it or shorter; returns the size then."""
+    """Write one character as UTF-8, which is never longer than a reference to it; returns the new size."""
     if code_point < 0x80:
         length, lead = 1, code_point
     elif code_point < 0x800:
@@ -437,7 +439,8 @@ def _hash(text: Bytes, start: int, end: int) -> np.uint64:
 
 @inlined
 def _run_end(kind: Bytes, at: int, wanted: np.uint64) -> tuple[int, np.uint64]:
-    """Where the run of bytes of the kind wanted (one bit, in each byte) that starts here ends, and the kinds in it."""
+    """Where the run of bytes of one kind that starts at `at` ends, and the kinds in it. `wanted` has the bit of that
+    kind in each byte."""
     kinds = _NO_HASH
     while True:
         word = load_word(kind, at)
@@ -451,7 +454,7 @@ def _run_end(kind: Bytes, at: int, wanted: np.uint64) -> tuple[int, np.uint64]:
 
 @inlined
 def _finish(mixed: np.uint64) -> np.uint64:
-    """Spread what the bits hold over all of them but the four of the field, which become 0."""
+    """Mix all bits of the hash, and set the four bits of the field to 0."""
     mixed ^= mixed >> _HALF
     mixed *= _MULTIPLY_END
     return (mixed ^ mixed >> _HALF) & ~FIELD_MASK
@@ -464,7 +467,7 @@ def _pair(one: np.uint64, following: np.uint64) -> np.uint64:
 
 @compiled
 def _title_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) -> int:
-    """Write the keys of a title from position `count` on; returns the position behind them."""
+    """Write the keys of a title from position `count` on; returns the position after them."""
     before = _NO_HASH  # the word before this one
     is_joined = False
     joined_from = joined_to = 0
@@ -489,7 +492,7 @@ def _title_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) -
                 keys[count] = keys[piece]
                 count += 1
         count = _write_grams(text, start, at, keys, count)
-        if is_joined and joined_to - joined_from <= MAX_TOKEN_BYTES:  # also asp.net of asp.net-mvc
+        if is_joined and joined_to - joined_from <= MAX_TOKEN_BYTES:  # asp.net too, when asp.net-mvc follows
             count = _write_title_token(_hash(text, joined_from, joined_to), keys, count)
         if joined_to == start - 1 and kind[joined_to] & _JOINER:
             is_joined = True
@@ -504,7 +507,7 @@ def _title_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) -
 
 @inlined
 def _write_title_token(hashed: np.uint64, keys: Hashes, count: int) -> int:
-    """A word or joined form of the title: three times among all words, once in the title."""
+    """Write a word or joined form of the title: three keys of the field ALL, one of TITLE."""
     keys[count] = keys[count + 1] = keys[count + 2] = hashed ^ _ALL
     keys[count + 3] = hashed ^ _TITLE
     return count + 4
@@ -512,7 +515,7 @@ def _write_title_token(hashed: np.uint64, keys: Hashes, count: int) -> int:
 
 @inlined
 def _write_grams(text: Bytes, start: int, end: int, keys: Hashes, count: int) -> int:
-    """Every three to five consecutive bytes of which all but the outermost belong to the word."""
+    """Write every three to five consecutive bytes of the word with one blank before and one after it."""
     last = _BLANK
     for at in range(start, end + 1):
         last = last >> _BYTE | (np.uint64(text[at]) << _TOP_BYTE if at < end else _BLANK)
@@ -526,7 +529,7 @@ def _write_grams(text: Bytes, start: int, end: int, keys: Hashes, count: int) ->
 
 @inlined
 def _write_pieces(text: Bytes, kind: Bytes, start: int, end: int, keys: Hashes, count: int) -> int:
-    """The pieces of two bytes and more of a camelCase word."""
+    """Write the pieces of a camelCase word that have two bytes or more."""
     piece = start
     for at in range(start + 1, end + 1):
         if at == end or kind[at] & _CUT:
@@ -539,8 +542,8 @@ def _write_pieces(text: Bytes, kind: Bytes, start: int, end: int, keys: Hashes, 
 
 @compiled
 def _body_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) -> int:
-    """Write the keys of a body from position `count` on; returns the position behind them."""
-    before = symbol_before = _NO_HASH  # the word of running text and the symbol of code before this one
+    """Write the keys of a body from position `count` on; returns the position after them."""
+    before = symbol_before = _NO_HASH  # the last word of running text and the last symbol of code
     is_joined = False
     joined_from = joined_to = 0
     at = 1
@@ -591,7 +594,7 @@ def _body_keys(text: Bytes, kind: Bytes, size: int, keys: Hashes, count: int) ->
 
 @compiled
 def _distinct(keys: Hashes, bounds: Int64s, found: Hashes) -> int:
-    """Write the distinct keys of each post, post after post; returns how many."""
+    """Write the distinct keys of each post, post after post; returns their number."""
     longest = 1
     for post in range(len(bounds) - 1):
         longest = max(longest, bounds[post + 1] - bounds[post])
@@ -602,7 +605,7 @@ def _distinct(keys: Hashes, bounds: Int64s, found: Hashes) -> int:
         while 1 << bits < 2 * (bounds[post + 1] - bounds[post]):
             bits += 1
         last = (1 << bits) - 1
-        table[: last + 1] = -1  # not all of it, for one long post among thousands of short ones
+        table[: last + 1] = -1  # only this part: one long post must not slow down thousands of short ones
         for at in range(bounds[post], bounds[post + 1]):
             slot = np.int64(keys[at] >> np.uint64(64 - bits))
             while table[slot] >= 0 and found[table[slot]] != keys[at]:

@@ -1,4 +1,4 @@
-"""Reading a Parquet file by its row groups: which of them are worth it, and how much of one at once."""
+"""Reading a Parquet file by row groups: their value ranges, and how much is read at once."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ if TYPE_CHECKING:
     from shared.storage import RangedReader
 
 BATCH_ROWS = 1_024
-"""Twice as many take 3 % less time and 20 MiB more, which small files do not: memory would grow with the file."""
+"""Twice as many rows take 3 % less time but 20 MiB more memory. Small files do not need that much, so memory would grow
+with the file."""
 LARGE_GROUP, READ_BUFFER = 32 << 20, 4 << 20
-"""Bytes, before compression, of a row group that is read at once at most; and of each column of a larger one."""
+"""Uncompressed bytes: the largest row group that is read at once; and the read buffer per column of a larger one."""
 
 
 def reader(data: RangedReader | Any, footer: pq.FileMetaData) -> pq.ParquetFile:
-    """A reader that fetches what is asked of a small row group at once; of a large one, bit by bit.
+    """A reader that fetches the requested columns of a small row group at once, and those of a large one in pieces.
 
-    A million posts in one group, which is what many writers make, would be half a gigabyte.
+    Many writers put a million posts into one row group: half a gigabyte if read at once.
     """
     largest = max((footer.row_group(number).total_byte_size for number in range(footer.num_row_groups)), default=0)
     ahead = {"buffer_size": READ_BUFFER} if largest > LARGE_GROUP else {"pre_buffer": True}
-    # INT96 holds any day, of which nanoseconds hold 584 years: the rest would come back as other days
+    # INT96 holds any day, but nanoseconds in 64 bits cover only 584 years: other days would come back wrong.
     return pq.ParquetFile(data, metadata=footer, coerce_int96_timestamp_unit="s", **ahead)
 
 
 @contextmanager
 def opened(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
-    """A Parquet file on disk that has these columns. Raises BadInput that names the file, also while it is read."""
+    """Open a Parquet file on disk. Raises BadInput that names the file if it is missing, damaged (also during later
+    reads) or lacks one of `columns`."""
     if not path.is_file():
-        raise BadInput(f"{path} is not there, or no file")
+        raise BadInput(f"{path} does not exist, or is not a file")
     with readable(path), path.open("rb") as data, reader(data, pq.read_metadata(path)) as file:
         if missing := [name for name in columns if name_of(file.schema_arrow.names, name) is None]:
             raise BadInput(f"{path} has no column {', '.join(missing)}")
@@ -46,17 +48,17 @@ def opened(path: Path, columns: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
 
 
 def name_of(names: Sequence[str], column: str) -> str | None:
-    """What a file with the columns `names` calls the column `column`: `id` is taken for `Id`. None: it has none."""
+    """The name of `column` in a file with the columns `names`: `id` matches `Id`. None if the column is missing."""
     return column if column in names else next(iter(columns_named(names, column)), None)
 
 
 def batches(
     file: pq.ParquetFile, columns: Sequence[str], groups: Sequence[int] | None = None, rows: int | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of at most so many rows, else BATCH_ROWS, one row group after the other.
+    """Batches of at most `rows` rows (default BATCH_ROWS), one row group after the other.
 
-    What is read ahead is held until the last batch of its group. Of `groups`, else of all; those of `columns` that the
-    file has, under these names. Arrow's own threads would each keep the memory of the largest texts they have seen.
+    Reads `groups`, by default all, and those of `columns` that the file has, under these names. Data read ahead is held
+    until the last batch of its row group. Arrow's threads are off: each would keep the memory of its largest texts.
     """
     names = {found: name for name in columns if (found := name_of(file.schema_arrow.names, name))}
     for group in range(file.num_row_groups) if groups is None else groups:
@@ -65,9 +67,9 @@ def batches(
 
 
 def bounds(file: pq.ParquetFile, column: str) -> list[pa.Array | None]:
-    """Of each row group the least and the greatest value of a column of whole numbers, dates or moments.
+    """For each row group, an array of the least and the greatest value of a column of integers, dates or timestamps.
 
-    None where the file does not tell both, or where values are missing.
+    None where the file lacks these statistics, the column is missing or of another type, or values are null.
     """
     name = name_of(file.schema_arrow.names, column)
     kind = file.schema_arrow.field(name).type if name else pa.null()

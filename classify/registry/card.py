@@ -1,4 +1,4 @@
-"""What is written beside a model: how it did, as numbers (`evaluation.json`) and for people (`card.md`)."""
+"""The evaluation of a model, stored beside it: as numbers (`evaluation.json`) and as text (`card.md`)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ EVALUATION, CARD = "evaluation.json", "card.md"
 
 
 def mean_evaluation(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """`folds`, and what Evaluation.to_json gives: means over the folds, of posts and of what is counted by topic sums.
+    """`folds`, and the fields of Evaluation.to_json: `posts` and the counts by topic are sums over the folds, all
+    other numbers means.
 
-    A topic that is none in some of the folds is counted in the others.
+    A topic that is missing in some folds is counted in the others.
     """
     documents = [evaluation.to_json() for evaluation in evaluations]
     by_topic: dict[str, dict[str, Any]] = {}
@@ -35,7 +36,7 @@ def mean_evaluation(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 
 
 def _mean(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The means of equally named numbers, also in documents within."""
+    """The means of equally named numbers, also in nested documents."""
     means: dict[str, Any] = {}
     for name, value in documents[0].items():
         values = [document[name] for document in documents]
@@ -55,8 +56,8 @@ def card(
     measured: str,
     remark: str = "",
 ) -> str:
-    """The model card. `files` names what the training posts were read from, `made_by` the command, `measured` says on
-    which posts each of the evaluations was made, `remark` whatever else is to be known."""
+    """The text of the model card. `files` names the files of the training posts, `made_by` the command; `measured` says
+    on which posts each evaluation was made; `remark` is a further line."""
     several, by_topic = len(evaluations) > 1, mean_evaluation(evaluations)["by_topic"]
 
     def row(what: str, measure: Callable[[Evaluation], float]) -> str:
@@ -68,32 +69,32 @@ def card(
             f"# Topic model {model.version}",
             "",
             f"Finds which of {len(model.topics) - 1} topics (or `{model.topics[-1]}`) a Stack Overflow post is about,",
-            f"by {len(model.vocabulary):,} features of its title and body.",
+            f"from {len(model.vocabulary):,} features of its title and body.",
             "",
             f"* Made {model.trained_on['date']} from {model.trained_on['questions']:,} tagged questions in",
             f"  {', '.join(files)} by `{made_by}`.",
             *([f"* {remark}"] if remark else []),
             "* The posts are user contributions to the Stack Exchange network, licensed CC BY-SA",
             "  (https://stackoverflow.com/help/licensing). The model holds hashes of words and weights, no text.",
-            "* It knows English, and the topics and years of the training posts. What came later shows as a growing",
+            "* It knows only English, and the topics and years of the training posts. Newer topics show as a growing",
             "  share of `other` and as drift of the day.",
             "",
             measured,
-            f"A day is {DAY} posts drawn from those, or half of them if they are few; on shifted days the",
-            f"log-chances of topics are moved at random, with a standard deviation of {SHIFT}; on days with answers",
-            f"each has {ANSWERS} on the average, which take over what the model says of it.",
+            f"A day is {DAY} of those posts drawn at random, or half of them if there are few. On shifted days the",
+            f"log-chances of topics are moved at random, with a standard deviation of {SHIFT}. On days with answers",
+            f"each question has {ANSWERS} answers on average, which take over the topic that the model gives it.",
             "",
             "| | mean | folds |" if several else "| | |",
             "|---|---|---|" if several else "|---|---|",
             row("hit@1: the best topic is among the post's tags", lambda each: each.hit_at_1),
-            row("primary topic found, of posts that carry a topic", lambda each: each.primary_accuracy),
-            row("topic found, `other` included, of all posts", lambda each: each.topic_accuracy),
+            row("primary topic found, for posts with a topic among their tags", lambda each: each.primary_accuracy),
+            row("topic found, `other` included, for all posts", lambda each: each.topic_accuracy),
             row("macro-F1 of the topic", lambda each: each.macro_f1),
             row("calibration error of the best topic's score", lambda each: each.calibration_error),
             row("total variation of a day's estimated shares", lambda each: each.days.histogram_error),
-            row("the same of counted answers", lambda each: each.days.counted_error),
+            row("total variation of a day's counted shares", lambda each: each.days.counted_error),
             row(
-                "95 % intervals that hold the truth (shares of 2 % and more)",
+                "95 % intervals that contain the true share (shares of 2 % and more)",
                 lambda each: each.days.coverage,
             ),
             row("days marked as drifted", lambda each: each.days.drifted),
@@ -101,13 +102,16 @@ def card(
                 "shifted days: total variation of estimated shares",
                 lambda each: each.shifted_days.histogram_error,
             ),
-            row("shifted days: that of counted answers", lambda each: each.shifted_days.counted_error),
-            row("shifted days: intervals that hold the truth", lambda each: each.shifted_days.coverage),
+            row("shifted days: total variation of counted shares", lambda each: each.shifted_days.counted_error),
+            row("shifted days: intervals that contain the true share", lambda each: each.shifted_days.coverage),
             row("shifted days marked as drifted", lambda each: each.shifted_days.drifted),
-            row("days with answers: total variation", lambda each: each.answered_days.histogram_error),
-            row("days with answers: intervals that hold the truth", lambda each: each.answered_days.coverage),
+            row(
+                "days with answers: total variation of estimated shares",
+                lambda each: each.answered_days.histogram_error,
+            ),
+            row("days with answers: intervals that contain the true share", lambda each: each.answered_days.coverage),
             "",
-            "By topic: posts whose primary topic it is, posts the model said are about it, and how many of those are.",
+            "By topic: posts with this primary topic, posts to which the model gives it, and posts with both.",
             "",
             "| topic | posts | found | right | F1 |",
             "|---|---|---|---|---|",

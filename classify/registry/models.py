@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("stacktopics.classify.registry.models")
 
 STARTER = Path(__file__).parents[1] / "starter"
-"""The model that makes a first run possible; its card says what it was trained on."""
+"""The model for the first runs; its card describes its training posts."""
 
 
 class CurrentModel(BaseModel):
-    """Which version new classifications use, which ones they used before (the last one last), and why it changed."""
+    """The version that new classifications use, the versions before it (newest last), and why it changed."""
 
     version: str
     history: list[str] = []
@@ -41,13 +41,14 @@ class CurrentModel(BaseModel):
 
 
 def current_model(lake: Lake) -> tuple[CurrentModel, str]:
-    """The pointer and its ETag; a lake without any model gets the starter."""
+    """The pointer and its ETag. A lake without a model gets the starter model. Raises Conflict if the pointer is
+    deleted meanwhile."""
     current, etag = read_pointer(lake, CurrentModel, paths.CURRENT_MODEL)
     if current is None:
         _install_starter(lake)
         current, etag = read_pointer(lake, CurrentModel, paths.CURRENT_MODEL)
     if current is None or etag is None:
-        raise Conflict(f"{paths.CURRENT_MODEL} was deleted as soon as it was written")
+        raise Conflict(f"{paths.CURRENT_MODEL} was deleted right after it was written")
     return current, etag
 
 
@@ -57,9 +58,9 @@ def current_version(lake: Lake) -> str:
 
 
 def whole_model(lake: Lake) -> str:
-    """The version that new classifications use, or where it is damaged the last one before it that is whole.
+    """The version that new classifications use; if it is damaged, the newest undamaged one before it.
 
-    Raises ModelError when no version is whole.
+    Raises ModelError when every version is damaged.
     """
     current, _ = current_model(lake)
     faults: list[str] = []
@@ -72,41 +73,45 @@ def whole_model(lake: Lake) -> str:
         if faults:
             log.error("%s", alert_text(Alert.MODEL_DAMAGED, current.version, f"{faults[0]}; {version} is used instead"))
         return version
-    raise ModelError(f"no topic model in the lake is whole: {'; '.join(faults)}")
+    raise ModelError(f"every topic model in the lake is damaged: {'; '.join(faults)}")
 
 
 def check_stored(lake: Lake, version: str) -> None:
-    """Raises ModelError unless every file of a version is what its manifest says; the files are read once."""
+    """Raises ModelError unless every file of a version matches its manifest. Unchanged files are read only once."""
     names = (MANIFEST, ARRAYS, CALIBRATION)
     found = [lake.stat(f"{paths.model(version)}/{name}") for name in names]
     missing = [name for name, info in zip(names, found, strict=True) if info is None]
     if missing:
-        raise ModelError(f"model {version} is not whole: {', '.join(missing)} does not exist in {paths.model(version)}")
+        raise ModelError(f"model {version} is incomplete: {', '.join(missing)} missing in {paths.model(version)}")
     _checked_once(lake, version, tuple(info.etag for info in found if info))
 
 
 @lru_cache(maxsize=32)
 def _checked_once(lake: Lake, version: str, etags: tuple[str, ...]) -> None:
-    """Check the files that have these ETags; 2 MB of a model of 100 topics are read and hashed in 15 ms."""
+    """Check the files that have these ETags. Reading and hashing 2 MB of a model of 100 topics takes 15 ms."""
     del etags
     _files(lake, version, ARRAYS, CALIBRATION)
 
 
 def known_topics(lake: Lake) -> tuple[str, list[str]]:
-    """The current version and its topics, the most frequent of its training first, `other` last. Raises ModelError."""
+    """The current version and its topics, most frequent in training first, `other` last. Raises ModelError if it is
+    missing or damaged."""
     version = current_version(lake)
     return version, list(read_manifest(_files(lake, version)).topics)
 
 
 def load_model(lake: Lake, version: str) -> TopicModel:
-    """Read one version of the model. Raises ModelError when it is missing, damaged or another one."""
+    """Read one version of the model. Raises ModelError when it is missing, damaged or another version."""
     from classify.model.model import TopicModel
 
     return TopicModel.from_files(_files(lake, version, ARRAYS, CALIBRATION))
 
 
 def load_behaviour(lake: Lake, version: str) -> Behaviour:
-    """What counting needs of one version: its manifest and calibration, not its weights. Raises ModelError."""
+    """The behaviour of one version, which counting uses: it reads the manifest and the calibration, not the weights.
+
+    Raises ModelError when the version is missing, damaged or another version.
+    """
     from classify.model.quantify import Behaviour
 
     files = _files(lake, version, CALIBRATION)
@@ -114,7 +119,7 @@ def load_behaviour(lake: Lake, version: str) -> Behaviour:
 
 
 def _files(lake: Lake, version: str, *names: str) -> dict[str, bytes]:
-    """The manifest of a model and these of its files. Raises ModelError when one is missing or another model's."""
+    """The manifest of a model and the files named. Raises ModelError if one is missing or belongs to another model."""
     folder = paths.model(version)
     try:
         files = {MANIFEST: lake.read(f"{folder}/{MANIFEST}")}
@@ -125,27 +130,27 @@ def _files(lake: Lake, version: str, *names: str) -> dict[str, bytes]:
     try:
         return files | {name: lake.read(f"{folder}/{name}") for name in names}
     except NotFound as error:
-        raise ModelError(f"model {version} is not whole: {error}") from error
+        raise ModelError(f"model {version} is incomplete: {error}") from error
 
 
 def store_model(lake: Lake, model: TopicModel, evaluation: dict[str, Any], card: str) -> str:
-    """Write a model, its evaluation and its card; returns its version. The same model is the same version."""
+    """Write a model, its evaluation and its card; returns its version. The same model has the same version."""
     beside = {EVALUATION: json.dumps(evaluation, indent=1).encode(), CARD: card.encode()}
     _put_files(lake, model.version, {**beside, **model.to_files()})
     return model.version
 
 
 def _put_files(lake: Lake, version: str, files: dict[str, bytes]) -> None:
-    """The manifest last: a folder with a manifest is whole."""
+    """Write the manifest last: a folder with a manifest is complete."""
     for name in sorted(files, key=lambda name: name == MANIFEST):
         lake.put(f"{paths.model(version)}/{name}", files[name])
 
 
 def add_model(lake: Lake, folder: Path) -> str:
-    """Write the model in a folder, with its evaluation and card if it has them, to the lake; returns its version.
+    """Write the model in a folder to the lake, with its evaluation and card if they exist; returns its version.
 
-    A version that the lake has already, undamaged, stays as it is. Raises ModelError when the folder holds no model,
-    BadInput when its evaluation is invalid.
+    A version that the lake already has undamaged stays unchanged. Raises ModelError when the folder's model is missing
+    or damaged, BadInput when its evaluation is invalid.
     """
     from classify.model.model import TopicModel
 
@@ -161,7 +166,7 @@ def add_model(lake: Lake, folder: Path) -> str:
 
 
 class ReportedFigures(BaseModel):
-    """What is listed of a model's evaluation."""
+    """The figures of a model's evaluation that lists show."""
 
     class Days(BaseModel):
         histogram_error: float | None = None
@@ -175,7 +180,7 @@ class ReportedFigures(BaseModel):
 
 
 class Stored(NamedTuple):
-    """A model in the lake: what it was trained on, and its evaluation (empty if it has none)."""
+    """A model in the lake: what it was trained on, and its evaluation (empty if it is missing)."""
 
     version: str
     trained_on: dict[str, Any]
@@ -183,14 +188,14 @@ class Stored(NamedTuple):
 
 
 class Damaged(NamedTuple):
-    """A folder that holds no whole model, and what is wrong there."""
+    """A folder with a damaged model, and what is wrong."""
 
     version: str
     reason: str
 
 
 def versions(lake: Lake) -> Iterator[Stored | Damaged]:
-    """Every version, oldest first, by its manifest and evaluation alone."""
+    """Every version, oldest first. Reads only the manifests and evaluations."""
     manifests = (info for info in lake.list("models/topics") if info.path.endswith(f"/{MANIFEST}"))
     for info in sorted(manifests, key=lambda info: info.last_modified):
         version = info.path.split("/")[-2]
@@ -205,22 +210,22 @@ def versions(lake: Lake) -> Iterator[Stored | Damaged]:
 
 
 def whole_version(lake: Lake, beginning: str) -> str:
-    """The version in the lake that begins so. Raises ModelError where there is none, or more than one."""
+    """The version in the lake that starts with `beginning`. Raises ModelError if no version does, or several do."""
     found = [stored.version for stored in versions(lake) if stored.version.startswith(beginning)]
     if beginning in found:
         return beginning
     if len(found) == 1:
         return found[0]
     if found:
-        raise ModelError(f"{beginning} is the beginning of several models: {', '.join(found)}")
-    raise ModelError(f"there is no model {beginning} in the lake: `manage.py models` lists those there are")
+        raise ModelError(f"several models start with {beginning}: {', '.join(found)}")
+    raise ModelError(f"there is no model {beginning} in the lake: `manage.py models` lists the models")
 
 
 def promote(lake: Lake, version: str, reason: str, instead_of: tuple[CurrentModel, str] | None = None) -> CurrentModel:
     """Let new classifications use `version`.
 
-    `instead_of` is the pointer and its ETag that this was decided by; else what is there now.
-    Raises ModelError when the version is damaged, Conflict when the current model has changed since.
+    `instead_of` is the pointer on which the decision is based, and its ETag; by default the pointer is read now.
+    Raises ModelError when the version is missing or damaged, Conflict when the current model has changed since.
     """
     _check_whole(lake, version)
     current, etag = instead_of or current_model(lake)
@@ -230,13 +235,14 @@ def promote(lake: Lake, version: str, reason: str, instead_of: tuple[CurrentMode
 
 
 def rollback(lake: Lake) -> CurrentModel:
-    """Go back to the version before, and the next time to the one before that.
+    """Go back to the version before the current one; the next call goes back one more.
 
-    Raises ModelError when there is none or it is damaged, Conflict when the current model changes meanwhile.
+    Raises ModelError when there is no version before or it is damaged, Conflict when the current model changes
+    meanwhile.
     """
     current, etag = current_model(lake)
     if not current.history:
-        raise ModelError(f"{current.version} is the first model: there is none before it")
+        raise ModelError(f"{current.version} is the first model: there is no model before it")
     *earlier, before = current.history
     _check_whole(lake, before)
     return _move(lake, before, earlier, f"rolled back from {current.version}", etag)

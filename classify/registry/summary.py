@@ -1,4 +1,4 @@
-"""What runs leave for others to read: a classification in its output folder, a training run in `runs/training/`."""
+"""The results of runs: a classification's in its output folder, a training run's in `runs/training/`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pydantic import BaseModel
 SUMMARY_FILE = "summary.json"
 COUNTS_FILE = "counts.parquet"
 REFUSED_FILE = "refused.txt"
-"""Why the file can't be classified, by whatever attempt: there is this in place of a summary."""
+"""The reason why no attempt can classify the file; written in place of a summary."""
 
 
 class Summary(BaseModel):
-    """Written last: a folder with a summary is whole."""
+    """Written last: a folder with a summary is complete."""
 
     source_id: str
     version: str
@@ -26,7 +26,7 @@ class Summary(BaseModel):
     uncounted: dict[str, int]
     """Rows of other post types, by PostTypeId (`null` where it is missing)."""
     misdated: int
-    """Posts counted on the day of the file, because their CreationDate is there but is none."""
+    """Posts counted on the day of the file, because their CreationDate is invalid."""
     decided_by: dict[str, int]
     """Posts by what decided their topic: tags, model or parent."""
     engine: str
@@ -38,10 +38,10 @@ class Summary(BaseModel):
 
 
 class Training(BaseModel):
-    """What came of a training run; `runs/training/<until>.json`, of a second one `<until>.2.json`.
+    """The result of a training run: `runs/training/<until>.json`; a second run writes `<until>.2.json`.
 
-    `found` is the share of held-out tagged questions whose best topic is among their tags: it can be compared between
-    models with different topics.
+    `candidate_found` and `current_found` are the share of held-out tagged questions whose best topic is among their
+    tags. This share is comparable between models with different topics.
     """
 
     candidate: str

@@ -35,18 +35,18 @@ if TYPE_CHECKING:
     from shared.lake import Lake
 
 LARGEST_BATCH, ROWS_AT_ONCE = 8 << 20, 128
-"""Bytes that a batch may have where texts are long, and rows that are decoded at a time to find out."""
+"""The most bytes of a batch with long texts, and how many rows are decoded at a time to find the size."""
 
 
 def run_arrow(
     lake: Lake, job: JobParameters, progress: Callable[[float], None] | None = None, name: str | None = None
 ) -> Summary:
-    """Classify one landed file on this machine; `progress` is told the share of the rows that are scored.
+    """Classify one landed file on this machine. `progress` is called with the share of rows scored, 0 to 1.
 
-    `name` is what errors call the file, else its path in the lake.
+    `name` names the file in errors; by default its path in the lake.
 
-    Texts are held 1,024 rows at a time in each thread; what stays for the whole file is 13 bytes a
-    question (21 with some of earlier files), and 8 an answer that takes over what the model said.
+    Each thread holds the texts of 1,024 rows at a time. For the whole file it holds 13 bytes per question (21 with
+    questions of earlier files), and 8 per answer that takes over a topic that the model gave.
     Raises ModelError, BadInput when the file cannot be read, NotFound when it is not in landing, and TransientError.
     """
     clock = Clock()
@@ -57,7 +57,7 @@ def run_arrow(
         with clock("census"):
             with readable(name or path):
                 footer = pq.read_metadata(landed)
-                census = Census(reader(landed, footer))  # which keeps what it read ahead: no name may hold it
+                census = Census(reader(landed, footer))  # no variable for the reader: it would keep its read-ahead data
             give_back_memory()
             parents = Parents(census, newest_topics(lake, census.parents_elsewhere), model.topics)
         with clock("posts"), lake.create(part(job, 0)) as out, Output(out, model.topics) as output:
@@ -89,9 +89,9 @@ def run_arrow(
 def _posts(
     file: pq.ParquetFile, file_day: date, census: Census, name: str, progress: Callable[[float], None]
 ) -> Iterator[Posts]:
-    """The posts that count, a batch at a time; raises BadInput that names the file where it cannot be read."""
+    """The posts that count, a batch at a time. Raises BadInput that names the file if it cannot be read."""
     first = 0
-    with readable(name):  # what is made of a batch by who asked for it is not in it
+    with readable(name):  # does not cover errors of the caller between two batches
         for batch in _batches_of_texts(file):
             yield clean.clean(batch, file_day).where(census.counts(first, batch.num_rows))
             first += batch.num_rows
@@ -101,9 +101,10 @@ def _posts(
 def _classify(
     batches: Iterator[Posts], parents: Parents, model: TopicModel, topic_source: str, output: Output
 ) -> dict[str, int]:
-    """Questions and orphaned answers batch by batch, then the answers that inherit; returns what was not counted.
+    """Classify questions and orphaned answers batch by batch, then the answers that inherit.
 
-    Batches are scored in as many threads as there are cores, and written in the order of the file.
+    Returns how many posts of other types were not counted, by PostTypeId. Batches are scored in one thread per core,
+    and written in the order of the file.
     """
     skipped: Counter[str] = Counter()
     threads = os.cpu_count() or 1
@@ -142,14 +143,14 @@ def _classify(
 
 
 def _say_nothing(share: float) -> None:
-    """The progress of a run that nobody watches."""
+    """The progress of a run without a callback."""
     del share
 
 
 def _batches_of_texts(file: pq.ParquetFile) -> Iterator[pa.RecordBatch | pa.Table]:
-    """Batches of at most BATCH_ROWS and LARGEST_BATCH; bodies that do not fit are cut to what is read of them.
+    """Batches of at most BATCH_ROWS and LARGEST_BATCH. In larger batches, bodies are cut to MAX_BODY_BYTES.
 
-    Nothing in a file tells how large its texts will be: a thousand bodies of a megabyte can be four kilobytes on disk.
+    A file does not say how large its decoded texts are: a thousand bodies of a megabyte can be four kilobytes on disk.
     """
     waiting: list[pa.RecordBatch] = []
     rows = size = 0

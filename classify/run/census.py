@@ -1,4 +1,4 @@
-"""What the ids of a file tell before its texts are read."""
+"""The first pass over a file: it reads the Ids, PostTypeIds and ParentIds, before the texts are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.arrays import Flags, among
 
 
 class Census:
-    """What the ids alone tell: which rows count, and whose answers the file holds."""
+    """The result of the first pass: which rows count, and to which questions the file holds answers."""
 
     def __init__(self, file: pq.ParquetFile) -> None:
         ids, parents, asks, answers, has_id = (np.empty(file.metadata.num_rows, kind) for kind in ("i8", "i8", *"???"))
@@ -27,11 +27,11 @@ class Census:
             parents[rows] = clean.filled(clean.whole_numbers(batch, "ParentId"))
             first += batch.num_rows
         self.repeated = repeated_rows(ids, has_id)
-        """Numbers of the rows whose Id comes again further down: the last one counts."""
+        """Numbers of the rows whose Id a later row repeats: only the last one counts."""
         asks &= has_id
         answers &= parents != 0
         asks[self.repeated] = answers[self.repeated] = False
-        # np.unique would make a hash table of 60 bytes an Id, which is never given back.
+        # np.unique would make a hash table of 60 bytes per Id, whose memory is never given back.
         self.questions = np.sort(ids[asks])
         """Ids of the file's questions, ascending."""
         asked = np.sort(parents[answers])

@@ -1,4 +1,4 @@
-"""One landed file classified by the engine that its parameters ask for, or a file on disk without a lake."""
+"""Classify one landed file by the engine that its parameters name, or a file on disk without a lake."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ log = logging.getLogger("stacktopics.classify.run")
 
 
 def run(lake: Lake, job: JobParameters) -> Summary:
-    """Classify one landed file, by the engine that `job` asks for.
+    """Classify one landed file, by the engine that `job` names.
 
-    `auto` is spark for files of more than `spark_from_bytes` where Spark can be had, else arrow. The outputs are the
+    `auto` means spark for files of more than `spark_from_bytes` if Spark is available, else arrow. The outputs are the
     same.
-    Raises BadInput, with the reason left in the output, when the file cannot be read; ModelError, NotFound when it is
-    not in landing, TransientError, and TerminalError when Spark is asked for and cannot be had.
+    Raises BadInput when the file cannot be read, and writes the reason to the output; ModelError, NotFound when it is
+    not in landing, TransientError, and TerminalError when `engine` is spark and Spark is unavailable.
     """
     landing = paths.landing(job.source_id, job.version)
-    if lake.stat(landing) is None:  # published, or in quarantine: what is there of the output stays
+    if lake.stat(landing) is None:  # published, or in quarantine: its output must stay
         raise NotFound(f"{landing} does not exist")
     begin_output(lake, job)
     spark = _spark(lake, job)
@@ -52,7 +52,7 @@ def run(lake: Lake, job: JobParameters) -> Summary:
 
 
 def _spark(lake: Lake, job: JobParameters) -> SparkSession | None:
-    """The session to classify with, or None when the arrow engine is to do it."""
+    """The Spark session for this run, or None if the arrow engine classifies the file."""
     if job.engine == "arrow":
         return None
     if job.engine == "auto":
@@ -65,8 +65,8 @@ def _spark(lake: Lake, job: JobParameters) -> SparkSession | None:
         return session()
     except (ImportError, TerminalError) as error:
         if job.engine == "spark":
-            raise TerminalError(f"engine=spark cannot be had: {error}") from error
-        log.warning("%s/%s is large and goes through one machine: %s", job.source_id, job.version, error)
+            raise TerminalError(f"engine=spark is unavailable: {error}") from error
+        log.warning("%s/%s is large but is classified on one machine: %s", job.source_id, job.version, error)
         return None
 
 
@@ -75,14 +75,15 @@ def score_file(
 ) -> Summary:
     """Classify a file on disk with a model on disk, without a lake; writes the rows of POST_TOPICS to `out`.
 
-    Raises ModelError for what is no model, BadInput for what is no file of posts or no place for `out`.
+    Raises ModelError when the model is missing or damaged, BadInput when `posts` is not a Posts file or `out` cannot be
+    written.
     """
     if not (model / MANIFEST).is_file():
         raise ModelError(f"no topic model in {model}: it has no {MANIFEST}")
     if out.exists() and out.samefile(posts):
-        raise BadInput(f"{out} is the file of posts itself: name another")
+        raise BadInput(f"{out} is the Posts file itself: name another file")
     if out.is_dir() or not out.absolute().parent.is_dir():
-        raise BadInput(f"{out} is a folder, or in one that is not there: name a file")
+        raise BadInput(f"{out} is a folder, or its folder does not exist: name a file")
     version = read_manifest({MANIFEST: (model / MANIFEST).read_bytes()}).version
     with rowgroups.opened(posts, ("Id", "PostTypeId")), TemporaryDirectory(dir=out.absolute().parent) as folder:
         lake = FolderLake(Path(folder))

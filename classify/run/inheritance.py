@@ -16,16 +16,16 @@ from classify.run.census import Census
 from shared.arrays import Flags, Int32s, Int64s, among, places
 
 DAY_BITS = 22
-"""Of the years 1 to 9999."""
+"""Enough bits for the days of the years 1 to 9999."""
 HEIRS = pa.schema({"Id": pa.int64(), "ParentId": pa.int64(), "day": pa.int32()})
 
 
 class Parents:
-    """The topics of questions by Id: those of earlier files at once, those of this file as they become known."""
+    """The topics of questions by Id: those of earlier files from the start, those of this file as they are decided."""
 
     def __init__(self, census: Census, earlier: pa.Table, names: Sequence[str]) -> None:
         self._names = pa.array(names)
-        numbers = pc.index_in(earlier["topic"], self._names).combine_chunks()  # a topic the model no longer has: null
+        numbers = pc.index_in(earlier["topic"], self._names).combine_chunks()  # null for a topic unknown to the model
         there = np.asarray(numbers.is_valid())
         known, topics = np.asarray(earlier["Id"])[there], np.asarray(numbers.drop_null(), np.int32)
         places = np.searchsorted(census.questions, known)
@@ -36,7 +36,7 @@ class Parents:
         self._questions = census.questions
 
     def known(self, parents: Int64s) -> Flags:
-        """Which of these questions have a topic, or will have one when the file has been read."""
+        """Which of these questions have a topic, or will have one when the whole file is read."""
         return among(parents, self._ids)
 
     def learn(self, ids: Int64s, topics: Int32s, guessed: Flags) -> None:
@@ -48,15 +48,16 @@ class Parents:
         return np.asarray(self._topics[self._places(parents)] if len(parents) else self._topics[:0], np.int32)
 
     def guessed(self, parents: Int64s) -> Flags:
-        """Of which known questions the model said the topic."""
+        """For which of these known questions the model decided the topic."""
         return self._guessed[self._places(parents)] if len(parents) else self._guessed[:0]
 
     def of_day(self, parents: Int64s, days: Int32s) -> Int64s:
-        """A number for each known question and day."""
+        """A number for each pair of a known question and a day."""
         return self._places(parents) << DAY_BITS | (days.astype(np.int64) - clean.FIRST_DAY)
 
     def bundles(self, numbers: Int64s) -> tuple[Int32s, Int32s, Int64s]:
-        """Of what `of_day` gave, which is sorted by this, each once: day, topic, and how often it was there."""
+        """For each distinct number from `of_day`: its day, its topic, and how often it occurs. Sorts `numbers` in
+        place."""
         numbers.sort()
         starts = np.flatnonzero(np.diff(numbers, prepend=-1))
         days = (numbers[starts] & (1 << DAY_BITS) - 1) + clean.FIRST_DAY
@@ -72,7 +73,7 @@ class Parents:
 
 
 class Heirs:
-    """Answers that inherit, in a temporary file until all topics are known: 20 bytes each, in memory for none."""
+    """Answers that inherit, kept until all topics are known: 20 bytes each in a temporary file, none in memory."""
 
     def __enter__(self) -> Self:
         self._file = TemporaryFile()
@@ -87,7 +88,7 @@ class Heirs:
         self._writer.write_batch(pa.record_batch(columns, HEIRS))
 
     def kept(self) -> Iterator[Posts]:
-        """What was kept, with null texts."""
+        """The answers that were kept, with null texts."""
         self._writer.close()
         self._file.seek(0)
         for batch in pa.ipc.open_stream(self._file):

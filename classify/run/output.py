@@ -1,4 +1,4 @@
-"""What a run leaves in its output folder: the rows of its posts, in files that appear whole, and the sums of them."""
+"""The output of a run: the rows of its posts, in files that appear only when complete, and their sums."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 GROUP_ROWS = 16_384
 BY_TAGS, BY_MODEL, BY_PARENT = "tags", "model", "parent"
-"""Who decided a post's topic: its own tags, the model, or its question."""
+"""What decided a post's topic: its own tags, the model, or its question."""
 POST_TOPICS = pa.schema(
     {"Id": pa.int64(), "PostTypeId": pa.int32(), "day": pa.date32(), "topic": pa.string(), "decided_by": pa.string()}
     | {f"topic_{rank}": pa.string() for rank in (1, 2, 3)}
     | {f"score_{rank}": pa.float32() for rank in (1, 2, 3)}
 )
-"""One row a post. `decided_by` is one of the three above. topic_1 to score_3 are the model's three best with their
-probabilities, null where the model was not asked."""
+"""One row per post. `decided_by` is one of the three above. topic_1 to score_3 are the model's three best topics with
+their probabilities, null for posts that the model did not score."""
 
 
 def part(job: JobParameters, number: int) -> str:
@@ -45,13 +45,13 @@ def part(job: JobParameters, number: int) -> str:
 
 
 def begin_output(lake: Lake, job: JobParameters) -> None:
-    """Delete what an earlier run said of its output, which is about to be written anew."""
+    """Delete the summary or the refusal of an earlier run, because its output is about to be overwritten."""
     for name in (SUMMARY_FILE, REFUSED_FILE):
         lake.delete(f"{job.output}/{name}")
 
 
 def remove_parts_from(lake: Lake, job: JobParameters, number: int) -> None:
-    """Delete the part files that an earlier run by another engine wrote beyond the first `number`."""
+    """Delete all part files but the first `number`: an earlier run by another engine may have written more."""
     written = {part(job, kept) for kept in range(number)}
     for info in list(lake.list(job.output)):
         if info.path.startswith(f"{job.output}/part-") and info.path not in written:
@@ -59,17 +59,17 @@ def remove_parts_from(lake: Lake, job: JobParameters, number: int) -> None:
 
 
 def check_dates(name: str, misdated: int, posts: int) -> None:
-    """Raises BadInput when most dates are invalid: their posts would all count on the day of the file."""
+    """Raises BadInput when most dates are invalid: all these posts would count on the day of the file."""
     if 2 * misdated > posts:
         raise BadInput(
-            f"{name}: the CreationDate of {misdated} of {posts} posts is no date: it must be ISO 8601 (2026-11-21)"
+            f"{name}: the CreationDate of {misdated} of {posts} posts is invalid: it must be ISO 8601 (2026-11-21)"
         )
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Posts that inherit no topic, with what was found: the rows of POST_TOPICS, the topics as numbers [n], which of
-    them the model decided [n], and what it says about all of them."""
+    """The result for n posts that inherit no topic: the rows of POST_TOPICS, the topics as numbers [n], which of them
+    the model decided [n], and the model's result for all of them."""
 
     rows: pa.Table
     topics: Int32s
@@ -78,9 +78,9 @@ class Scored:
 
 
 def score(posts: Posts, model: TopicModel, topic_source: str) -> Scored:
-    """The topics of posts that inherit none.
+    """The topics of posts that inherit no topic.
 
-    A question with tags is decided by its own tags unless `topic_source` is model; the model is asked in any case.
+    Its own tags decide a question with tags, unless `topic_source` is model. The model scores every post.
     """
     asked = model.classify(posts.titles, posts.bodies)
     tagged = model.primary_of_tags(parse_tags(posts.tags))
@@ -94,7 +94,7 @@ def score(posts: Posts, model: TopicModel, topic_source: str) -> Scored:
 
 
 def inherit(posts: Posts, topics: pa.Array) -> pa.Table:
-    """The rows of POST_TOPICS of answers that take their questions' topics."""
+    """The rows of POST_TOPICS for answers that take over the topics of their questions."""
     return _rows(posts, topics, BY_PARENT, {})
 
 
@@ -151,7 +151,7 @@ class Output:
 
 
 class Clock:
-    """Wall seconds of each named part."""
+    """The wall-clock seconds of each named part of a run."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What one run of the classification job is to do, as the job's task hands it over."""
+"""The parameters of one run of the classification job."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from shared import paths
 from shared.arguments import JobArguments
 
 SPARK_FROM_BYTES = 2 << 30
-"""Files larger than this are classified by Spark, where it can be had and nobody chose the engine."""
+"""Spark classifies files larger than this, if it is available and `engine` is auto."""
 
 
 class JobParameters(JobArguments):
-    """What one run is to do, as `run_now` passes it."""
+    """The parameters of one run, as `run_now` passes them."""
 
     lake_root: str
     source_id: str
@@ -23,13 +23,13 @@ class JobParameters(JobArguments):
     topic_source: Literal["tags", "model"] = "tags"
     engine: Literal["auto", "arrow", "spark"] = "auto"
     spark_from_bytes: int = SPARK_FROM_BYTES
-    """Larger files are classified by Spark, where the engine is auto."""
+    """Spark classifies larger files if `engine` is auto."""
     replay: int = 0
-    """How often the file was classified before on request; each time has an output folder of its own."""
+    """How often the file was classified again on request; each time has its own output folder."""
 
     @property
     def origin(self) -> str:
-        """Who wrote a row of `questions.QUESTION_TOPICS`; sorts by version."""
+        """The `origin` of this run's rows of `questions.QUESTION_TOPICS`; origins sort by version."""
         return f"{self.version}-{self.source_id}"
 
     @property

@@ -1,10 +1,10 @@
-"""The topics of questions, kept where the answers of later files look them up: `question_topics/ids=<bucket>/`.
+"""The topics of questions in `question_topics/ids=<bucket>/`, where the answers of later files look them up.
 
-A row says who wrote it: its `origin` starts with the version, so of several rows of one question the greatest origin is
-the newest, whatever file it stands in. That makes merging files safe without a lock. Who merges writes a file that
-holds the newest row of each question of all that it read, and only then deletes those. Whether it dies in between, or
-two do it at once, or an old file comes back: no question is lost, and rows that stand twice say the same. Who looks up
-lists the files again afterwards: a listing is no snapshot, and may have missed both a new file and what it replaced.
+The `origin` of a row starts with the version that wrote it. So of several rows of one question the one with the
+greatest origin is the newest, in any file. That makes merging files safe without a lock. A merge first writes a file
+with the newest row of each question in the files it read, and only then deletes those files. If it dies in between, two
+merges run at once, or an old file comes back, no question is lost, and repeated rows are equal. A look-up lists
+the files again at its end: a listing is not a snapshot, and may miss both a new file and the files that it replaced.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ QUESTION_TOPICS = pa.schema(
 """`guessed`: the model decided, not the tags. `origin` is the name of the file that a classification wrote: its version
 and its source."""
 GROUP_ROWS = 8_192
-"""Rows of a row group: a look-up of one question reads so many."""
+"""Rows of a row group: the look-up of one question reads one row group."""
 MANY_FILES = 16
-"""More files than these in a bucket are merged into one."""
+"""If a bucket has more files than this, they are merged into one."""
 MERGED = "merged-"
-"""Sorts behind versions: of equal origins the file that was written by a classification goes first."""
+"""The prefix of merged files. It sorts after versions: for equal origins, the file of a classification comes first."""
 READERS = 8
 TRIES = 5
 
 
 def newest_topics(lake: Lake, ids: Int64s) -> pa.Table:
-    """Id, topic and `guessed` of these questions, as far as earlier files had them, by the newest; Id ascending.
+    """Id, topic and `guessed` of the questions `ids`, as far as earlier files had them; the newest row, Id ascending.
 
-    Of the buckets that hold such an Id, only the row groups are read that may. Raises TransientError when the files of
-    a bucket are merged by others all the time.
+    Reads only row groups that may hold such an Id. Raises TransientError when merges keep replacing the files of a
+    bucket.
     """
     wanted = np.unique(ids)
     buckets = wanted // paths.QUESTION_BUCKET
@@ -69,7 +69,7 @@ def newest_topics(lake: Lake, ids: Int64s) -> pa.Table:
 
     def look_up(part: Int64s) -> pa.Table:
         bucket = int(part[0]) // paths.QUESTION_BUCKET
-        # Files that are gone were merged meanwhile: their rows are in another by now.
+        # Missing files were merged meanwhile: their rows are now in another file.
         return until_first(partial(_rows_of, lake, bucket, part), f"{paths.question_topics(bucket)}", NotFound, TRIES)
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -77,7 +77,7 @@ def newest_topics(lake: Lake, ids: Int64s) -> pa.Table:
 
 
 def remember(lake: Lake, origin: str, topics: pa.Table) -> None:
-    """Keep Id, topic and `guessed` of one file's questions, Id ascending, where answers of later files look them up."""
+    """Store Id, topic and `guessed` of one file's questions, Id ascending, for the answers of later files."""
     buckets = np.asarray(topics["Id"]) // paths.QUESTION_BUCKET
     starts = np.flatnonzero(np.diff(buckets, prepend=buckets[:1] - 1))
     for first, last in pairwise([*starts.tolist(), len(buckets)]):
@@ -87,14 +87,14 @@ def remember(lake: Lake, origin: str, topics: pa.Table) -> None:
 
 
 def merge(lake: Lake, bucket: int) -> None:
-    """Merge the files of a bucket when there are MANY_FILES; leave it to others who are at it."""
+    """Merge the files of a bucket if there are more than MANY_FILES; stop if another run is merging them."""
     files = files_of(lake, [bucket])
     if len(files) <= MANY_FILES:
         return
     try:
         merged = _newest(_in_file(lake, path, None) for path in files)
     except (NotFound, Conflict) as error:
-        log.info("the question topics of bucket %d are being merged already: %s", bucket, error)
+        log.info("another run is merging the question topics of bucket %d: %s", bucket, error)
         return
     target = paths.question_topics_of(bucket, MERGED + digest("\n".join(files).encode()))
     lake.put(target, _parquet(merged))
@@ -104,7 +104,7 @@ def merge(lake: Lake, bucket: int) -> None:
 
 
 def files_of(lake: Lake, buckets: Iterable[int]) -> list[str]:
-    """The paths of what is kept of these buckets."""
+    """The paths of all files of these buckets."""
     return [info.path for bucket in buckets for info in lake.list(paths.question_topics(bucket))]
 
 
@@ -112,11 +112,11 @@ def check_not_merged(lake: Lake, buckets: Iterable[int], files: Sequence[str]) -
     """Raise Conflict when the buckets have been merged since `files` were listed."""
     new = set(files_of(lake, buckets)) - set(files)
     if any(path.rpartition("/")[2].startswith(MERGED) for path in new):
-        raise Conflict(f"files were merged into {', '.join(sorted(new))} while they were read")
+        raise Conflict(f"files were merged into {', '.join(sorted(new))} while this run read them")
 
 
 def _rows_of(lake: Lake, bucket: int, wanted: Int64s) -> pa.Table:
-    """The newest rows of these questions of one bucket."""
+    """The newest rows of these questions in one bucket."""
     files = files_of(lake, [bucket])
     rows = _newest(_in_file(lake, path, wanted) for path in files)
     check_not_merged(lake, [bucket], files)
@@ -124,9 +124,9 @@ def _rows_of(lake: Lake, bucket: int, wanted: Int64s) -> pa.Table:
 
 
 def _in_file(lake: Lake, path: str, wanted: Int64s | None) -> pa.Table:
-    """The rows of a file; with `wanted`, which ascend, those of these questions."""
+    """The rows of a file; with `wanted` (Ids, ascending), only those of these questions."""
     data = lake.open(path)
-    lost = "delete it: answers to its questions are then decided by the model, until their files come again"
+    lost = "delete it: the model then decides answers to its questions, until the questions' files are sent again"
     with readable(path, TerminalError, lost), rowgroups.reader(data, footer := pq.read_metadata(data)) as file:
         groups = list(range(file.num_row_groups) if wanted is None else _groups_with(file, wanted))
         table = file.read_row_groups(groups) if groups else footer.schema.to_arrow_schema().empty_table()
@@ -143,7 +143,7 @@ def _groups_with(file: pq.ParquetFile, wanted: Int64s) -> Iterator[int]:
 
 
 def _newest(tables: Iterable[pa.Table]) -> pa.Table:
-    """Of each question the row with the greatest origin, of equal ones the first; Id ascending."""
+    """For each question the row with the greatest origin, the first of equal ones; Id ascending."""
     table = pa.concat_tables([QUESTION_TOPICS.empty_table(), *tables])
     table = table.sort_by([("Id", "ascending"), ("origin", "descending")])
     ids = np.asarray(table["Id"])
@@ -151,7 +151,8 @@ def _newest(tables: Iterable[pa.Table]) -> pa.Table:
 
 
 def _parquet(rows: pa.Table, origin: str | None = None) -> bytes:
-    """Rows of QUESTION_TOPICS as a file; with `origin`, which is some hundred bytes in each row, they have none yet."""
+    """Rows of QUESTION_TOPICS as a file. `origin` is for rows without it: it takes about a hundred bytes per row, so
+    it is added to one row group at a time."""
     out = io.BytesIO()
     with pq.ParquetWriter(out, QUESTION_TOPICS, compression="zstd") as writer:
         for first in range(0, len(rows), GROUP_ROWS):

@@ -1,8 +1,8 @@
 """The spark engine of `classify.job`: the same outputs from the same scorer, spread over a cluster.
 
-For files too large for one machine, and for backfills. Spark finds out which rows count and which answers inherit; the
-texts go batch by batch through `clean.clean` and `output.score` in its Python workers (`mapInArrow`). Spark writes rows
-into a temporary folder, from where they are renamed; documents go through the lake.
+It is for files too large for one machine, and for backfills. Spark finds which rows count and which answers inherit.
+Its Python workers pass the texts batch by batch through `clean.clean` and `output.score` (`mapInArrow`). Spark writes
+rows to a temporary folder, then the driver renames the files; it writes JSON and counts through the lake.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
 
 ROWS_A_PART = 4_000_000
 QUESTIONS_BLOCK = 128 << 10
-"""Bytes of a row group of question topics: who looks a question up reads one."""
+"""Bytes of a row group of question topics: the look-up of one question reads one row group."""
 SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.execution.arrow.maxRecordsPerBatch": str(BATCH_ROWS),
-    "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",  # what is kept need not be in 200 pieces
+    "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",  # persisted rows need not have 200 partitions
     "spark.sql.legacy.parquet.nanosAsLong": "true",  # else Spark refuses files with nanoseconds, which pandas writes
-    "spark.sql.parquet.int96RebaseModeInRead": "CORRECTED",  # else Spark refuses days of 1899, lest Spark 2 wrote them
-    "spark.sql.parquet.datetimeRebaseModeInWrite": "CORRECTED",  # and days of 1581, lest Spark 2 is to read them
+    "spark.sql.parquet.int96RebaseModeInRead": "CORRECTED",  # else Spark refuses days before 1900: ambiguous in Spark 2
+    "spark.sql.parquet.datetimeRebaseModeInWrite": "CORRECTED",  # else it refuses days before 1582, for the same reason
     "spark.sql.caseSensitive": "true",  # else it refuses `body` beside `Body`
 }
 BUCKET_BITS = paths.QUESTION_BUCKET.bit_length() - 1
@@ -71,49 +71,49 @@ SPARK_TYPES = {
 
 
 def ddl(schema: pa.Schema) -> str:
-    """A schema as Spark spells it."""
+    """A schema in Spark's DDL notation."""
     return ", ".join(f"{field.name} {SPARK_TYPES[field.type]}" for field in schema)
 
 
 CENSUS = "row_index long, Id long, PostTypeId long, ParentId long, day date, misdated boolean"
 SCORED = f"{ddl(POST_TOPICS)}, tally binary"
-"""Rows of POST_TOPICS, and as the last of each partition a row that holds nothing but the partition's counts."""
+"""Rows of POST_TOPICS, then one last row per partition that holds only the partition's counts."""
 QUESTIONS = ddl(pa.schema([field for field in QUESTION_TOPICS if field.name != "origin"]))
-"""Rows of QUESTION_TOPICS whose origin is known to whoever asked."""
+"""Rows of QUESTION_TOPICS without their origin."""
 
 Batches = Iterable[pa.RecordBatch]
 
 
 def session() -> SparkSession:
-    """The active session, as on a cluster, or a new one. Raises TerminalError where Spark cannot start."""
+    """The active session, as on a cluster, or a new one. Raises TerminalError when Spark cannot start."""
     active = SparkSession.getActiveSession()
     if active is not None:
         return active
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the workers are whatever `python3` is
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else the workers run the first `python3` on the path
     here = str(Path(__file__).parents[2])
     try:
         builder = SparkSession.builder.appName("stacktopics").config("spark.executorEnv.PYTHONPATH", here)
         return builder.getOrCreate()
     except PySparkException as error:
-        raise TerminalError(f"Spark does not start here, is there a Java 17? {error}") from error
+        raise TerminalError(f"Spark cannot start, is Java 17 installed? {error}") from error
 
 
 def run_spark(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
-    """Classify one landed file: part-00000.parquet … in the order of their Ids, then all that `engine.run` writes.
+    """Classify one landed file: part-00000.parquet … in the order of their Ids, then the other outputs of a run.
 
-    `spark` reads and writes at `job.lake_root` the files that `lake` sees. The driver holds the counts, nothing else.
+    `spark` reads and writes the files of `lake` at `job.lake_root`. The driver holds only the counts.
     Raises BadInput when the file cannot be read, ModelError, NotFound when it is not in landing, TransientError, and
     Spark's own errors.
     """
     try:
         return _run(spark, lake, job)
-    except (PySparkException, Py4JError):  # which do not tell whether it is the file
+    except (PySparkException, Py4JError):  # they do not say whether the file is the cause
         _check(lake, paths.landing(job.source_id, job.version), job.file_day)
         raise
 
 
 def _check(lake: Lake, path: str, file_day: date) -> None:
-    """Read and clean the columns that are used. Raises BadInput that names the file where that cannot be done."""
+    """Read and clean the columns that are used. Raises BadInput that names the file if that fails."""
     with lake.open(path) as data, readable(path):
         for batch in batches(reader(data, pq.read_metadata(data)), clean.COLUMN_NAMES):
             clean.clean(batch, file_day)
@@ -149,16 +149,16 @@ def _run(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
             earlier = keep(_earlier_topics(spark, job, elsewhere, known, model.topics))
             heirs = keep(_heirs(counted, earlier))
             unread = keep(repeated.union(heirs.select("row_index")))
-            unread.count()  # from now on its size is known: where it is small, the texts need no shuffle
+            unread.count()  # so that Spark knows its size: if it is small, the join needs no shuffle of the texts
             try:
                 check_not_merged(lake, buckets, known)
             except Conflict as error:
-                raise TransientError(f"{error}; another attempt finds them") from error
+                raise TransientError(f"{error}; another attempt reads the merged files") from error
         with clock("posts"):
             texts = posts.where(_post_type().isin(QUESTION, ANSWER)).join(unread, "row_index", "left_anti")
             files = tuple(model.to_files().items())
             scorer = partial(_score, files, job.model, file.moments, job.file_day, job.topic_source)
-            scored = keep(texts.mapInArrow(scorer, SCORED))  # Spark broadcasts a function of this size
+            scored = keep(texts.mapInArrow(scorer, SCORED))  # Spark broadcasts the function with the model's files
             tally = _tally_of(scored, model.topics)
             rows = scored.where("tally is null").drop("tally")
             guessed = (F.col("decided_by") == BY_MODEL).alias("guessed")
@@ -193,7 +193,7 @@ def _run(spark: SparkSession, lake: Lake, job: JobParameters) -> Summary:
 
 @contextmanager
 def _settings(spark: SparkSession) -> Iterator[None]:
-    """SETTINGS while we run, then what was set before: a new session would lose the credentials set in this one."""
+    """Apply SETTINGS during the run, then restore the old values: a new session would lose this one's credentials."""
     before = {name: spark.conf.get(name) or "" for name in SETTINGS}
     for name, value in SETTINGS.items():
         spark.conf.set(name, value)
@@ -206,11 +206,11 @@ def _settings(spark: SparkSession) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _File:
-    """The landed file as its footer describes it: rows, and the type by which Spark reads each column we use.
+    """The landed file by its footer: the number of rows, and the type with which Spark reads each column used.
 
-    `names` are the file's own names of our columns, `types` is by ours.
-    `moments` is the type of a CreationDate that Spark reads as the numbers it is stored as: its own types end where
-    milliseconds do not fit into microseconds, and before 1582 it asks by which calendar they were written.
+    `names` maps our column names to those in the file; `types` has our names as keys.
+    `moments` is the Arrow type of a CreationDate that Spark reads as plain integers: as timestamps, Spark cannot hold
+    all milliseconds as microseconds, and refuses days before 1582 because the calendar is ambiguous.
     """
 
     address: str
@@ -236,7 +236,7 @@ class _File:
         return cls(_address(job, path), rows, names, types, moments)
 
     def read(self, spark: SparkSession) -> DataFrame:
-        """`row_index`, and what the file has of clean.COLUMN_NAMES: Ids and types as numbers, 0 for a null type."""
+        """`row_index`, and those columns of clean.COLUMN_NAMES that the file has; a null PostTypeId becomes 0."""
         schema = ", ".join(f"`{self.names[name]}` {kind}" for name, kind in self.types.items())
         rows = spark.read.schema(schema).parquet(self.address)
         columns = {name: F.col(self.names[name]) for name in self.types}
@@ -246,12 +246,12 @@ class _File:
 
 
 def _post_type() -> Column:
-    """PostTypeId as a number, whatever holds it; the census has found that all are whole."""
+    """PostTypeId as a number, from any type; the census has checked that all are whole."""
     return F.expr("try_cast(PostTypeId as double)")
 
 
 def _spark_type(kind: pa.DataType, physical: str) -> str:
-    """What Spark reads a Parquet column as; nothing for one that is null throughout, as if it were not there."""
+    """The type with which Spark reads a Parquet column; "" for a column of nulls only, which is not read."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_null(kind):
@@ -271,7 +271,7 @@ def _spark_type(kind: pa.DataType, physical: str) -> str:
 
 
 def _cleaned(batch: pa.RecordBatch, moments: pa.DataType | None, file_day: date) -> Posts:
-    """`clean.clean`, given the type that a CreationDate of numbers has in the file."""
+    """`clean.clean`; `moments` is the file's type of a CreationDate that was read as integers."""
     if moments is not None:
         place = batch.schema.names.index("CreationDate")
         batch = batch.set_column(place, "CreationDate", batch.column(place).view(moments))
@@ -279,7 +279,7 @@ def _cleaned(batch: pa.RecordBatch, moments: pa.DataType | None, file_day: date)
 
 
 def _census(posts: DataFrame, moments: pa.DataType | None, file_day: date) -> DataFrame:
-    """CENSUS: every row of the file without its texts; ParentId is 0 where it is missing."""
+    """Rows of CENSUS: every row of the file without its texts; a missing ParentId is 0."""
     columns = [name for name in posts.columns if name not in ("Title", "Body", "Tags")]
 
     def cleaned(batches: Batches) -> Batches:
@@ -306,7 +306,7 @@ def _repeated(census: DataFrame) -> DataFrame:
 
 
 def _kinds(counted: DataFrame) -> dict[int, tuple[int, int]]:
-    """By PostTypeId, 0 where it is null: how many posts, and how many of them have an invalid CreationDate."""
+    """By PostTypeId (0 for null): the number of posts, and of posts with an invalid CreationDate."""
     found = counted.groupBy("PostTypeId").agg(F.count("*"), F.sum(F.col("misdated").cast("int")))
     return {QUESTION: (0, 0), ANSWER: (0, 0)} | {kind: (posts, misdated) for kind, posts, misdated in found.collect()}
 
@@ -316,7 +316,7 @@ def _questions_in(counted: DataFrame) -> DataFrame:
 
 
 def _answers_in(counted: DataFrame) -> DataFrame:
-    """Those that name a question."""
+    """The answers that name a question."""
     return counted.where((F.col("PostTypeId") == ANSWER) & (F.col("ParentId") != 0))
 
 
@@ -325,7 +325,7 @@ def _bucket() -> Column:
 
 
 def _parents_elsewhere(counted: DataFrame) -> DataFrame:
-    """The Ids of questions that answers name and the file does not hold."""
+    """The Ids of questions that answers name but that are missing in the file."""
     asked = _answers_in(counted).select(F.col("ParentId").alias("Id")).distinct()
     return asked.join(_questions_in(counted), "Id", "left_anti")
 
@@ -333,7 +333,7 @@ def _parents_elsewhere(counted: DataFrame) -> DataFrame:
 def _earlier_topics(
     spark: SparkSession, job: JobParameters, elsewhere: DataFrame, files: Sequence[str], topics: tuple[str, ...]
 ) -> DataFrame:
-    """Id, topic and `guessed` of these questions as the newest file had them, if the model has the topic."""
+    """Id, topic and `guessed` of these questions from the newest file, if the model has the topic."""
     if not files:
         return spark.createDataFrame([], QUESTIONS)
     known = spark.read.schema(ddl(QUESTION_TOPICS)).parquet(*(_address(job, path) for path in files))
@@ -344,13 +344,15 @@ def _earlier_topics(
 
 
 def _heirs(counted: DataFrame, earlier: DataFrame) -> DataFrame:
-    """The rows of CENSUS that are answers to questions of this file or with a topic from an earlier one."""
+    """The rows of CENSUS that are answers to questions of this file, or to questions with a topic from an earlier
+    file."""
     known = _questions_in(counted).union(earlier.select("Id")).withColumnRenamed("Id", "ParentId")
     return _answers_in(counted).join(known, "ParentId", "left_semi").select(counted.columns)
 
 
 def _inherited(heirs: DataFrame, topics: DataFrame) -> DataFrame:
-    """The rows of POST_TOPICS of answers, given Id, topic and `guessed` of their questions; with that, and ParentId."""
+    """The rows of POST_TOPICS of answers, with `guessed` and ParentId. `topics` has Id, topic and `guessed` of
+    questions."""
     found = heirs.join(topics.withColumnRenamed("Id", "ParentId"), "ParentId")
     known = {name: F.col(name) for name in ("Id", "PostTypeId", "day", "topic")} | {"decided_by": F.lit(BY_PARENT)}
     rows = [known.get(field.name, F.lit(None)).cast(SPARK_TYPES[field.type]).alias(field.name) for field in POST_TOPICS]
@@ -359,7 +361,7 @@ def _inherited(heirs: DataFrame, topics: DataFrame) -> DataFrame:
 
 @lru_cache(maxsize=1)
 def _model_of(files: tuple[tuple[str, bytes], ...]) -> TopicModel:
-    """The model, loaded once in a worker process."""
+    """The model, loaded once per worker process."""
     return TopicModel.from_files(dict(files))
 
 
@@ -371,7 +373,7 @@ def _score(
     topic_source: str,
     batches: Batches,
 ) -> Batches:
-    """SCORED, of batches of posts that inherit no topic."""
+    """Rows of SCORED for batches of posts that inherit no topic."""
     model = _model_of(files)
     tally = Tally(model.topics)
     for batch in batches:
@@ -385,7 +387,7 @@ def _score(
 
 
 def _tally_of(scored: DataFrame, topics: tuple[str, ...]) -> Tally:
-    """The sum of the counts of all partitions."""
+    """The tally of all partitions together."""
     tally = Tally(topics)
     for row in scored.where("tally is not null").select("tally").toLocalIterator():
         tally.add_table(pq.read_table(io.BytesIO(row["tally"])))
@@ -393,7 +395,7 @@ def _tally_of(scored: DataFrame, topics: tuple[str, ...]) -> Tally:
 
 
 def _counts_of(inherited: DataFrame) -> pa.Table:
-    """The counts of answers that inherited their topics, as rows of `tally.COUNTS_FILE`."""
+    """The counts of answers that inherited their topics, as rows of COUNTS_SCHEMA."""
     n, uncertain = F.col("n"), F.col("guessed").cast("long")
     bundles = inherited.groupBy("day", "topic", "guessed", "ParentId").agg(F.count("*").alias("n"))
     sums = {"answers": n, "known": n * (1 - uncertain), "inherited": n * uncertain, "bundled": n * n * uncertain}
@@ -403,13 +405,13 @@ def _counts_of(inherited: DataFrame) -> pa.Table:
 
 
 def _numbers(counts: DataFrame) -> dict[str, int]:
-    """A `groupBy(column).count()` as texts and numbers."""
+    """The result of `groupBy(column).count()` as a dictionary."""
     return {str(key): number for key, number in counts.collect()}
 
 
 @contextmanager
 def _temporary_folder(lake: Lake, job: JobParameters) -> Iterator[str]:
-    """A folder for Spark to write to, below the output; what is left in it at the end is deleted."""
+    """A folder below the output for Spark's files; the files left in it are deleted at the end."""
     folder = f"{job.output}/{paths.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
         yield folder
@@ -419,7 +421,7 @@ def _temporary_folder(lake: Lake, job: JobParameters) -> Iterator[str]:
 
 
 def _write_rows(rows: DataFrame, parts: int, lake: Lake, job: JobParameters, folder: str) -> None:
-    """POST_TOPICS as part-00000.parquet and so on, in the order of their Ids."""
+    """Write the rows of POST_TOPICS as part-00000.parquet and so on, in the order of their Ids."""
     ordered = rows.repartitionByRange(max(parts, 1), "Id").sortWithinPartitions("Id", "topic")
     written = _write(ordered.write, f"{folder}/rows", lake, job)
     for number, path in enumerate(written):
@@ -428,7 +430,7 @@ def _write_rows(rows: DataFrame, parts: int, lake: Lake, job: JobParameters, fol
 
 
 def _write_question_topics(questions: DataFrame, lake: Lake, job: JobParameters, folder: str) -> None:
-    """One file a bucket, where the answers of later files look their questions up."""
+    """Write one file per bucket, where the answers of later files look up their questions."""
     placed = questions.select("*", F.lit(job.origin).alias("origin"), _bucket())
     together = placed.repartition("bucket").sortWithinPartitions("bucket", "Id")
     writer = together.write.partitionBy("bucket").option("parquet.block.size", QUESTIONS_BLOCK)
@@ -445,7 +447,7 @@ def _write(writer: DataFrameWriter, folder: str, lake: Lake, job: JobParameters)
 
 
 def _address(job: JobParameters, path: str) -> str:
-    """Where Spark finds a path of the lake; `https://host/file-system` is `abfss://file-system@host` to it."""
+    """The address of a path of the lake for Spark, which calls `https://host/file-system` `abfss://file-system@host`."""
     root = job.lake_root.rstrip("/")
     if root.startswith("https://"):
         host, _, file_system = root.removeprefix("https://").rpartition("/")

@@ -66,7 +66,7 @@ def test_a_file_that_is_refused_is_said_so_and_the_others_go_on(
     dropped = manage(cloud, tmp_path, "drop", "bad.parquet", "late.parquet", "good.parquet")
     assert dropped.returncode == 1
     assert "bad.parquet: quarantined: bad.parquet breaks the contract for Posts: column Body" in dropped.stdout
-    assert "late.parquet: quarantined: late.parquet: column Id must hold whole numbers, and 1.5" in dropped.stdout
+    assert "late.parquet: quarantined: late.parquet: column Id must hold whole numbers, but holds 1.5" in dropped.stdout
     assert "good.parquet: published: 1 post on" in dropped.stdout
     (tmp_path / "notes.txt").write_text("hello")
     refused = manage(cloud, tmp_path, "drop", "good.parquet", "notes.txt")

@@ -322,9 +322,9 @@ def test_a_file_that_cannot_be_classified_is_refused_as_by_the_arrow_engine(spar
     many = many.set_column(many.schema.get_field_index("CreationDate"), "CreationDate", days)
     for content, said in (
         (damaged(table, "Body"), "cannot be read as a Parquet file"),
-        (parquet(table.set_column(0, "Id", [[1.5]])), "column Id must hold whole numbers, and 1.5 is not one"),
-        (parquet(table.set_column(1, "PostTypeId", [["one"]])), "column PostTypeId must hold whole numbers, and one"),
-        (parquet(many), f"of more than {MAX_DAYS} days, from 1970-01-01 to 2024-10-04"),
+        (parquet(table.set_column(0, "Id", [[1.5]])), "column Id must hold whole numbers, but holds 1.5"),
+        (parquet(table.set_column(1, "PostTypeId", [["one"]])), "PostTypeId must hold whole numbers, but holds one"),
+        (parquet(many), f"belong to more than {MAX_DAYS} days, from 1970-01-01 to 2024-10-04"),
     ):
         lake.put(paths.landing("s", "v"), content)
         with pytest.raises(BadInput, match=said):
@@ -389,8 +389,8 @@ def test_auto_takes_spark_for_large_files_where_it_can_be_had(
 
     monkeypatch.setattr(spark_engine, "session", no_java)
     assert engine_of("auto") == "arrow"
-    assert "large and goes through one machine: no Java" in caplog.text
-    with pytest.raises(TerminalError, match="engine=spark cannot be had: no Java"):
+    assert "large but is classified on one machine: no Java" in caplog.text
+    with pytest.raises(TerminalError, match="engine=spark is unavailable: no Java"):
         engine_of("spark")
 
 

@@ -125,29 +125,29 @@ def test_score_asks_the_model_unless_tags_shall_decide(run: Run, tmp_path: Path)
     ("command", "said"),
     [
         ("score --posts a.parquet --model nowhere --out r", "no topic model in nowhere: it has no model.json"),
-        ("score --posts nowhere --model model --out r", "nowhere is not there, or no file"),
-        ("score --posts model --model model --out r", "model is not there, or no file"),
+        ("score --posts nowhere --model model --out r", "nowhere does not exist, or is not a file"),
+        ("score --posts model --model model --out r", "model does not exist, or is not a file"),
         ("score --posts text --model model --out r", "text cannot be read as a Parquet file: "),
         ("score --posts no-id --model model --out r", "no-id has no column Id"),
         (
             "score --posts text-id --model model --out r",
-            "text-id: column Id must hold whole numbers, and one is not one",
+            "text-id: column Id must hold whole numbers, but holds one",
         ),
         ("score --posts list-tags --model model --out r", "list-tags cannot be read as a Parquet file: "),
         (
             "score --posts a.parquet --model model --out a.parquet",
-            "a.parquet is the file of posts itself: name another",
+            "a.parquet is the Posts file itself: name another file",
         ),
         ("score --posts cut-off --model model --out r", "cut-off cannot be read as a Parquet file: "),
         (
             "score --posts a.parquet --model model --out model",
-            "model is a folder, or in one that is not there: name a file",
+            "model is a folder, or its folder does not exist: name a file",
         ),
         (
             "score --posts a.parquet --model model --out new/r",
-            "new/r is a folder, or in one that is not there: name a file",
+            "new/r is a folder, or its folder does not exist: name a file",
         ),
-        ("evaluate --posts nowhere --model model", "nowhere is not there, or no file"),
+        ("evaluate --posts nowhere --model model", "nowhere does not exist, or is not a file"),
         ("evaluate --posts no-tags --model model", "no-tags has no column Tags"),
         ("evaluate --posts one --model model", "one has 1 tagged questions: 50 are needed to measure a model"),
         (
@@ -155,7 +155,7 @@ def test_score_asks_the_model_unless_tags_shall_decide(run: Run, tmp_path: Path)
             "cooking has 60 tagged questions: 50 are needed to measure a model, and",
         ),
         ("evaluate --posts a.parquet --model nowhere", "no topic model in nowhere: "),
-        ("train --posts a.parquet nowhere --out new", "nowhere is not there, or no file"),
+        ("train --posts a.parquet nowhere --out new", "nowhere does not exist, or is not a file"),
         ("train --posts no-tags --out new", "no-tags has no column Tags"),
         ("train --posts one --out new", "1 tagged questions in one are too few for 100 topics: 1000 are needed"),
         ("train --posts a.parquet --out new", "150 tagged questions in a.parquet are too few for 100 topics"),
@@ -226,11 +226,11 @@ def test_models_are_listed_promoted_and_rolled_back(run: Run, lake: FolderLake, 
     assert run("models", "rollback")[:2] == (0, f"{starter} is current\n")
     assert current_version(lake) == starter
     code, _, err = run("models", "rollback")
-    assert (code, err) == (1, f"manage.py: {starter} is the first model: there is none before it\n")
+    assert (code, err) == (1, f"manage.py: {starter} is the first model: there is no model before it\n")
     code, _, err = run("models", "promote", "nothing")
     assert (code, err) == (
         1,
-        "manage.py: there is no model nothing in the lake: `manage.py models` lists those there are\n",
+        "manage.py: there is no model nothing in the lake: `manage.py models` lists the models\n",
     )
 
 
@@ -279,7 +279,7 @@ def test_a_folder_that_is_no_model_is_not_added(run: Run, lake: FolderLake, mode
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        (MANIFEST, b"{}", "not a topic model's manifest"),
+        (MANIFEST, b"{}", "the topic model's manifest is invalid"),
         (MANIFEST, None, "holds topics"),
         (EVALUATION, b"[]", f"{EVALUATION} holds no ReportedFigures"),
         (EVALUATION, b"\xff", f"{EVALUATION} holds no ReportedFigures"),

@@ -94,7 +94,7 @@ def test_an_older_version_that_comes_late_is_superseded(tmp_path: Path) -> None:
         (parquet(posts(PYTHON).drop_columns(["Body"])), "column Body is missing"),
         (
             parquet(posts(PYTHON).set_column(0, "Id", [["one"]])),
-            "in/2026-11-21.parquet: column Id must hold whole numbers, and one is not one",
+            "in/2026-11-21.parquet: column Id must hold whole numbers, but holds one",
         ),
         (parquet(posts(PYTHON).append_column("Mood", [["good"]])).replace(b"Mood", b"M\xff\xfed"), "is not UTF-8"),
     ],

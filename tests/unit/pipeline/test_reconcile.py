@@ -175,7 +175,7 @@ def test_what_cannot_help_is_tried_again_with_growing_pauses(world: World) -> No
     world.reconcile()
     trouble = world.services.ledger.get(record.source_id, record.version).trouble
     assert trouble is not None
-    assert "no topic model in the lake is whole" in trouble.reason
+    assert "every topic model in the lake is damaged" in trouble.reason
     assert trouble.next > world.time
     world.lake.put(paths.CURRENT_MODEL, json.dumps(pointer).encode())
     world.settle()

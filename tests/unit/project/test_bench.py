@@ -22,7 +22,7 @@ def test_every_benchmark_is_listed_with_its_time_and_what_it_measures() -> None:
 
 def test_an_unknown_benchmark_is_answered_by_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["speed"]) == 2
-    assert "there is no benchmark speed" in (said := capsys.readouterr().err)
+    assert "unknown benchmark speed" in (said := capsys.readouterr().err)
     assert "hostile" in said
 
 

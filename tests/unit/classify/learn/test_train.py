@@ -282,13 +282,13 @@ def test_a_model_that_cannot_be_used_is_replaced(filled: FolderLake) -> None:
     result = train(filled, parameters())
     assert result.promoted
     assert current_version(filled) == result.candidate
-    assert "against none of" in result.reason
+    assert "against 0 of the unusable" in result.reason
     assert "has format 3" in result.reason
     arrays = f"{paths.model(result.candidate)}/{ARRAYS}"
     filled.put(arrays, b"damaged")
     again = train(filled, parameters())
     assert (again.promoted, again.candidate, current_version(filled)) == (False, again.current, result.candidate)
-    assert again.reason.startswith("written anew: ")
+    assert again.reason.startswith("written again: ")
     assert load_model(filled, result.candidate).version == result.candidate
 
 
@@ -356,7 +356,7 @@ def test_a_candidate_replaces_only_the_model_it_was_compared_with(
     result = train(filled, parameters(margin=-1.0))
     assert (result.promoted, result.current, current_version(filled)) == (False, starter, other)
     assert result.reason.startswith("better: ")
-    assert result.reason.endswith(f"; kept aside, because {starter} is not the current model any more")
+    assert result.reason.endswith(f"; kept aside, because {starter} is no longer the current model")
     assert Training.model_validate_json(filled.read(paths.training_record(UNTIL))) == result
     assert load_model(filled, result.candidate)
 
@@ -437,7 +437,7 @@ def test_of_a_model_no_file_is_read_that_is_none_of_it(lake: FolderLake, others:
     assert load_model(IoLake(lake.root, noted), version).version == version
     assert {call.rpartition(f"{version}/")[2] for call in calls} == {*MODEL_FILES}
     lake.delete(f"{paths.model(version)}/{ARRAYS}")
-    with pytest.raises(ModelError, match=f"model {version} is not whole: .*{ARRAYS}"):
+    with pytest.raises(ModelError, match=f"model {version} is incomplete: .*{ARRAYS}"):
         load_model(lake, version)
 
 

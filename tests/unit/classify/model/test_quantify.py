@@ -177,7 +177,7 @@ def test_days_that_cannot_be_estimated_are_refused() -> None:
     behaviour = World().behaviour()
     with pytest.raises(ValueError, match="without posts"):
         estimate(DayStatistics.empty(5), behaviour)
-    with pytest.raises(ValueError, match="a day of 3 topics, a model of 5"):
+    with pytest.raises(ValueError, match="the day has 3 topics, the model 5"):
         estimate(DayStatistics.empty(3), behaviour)
 
 
@@ -197,10 +197,10 @@ def test_the_behaviour_is_read_from_a_models_small_files_alone() -> None:
     np.savez(out, **kept)
     manifest = json.loads(files[MANIFEST])
     manifest["sha256"][CALIBRATION] = hashlib.sha256(out.getvalue()).hexdigest()
-    with pytest.raises(ModelError, match="calibration lacks 'confusion'"):
+    with pytest.raises(ModelError, match="calibration: array 'confusion' is missing"):
         Behaviour.from_files(json.dumps(manifest).encode(), out.getvalue())
     two = {**json.loads(files[MANIFEST]), "topics": ["a", "other"]}
-    with pytest.raises(ModelError, match="calibration of 5 topics in a model of 2"):
+    with pytest.raises(ModelError, match="calibration: 5 topics in a model of 2"):
         Behaviour.from_files(json.dumps(two).encode(), files[CALIBRATION])
 
 

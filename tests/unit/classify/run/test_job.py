@@ -254,7 +254,7 @@ def test_dates_that_are_none_are_told_and_refused_when_they_are_the_most(lake: F
 
     assert classify(lake, dated("2026-01-05", None, "", ""))[0].misdated == 0
     assert classify(lake, dated("02/03/2026", "2026-01-05", "2026-02-30", None))[0].misdated == 2
-    with pytest.raises(BadInput, match="the CreationDate of 2 of 3 posts is no date: it must be ISO 8601"):
+    with pytest.raises(BadInput, match="the CreationDate of 2 of 3 posts is invalid: it must be ISO 8601"):
         classify(lake, dated("02/03/2026", "2026-01-05", "yesterday"))
 
 
@@ -262,7 +262,7 @@ def test_more_days_than_a_site_can_have_are_refused(lake: FolderLake, monkeypatc
     monkeypatch.setattr(tally, "MAX_DAYS", 3)
     days = [{"CreationDate": datetime(2026, 1, day)} for day in (1, 2, 2, 4)]
     assert classify(lake, posts(*days))[0].questions == 4
-    with pytest.raises(BadInput, match="of more than 3 days, from 2026-01-01 to 2026-01-09"):
+    with pytest.raises(BadInput, match="belong to more than 3 days, from 2026-01-01 to 2026-01-09"):
         classify(lake, posts(*days, {"CreationDate": datetime(2026, 1, 9)}))
 
 
