@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ingest.posts import land_posts, recover
 from pipeline.launch import launch
 from pipeline.publish import publish
-from pipeline.watch import watch
+from pipeline.watch import wake_next, watch
 from pipeline.withdraw import take_back
 from shared import paths
 from shared.alerts import Alert, raise_alert
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from shared.storage import SourceBlob
 
 log = logging.getLogger("stacktopics.pipeline.advance")
-
-
-WOKEN = 3
-"""Waiting runs that are looked at until one has begun: Databricks need not take them in the order of their starts."""
 
 
 def advance(services: Services, source_id: str, version: str) -> FileRecord:
@@ -94,16 +90,3 @@ def clear_away(services: Services, record: FileRecord) -> None:
         services.ledger.close(record)
     else:
         services.ledger.park(record)
-
-
-def wake_next(services: Services) -> None:
-    """Look at the file that has waited longest for a slot: one has become free.
-
-    So a waiting run is looked at rarely, but at once when its turn has come.
-    """
-    for record in services.ledger.longest_waiting(WOKEN):
-        after = watch(services, record, early=True)
-        if after.state in AT_REST:
-            clear_away(services, after)
-        if after.state is not FileState.LAUNCHED or not after.runs[-1].waits:
-            return

@@ -13,7 +13,8 @@ WAITING_LOOK_LIMIT_SECONDS = 600
 """Longest pause between looks at the run that has waited longest for a slot."""
 QUEUED_LOOK_SECONDS = 1800
 """Pause before a look at a run that waits behind another one. When a slot becomes free, the first one is looked at at
-once, so looks follow the queue: 40 runs on two slots took 12 looks each, and 16 when each had its own pace."""
+once, so looks follow the queue: of 40 runs of five minutes on two slots each took 12 looks, 16 when each had its own
+pace."""
 RESTART_FIRST_DELAY_SECONDS = 60
 RESTART_LIMIT_SECONDS = 1800
 """First and longest pause before a run that was skipped, or that the platform failed, is started again."""

@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 log = logging.getLogger("stacktopics.pipeline.watch")
 
 
-def watch(services: Services, record: FileRecord, *, early: bool = False) -> FileRecord:
+def watch(services: Services, record: FileRecord) -> FileRecord:
     """Look at the run of a launched file version.
 
-    A look that is not due does nothing, so of two chains of messages one ends; `early` looks all the same. A file that
+    A look that is not due does nothing, so of two chains of messages one ends. A file that
     the job could not read goes to quarantine: the next attempt could not read it either.
     Raises TransientError when Databricks or the lake is busy.
     """
-    if not (early or is_due(record, services.now())):
+    if not is_due(record, services.now()):
         return record
     run = record.runs[-1]
     state = look(services, run.run_id)
     if not state.is_over:
         because = _overdue(services, run, state)
         if because is None:
-            return _look_again(services, record, state, early=early)
+            return _look_again(services, record, state)
         run = _noted(services, record, because)
         services.job_runs.cancel(run.run_id)
         state = RunState("cancelled", because, state.page)
@@ -90,7 +90,7 @@ def _noted(services: Services, record: FileRecord, because: str) -> JobRun:
     return services.ledger.change(record, noted).runs[-1]
 
 
-def _look_again(services: Services, record: FileRecord, state: RunState, *, early: bool) -> FileRecord:
+def _look_again(services: Services, record: FileRecord, state: RunState) -> FileRecord:
     """Note what the look showed, and have the run looked at again."""
     now, waits = services.now(), state.status == "waiting"
     is_behind = waits and any(first.key != record.key for first in services.ledger.longest_waiting(1))
@@ -102,10 +102,11 @@ def _look_again(services: Services, record: FileRecord, state: RunState, *, earl
         began = run.began_at if waits else run.began_at or now
         if is_behind:
             delay = timedelta(seconds=QUEUED_LOOK_SECONDS)
-        elif waits and early:  # a slot has become free, so it begins soon
-            delay = timedelta(seconds=services.settings.watch_max_delay_seconds)
         else:
-            delay = look_delay(services.settings, run.launched_at if waits else began or now, now, waits=waits)
+            since = (run.woken_at or run.launched_at) if waits else began or now
+            delay = look_delay(services.settings, since, now, waits=waits)
+            if waits and run.woken_at:  # who frees the next slot wakes it again
+                delay = max(delay, timedelta(seconds=services.settings.watch_max_delay_seconds))
         noted = _with_run(current, waits=waits, began_at=began, page=state.page)
         return noted.model_copy(update={"next_look": now + delay})
 
@@ -117,12 +118,30 @@ def _look_again(services: Services, record: FileRecord, state: RunState, *, earl
 
 
 def _note_waiting(services: Services, before: FileRecord, after: FileRecord) -> None:
-    """Keep the notes of who waits for a slot as the record is: who frees one looks there for the next."""
+    """Keep the notes of who waits for a slot as the record is, and wake the next one when this one waits no more."""
     waited, waits = before.runs[-1].waits, after.state is FileState.LAUNCHED and after.runs[-1].waits
     if waits and not waited:
         services.ledger.note_waiting(after)
     elif waited and not waits:
         services.ledger.forget_waiting(before)
+        wake_next(services)
+
+
+def wake_next(services: Services) -> None:
+    """Have the run looked at now that has waited longest for a slot: one has become free, or the one before it waits
+    no more. So a waiting run is looked at rarely, but at once when its turn has come."""
+    now = services.now()
+    for first in services.ledger.longest_waiting(1):
+
+        def woken(current: FileRecord) -> FileRecord | None:
+            waits = current.state is FileState.LAUNCHED and current.runs[-1].waits
+            if not waits or current.next_look is None or current.next_look <= now:
+                return None
+            return _with_run(current, woken_at=now).model_copy(update={"next_look": now})
+
+        after = services.ledger.change(first, woken)
+        if after.next_look == now:
+            look_later(services, after)
 
 
 def _is_current(current: FileRecord, record: FileRecord) -> bool:

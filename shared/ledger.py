@@ -85,6 +85,7 @@ class JobRun(Record):
     run_id: int
     launched_at: datetime
     waits: bool = Field(default=False, description="it waited for a slot when it was looked at last")
+    woken_at: datetime | None = Field(default=None, description="when a slot last became free for it")
     began_at: datetime | None = Field(default=None, description="when a look first found it running")
     cancelled_because: str | None = Field(default=None, description="why this app cancelled it")
     outcome: Outcome | None = None

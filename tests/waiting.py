@@ -11,9 +11,9 @@ measured by it: no test passes or fails by how fast a machine is."""
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T | None], what: str | Callable[[], str]) -> T:
+def eventually(look: Callable[[], T | None], what: str | Callable[[], str], seconds: float = PATIENCE) -> T:
     """What `look` returns once that is truthy; fails, naming `what` was waited for, when it never is."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + seconds
     while not (found := look()):
         if time.monotonic() > deadline:
             raise AssertionError(f"waited in vain for {what if isinstance(what, str) else what()}")

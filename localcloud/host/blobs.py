@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from azure.core.exceptions import AzureError, ResourceNotFoundError
-from azure.storage.blob import BlobProperties
+from azure.storage.blob import BlobClient, BlobProperties
 from azure.storage.blob.aio import ContainerClient
 
 from localcloud.host.app import HostedFunction
@@ -33,7 +33,6 @@ POISON_QUEUE = "webjobs-blobtrigger-poison"
 SCAN_SECONDS = 0.5
 _ERROR_PAUSE = 2.0
 _PATTERN_PART = re.compile(r"\{\{|\}\}|\{(\w+)\}|([^{}]+)")
-_EVENT_SUBJECT = re.compile(r"/blobServices/default/containers/([^/]+)/blobs/(.+)")
 
 
 def trigger_queue(host_id: str) -> str:
@@ -114,7 +113,7 @@ class BlobMessage:
             "BlobName": self.blob,
             "ETag": self.etag,
         }
-        return base64.b64encode(json.dumps(document).encode()).decode()
+        return base64.b64encode(json.dumps(document, indent=2).encode()).decode()
 
     @classmethod
     def decode(cls, body: bytes) -> BlobMessage:
@@ -177,7 +176,7 @@ class ContainerScanner:
         present: set[tuple[str, str]] = set()
         try:
             async for blob in self._container.list_blobs(name_starts_with=prefix or None):
-                version = (blob.name, blob.etag.strip('"'))
+                version = (blob.name, quoted(blob.etag))
                 present.add(version)
                 if version not in self._told:
                     await self._tell(blob)
@@ -187,7 +186,7 @@ class ContainerScanner:
         self._told &= present
 
     async def _tell(self, blob: BlobProperties) -> None:
-        container, etag = str(self._container.container_name), blob.etag.strip('"')
+        container, etag = str(self._container.container_name), quoted(blob.etag)
         for item in self._functions:
             function_id = item.function.function_id
             if item.path.match(container, blob.name) is None:
@@ -223,7 +222,7 @@ class BlobInvoker:
         except ResourceNotFoundError:
             log.info("Blob '%s/%s' is gone; nothing to do", message.container, message.blob)
             return True
-        if not item.by_events and etag != message.etag:
+        if etag != message.etag:
             log.info("Blob '%s/%s' has changed; its newer content has its own turn", message.container, message.blob)
             return True
         source = item.function.trigger.get("source", "LogsAndContainerScan")
@@ -258,32 +257,36 @@ async def read_blob(item: BlobFunction, clients: Clients, container: str, name: 
         metadata=properties.metadata,
         values=item.path.match(container, name) or {},
     )
-    return blob_value(item.function, reference, content), properties.etag.strip('"')
+    return blob_value(item.function, reference, content), quoted(properties.etag)
 
 
-def created_blobs(events: Any, item: BlobFunction) -> Iterator[BlobMessage]:
-    """The blobs that Event Grid events (parsed JSON, Event Grid schema) announce to one function.
+def announced_blobs(events: Any, item: BlobFunction) -> Iterator[BlobMessage]:
+    """The blobs that Event Grid events (parsed JSON, Event Grid schema or CloudEvents) announce to one function.
 
-    Passed over are other event types and blobs outside the trigger's path. Raises ValueError for what are no events.
+    As in Azure, neither the type of an event nor the function's path is looked at, and an event without a bare eTag is
+    dropped. Raises ValueError for an event that does not say where the blob lies and of which type it is, as that of a
+    rename does not.
     """
     for event in events if isinstance(events, list) else [events]:
-        if not isinstance(event, Mapping) or "eventType" not in event:
-            raise ValueError("not in the Event Grid schema")
-        subject = _EVENT_SUBJECT.fullmatch(str(event.get("subject")))
-        if event["eventType"] != "Microsoft.Storage.BlobCreated" or subject is None:
-            log.info("Event %s for %s is passed over", event["eventType"], event.get("subject"))
+        data = event.get("data") if isinstance(event, Mapping) else None
+        if not isinstance(data, Mapping) or not data.get("url") or not data.get("blobType"):
+            raise ValueError("an event without url and blobType in its data")
+        blob, etag = BlobClient.from_blob_url(str(data["url"])), str(data.get("eTag") or "")
+        if not etag or etag.startswith('"'):
+            log.info("An event about '%s/%s' is dropped: its eTag is %r", blob.container_name, blob.blob_name, etag)
             continue
-        if item.path.match(subject[1], subject[2]) is None:
-            log.info("Blob '%s/%s' is none of %s", subject[1], subject[2], item.function.name)
-            continue
-        data = event.get("data", {})
         yield BlobMessage(
             item.function.function_id,
-            container=subject[1],
-            blob=subject[2],
-            etag=str(data.get("eTag", "")).strip('"'),
-            blob_type=str(data.get("blobType", "BlockBlob")),
+            container=str(blob.container_name),
+            blob=str(blob.blob_name),
+            etag=quoted(etag),
+            blob_type=str(data["blobType"]),
         )
+
+
+def quoted(etag: str) -> str:
+    """An ETag as HTTP has it; listings and events leave the quotes out."""
+    return etag if etag.startswith('"') else f'"{etag}"'
 
 
 def _properties(properties: BlobProperties) -> dict[str, Any]:

@@ -31,6 +31,8 @@ SHORTEST_POLL, LONGEST_POLL = 0.1, 0.5
 # A message is hidden this long and renewed at a third of it. Azure hides for 10 minutes: a crashed local host
 # would keep its messages from the next one for as long.
 LEASE_SECONDS = 30
+POISON_SECONDS = 7 * 24 * 60 * 60
+"""Poison messages expire after a week, as in Azure."""
 _ERROR_PAUSE = 2.0
 
 
@@ -147,10 +149,10 @@ class QueueListener:
             self._poison.queue_name,
         )
         try:
-            await self._poison.send_message(message.content, time_to_live=-1)
+            await self._poison.send_message(message.content, time_to_live=POISON_SECONDS)
         except ResourceNotFoundError:
             await self._poison.create_queue()
-            await self._poison.send_message(message.content, time_to_live=-1)
+            await self._poison.send_message(message.content, time_to_live=POISON_SECONDS)
         await self._settle(self._queue.delete_message(message.id, receipt or message.pop_receipt), message)
 
     async def _settle(self, call: Awaitable[object], message: QueueMessage) -> None:

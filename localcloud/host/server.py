@@ -175,11 +175,9 @@ class HttpServer:
                 return web.json_response({"validationResponse": events[0]["data"]["validationCode"]})
             name = request.query.get("functionName", "").removeprefix("Host.Functions.")
             queued = await self._publish(name, events)
-        except HostError as error:
-            log.warning("Blob event refused: %s", error)
-            return web.Response(status=404)
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            return web.Response(status=400, text=f"no Event Grid events: {error}\n")
+            log.warning("Blob events refused: %s", error)
+            return web.Response(status=500, text=f"invalid blob events: {error}\n")
         log.info("Event Grid: %d blob(s) for 'Functions.%s'", queued, name)
         return web.Response(status=202)
 

@@ -19,7 +19,7 @@ from localcloud.host.blobs import (
     BlobInvoker,
     BlobMessage,
     ContainerScanner,
-    created_blobs,
+    announced_blobs,
     trigger_queue,
 )
 from localcloud.host.config import HOST_STORAGE, HostConfig, QueueOptions, host_id
@@ -120,11 +120,15 @@ class FunctionsHost:
         return await self._fire[function.name](text)
 
     async def publish(self, name: str, events: Any) -> int:
-        """Queues the blobs that Event Grid events announce to a function and returns how many those are."""
+        """Queues the blobs that Event Grid events announce to a function and returns how many those are.
+
+        As in Azure, events for a function that does not exist are taken and dropped. Raises ValueError for no events.
+        """
         item = self._blobs.get(name)
-        if item is None or not item.by_events:
-            raise HostError(f"{name!r} is no function with a blob trigger of source EventGrid")
-        messages = list(created_blobs(events, item))
+        if item is None:
+            log.warning("Blob events for %r are dropped: there is no such function with a blob trigger", name)
+            return 0
+        messages = list(announced_blobs(events, item))
         for message in messages:
             await self._enqueue(message)
         return len(messages)

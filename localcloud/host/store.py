@@ -83,17 +83,17 @@ class HostStore:
             return
 
     async def read_schedule(self, function_id: str) -> dict[str, Any] | None:
-        return await self._read(f"timers/{self._host_id}/{function_id}.Listener/status")
+        return await self._read(f"timers/{self._host_id}/{function_id}/status")
 
     async def write_schedule(self, function_id: str, record: Mapping[str, Any]) -> None:
-        await self._write(f"timers/{self._host_id}/{function_id}.Listener/status", record)
+        await self._write(f"timers/{self._host_id}/{function_id}/status", record)
 
     async def has_receipt(self, function_id: str, etag: str, container: str, blob: str) -> bool:
         """Whether this function was already told of this content of this blob."""
         return bool(await self._blob(self._receipt(function_id, etag, container, blob)).exists())
 
     async def write_receipt(self, function_id: str, etag: str, container: str, blob: str) -> None:
-        await self._write(self._receipt(function_id, etag, container, blob), {})
+        await self._blob(self._receipt(function_id, etag, container, blob)).upload_blob(b"", overwrite=True)
 
     def _receipt(self, function_id: str, etag: str, container: str, blob: str) -> str:
         return f"blobreceipts/{self._host_id}/{function_id}/{etag}/{container}/{blob}"

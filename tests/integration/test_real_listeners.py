@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
 
 import pytest
+from azure.core.exceptions import ResourceExistsError
+from azure.storage.blob import BlobServiceClient
 
 from cli.follow import upload
 from localcloud.cloud import LocalCloud
+from pipeline.reconcile import YOUNG_BLOB_SECONDS
 from serve.topics import topics_of_day
 from shared.errors import NotFound
+from shared.queues import BLOB_POISON_QUEUE
 from shared.services import Services
 from tests.listeners.events import event
 from tests.listeners.host import RealHost, what_is_missing
@@ -76,7 +82,7 @@ def wait_until_counted(host: RealHost, services: Services, day: date, files: int
     def story() -> str:
         return f"{files} files of {day}: {counted(services, day)} posts, {left(services)} are left\n{host.told()}"
 
-    eventually(lambda: counted(services, day) >= files * POSTS_A_FILE, story)
+    eventually(lambda: counted(services, day) >= files * POSTS_A_FILE, story, seconds=60)
     assert counted(services, day) == files * POSTS_A_FILE
 
 
@@ -116,3 +122,118 @@ def test_one_post_of_events_publishes_its_files(cloud: LocalCloud, services: Ser
     assert sorted(call.blob for call in host.deliveries("land_posts")) == announced
     assert (failures(host), left(services)) == ([], unannounced)
     services.posts_container.delete_blob(*unannounced)
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_of_a_hundred_files_none_is_missing_with_the_sweep_on(
+    cloud: LocalCloud, services: Services, tmp_path: Path
+) -> None:
+    """Polling misses what lands later in a second that it has seen; reconcile, every ten seconds here, does not."""
+    day, files = date(2025, 1, 3), names(100, "quick")
+    with real_host(cloud, tmp_path, "LogsAndContainerScan") as host:
+        host.stop()
+        host.start(RECONCILE_SCHEDULE="*/10 * * * * *")
+        for name in files:
+            drop(services, [name], day)
+            time.sleep(0.15)
+        wait_until_counted(host, services, day, len(files))
+        assert host.stop() == 0
+    assert (failures(host), left(services)) == ([], [])
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_what_lies_in_poison_is_gone_on_with_when_its_cause_has_passed(
+    cloud: LocalCloud, services: Services, tmp_path: Path
+) -> None:
+    """The lake's file system is missing: every file fails for good. With the right one, reconcile ends them all."""
+    day, files = date(2025, 1, 4), names(5, "poisoned")
+    with real_host(cloud, tmp_path, "EventGrid") as host:
+        host.stop()
+        host.start(LAKE_FILE_SYSTEM="missing")
+        drop(services, files, day)
+        host.post_events("land_posts", [event(services.posts_container.get_blob_client(name)) for name in files])
+        poison = services.queue(BLOB_POISON_QUEUE)
+        eventually(lambda: poison.length() == len(files), host.told, seconds=300)
+        host.stop()
+        time.sleep(YOUNG_BLOB_SECONDS)
+        host.start(LAKE_FILE_SYSTEM=cloud.settings["LAKE_FILE_SYSTEM"])
+        assert host.sweep()
+        wait_until_counted(host, services, day, len(files))
+        assert host.stop() == 0
+    assert (poison.length(), left(services)) == (0, [])
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_a_host_that_is_killed_twice_leaves_nothing_behind(
+    cloud: LocalCloud, services: Services, tmp_path: Path
+) -> None:
+    """What it had begun comes back after ten minutes; reconcile does not wait so long."""
+    day, files = date(2025, 1, 5), names(20, "killed")
+    drop(services, files, day)
+    events = [event(services.posts_container.get_blob_client(name)) for name in files]
+    host_id = f"killed-{tmp_path.name}"[:32].replace("_", "-")
+    settings = {**cloud.settings, "POSTS_TRIGGER_SOURCE": "EventGrid", "RECONCILE_SCHEDULE": "*/10 * * * * *"}
+    with RealHost(tmp_path, PROJECT / "function_app.py", settings, host_id=host_id) as host:
+        for _ in range(2):
+            host.post_events("land_posts", events)
+            eventually(lambda: host.deliveries("land_posts"), host.told)
+            time.sleep(1)
+            host.kill()
+            host.start()
+        wait_until_counted(host, services, day, len(files))
+        eventually(lambda: services.ledger.open_files() == [], host.told, seconds=300)
+        assert host.stop() == 0
+    assert left(services) == []
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_a_host_that_is_stopped_ends_what_is_under_way(cloud: LocalCloud, services: Services, tmp_path: Path) -> None:
+    day, files = date(2025, 1, 6), names(6, "stopped")
+    drop(services, files, day)
+    with real_host(cloud, tmp_path, "EventGrid") as host:
+        host.post_events("land_posts", [event(services.posts_container.get_blob_client(name)) for name in files])
+        eventually(lambda: host.deliveries("land_posts"), host.told)
+        assert host.stop() == 0
+        assert all(call.ended for call in host.deliveries("land_posts"))
+        host.start()
+        wait_until_counted(host, services, day, len(files))
+        assert host.stop() == 0
+    assert failures(host) == []
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_a_timer_that_is_past_due_fires_once_at_the_start(cloud: LocalCloud, tmp_path: Path) -> None:
+    settings = {**cloud.settings, "POSTS_TRIGGER_SOURCE": "EventGrid", "RECONCILE_SCHEDULE": "0 0 * * * *"}
+    host_id = f"late-{tmp_path.name}"[:32].replace("_", "-")
+    status = {"Last": "2026-11-01T00:00:00+00:00", "Next": "2026-11-01T01:00:00+00:00"}
+    status["LastUpdated"] = status["Last"]
+    with BlobServiceClient.from_connection_string(cloud.settings["AzureWebJobsStorage"]) as blobs:
+        with suppress(ResourceExistsError):
+            blobs.create_container("azure-webjobs-hosts")
+        name = f"timers/{host_id}/Host.Functions.reconcile/status"
+        blobs.get_blob_client("azure-webjobs-hosts", name).upload_blob(json.dumps(status).encode())
+    with RealHost(tmp_path, PROJECT / "function_app.py", settings, host_id=host_id) as host:
+        eventually(lambda: host.deliveries("reconcile"), host.told)
+        time.sleep(3)
+        (call,) = host.deliveries("reconcile")
+        assert call.trigger["isPastDue"]
+
+
+def test_deliveries_of_one_blob_beside_each_other_are_successes(
+    cloud: LocalCloud, services: Services, tmp_path: Path
+) -> None:
+    """Eight events of each of four files at once: one delivery lands a file, the others end as successes."""
+    day, files = date(2025, 1, 7), names(4, "eightfold")
+    drop(services, files, day)
+    blobs = [services.posts_container.get_blob_client(name) for name in files]
+    with real_host(cloud, tmp_path, "EventGrid") as host:
+        assert host.post_events("land_posts", [event(blob) for blob in blobs] * 8) == 202
+        wait_until_counted(host, services, day, len(files))
+        assert host.stop() == 0
+    assert failures(host) == []
+    assert services.queue(BLOB_POISON_QUEUE).length() == 0

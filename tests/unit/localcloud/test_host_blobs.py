@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from localcloud.host.blobs import BlobFunction, BlobMessage, BlobPath, created_blobs
+from localcloud.host.blobs import BlobFunction, BlobMessage, BlobPath, announced_blobs
 from localcloud.host.errors import HostError
 from localcloud.host.queues import decode_body
 from tests.host_functions import hosted
@@ -54,29 +54,29 @@ def test_messages_have_the_documented_form() -> None:
     assert BlobMessage.decode(base64.b64decode(message.encode())) == message
 
 
-def event(subject: str, kind: str = "Microsoft.Storage.BlobCreated") -> dict[str, Any]:
-    return {"eventType": kind, "subject": subject, "data": {"eTag": '"0x2"', "api": "PutBlob"}}
+def event(url: str | None, etag: str | None = "0x2", kind: str = "BlobCreated") -> dict[str, Any]:
+    data = {"url": url, "eTag": etag, "blobType": "BlockBlob"}
+    return {"eventType": f"Microsoft.Storage.{kind}", "data": {name: value for name, value in data.items() if value}}
 
 
-def test_events_announce_created_blobs_of_the_path_only() -> None:
+def test_events_announce_blobs_with_a_bare_etag_whatever_their_type_and_path() -> None:
+    """As the real listeners do: tests/integration/test_two_hosts.py compares."""
     item = BlobFunction.of(hosted(print, {"type": "blobTrigger", "path": "posts/in/{name}", "source": "EventGrid"}))
-    prefix = "/blobServices/default/containers"
-    found = list(
-        created_blobs(
-            [
-                event(f"{prefix}/posts/blobs/in/a b/c"),
-                event(f"{prefix}/posts/blobs/out/a"),
-                event(f"{prefix}/other/blobs/in/a"),
-                event(f"{prefix}/posts/blobs/in/gone", "Microsoft.Storage.BlobDeleted"),
-                event("/somewhere"),
-            ],
-            item,
-        )
-    )
-    assert item.by_events
-    assert found == [BlobMessage("Host.Functions.f", "posts", "in/a b/c", "0x2")]
-    with pytest.raises(ValueError, match="Event Grid"):
-        list(created_blobs({"type": "cloud event"}, item))
+    account = "http://127.0.0.1:10000/devstoreaccount1"
+    events = [
+        event(f"{account}/posts/in/a%20b/c"),
+        event(f"{account}/other/out/a", kind="BlobDeleted"),
+        event(f"{account}/posts/in/quoted", '"0x2"'),
+        event(f"{account}/posts/in/none", None),
+    ]
+    assert list(announced_blobs(events, item)) == [
+        BlobMessage("Host.Functions.f", "posts", "in/a b/c", '"0x2"'),
+        BlobMessage("Host.Functions.f", "other", "out/a", '"0x2"'),
+    ]
+    assert len(list(announced_blobs(events[0], item))) == 1
+    for wrong in (event(None), {"type": "cloud event"}, "text", 3):
+        with pytest.raises(ValueError, match="without url and blobType"):
+            list(announced_blobs([wrong], item))
 
 
 def test_message_encodings() -> None:
