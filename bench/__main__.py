@@ -6,7 +6,17 @@ import importlib
 import sys
 from pathlib import Path
 
-MINUTES = {"hostile": 1, "pipeline": 1, "faults": 20, "load": 15, "scale": 3, "dump": 4, "copy": 6, "landing": 10, "topics": 60}
+MINUTES = {
+    "hostile": 1,
+    "pipeline": 1,
+    "scale": 3,
+    "dump": 4,
+    "copy": 6,
+    "landing": 10,
+    "load": 15,
+    "faults": 20,
+    "topics": 60,
+}
 """The approximate duration of each on two idle cores."""
 
 

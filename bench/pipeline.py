@@ -115,7 +115,7 @@ def measure_files(rounds: int) -> tuple[list[dict[str, float]], float]:
             days = [first - timedelta(days=number) for number in range(1, rounds + 1)]
             files = [_process(cloud, services, day, QUESTIONS) for day in days]
             refused = _wait(cloud, services, upload(services, "refused.parquet", b"Ideas, Title\n" * 100))
-            return files, (refused.times["quarantined"] - refused.times["seen"]).total_seconds()
+            return files, (refused.times["quarantined"] - refused.times["arriving"]).total_seconds()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -135,8 +135,8 @@ def _process(cloud: LocalCloud, services: Services, day: date, questions: int) -
     total = (times["published"] - started).total_seconds()
     return {
         "posts": table.num_rows,
-        "upload to event": (times["seen"] - started).total_seconds(),
-        "land": (times["landed"] - times["seen"]).total_seconds(),
+        "upload to event": (times["arriving"] - started).total_seconds(),
+        "land": (times["landed"] - times["arriving"]).total_seconds(),
         "launch": (times["launched"] - times["landed"]).total_seconds(),
         "job": job,
         "of it classifying": sum(summary.seconds.values()),
