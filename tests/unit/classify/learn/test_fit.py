@@ -199,9 +199,7 @@ def test_cross_validation_measures_each_post_once() -> None:
 
 
 def test_a_model_of_real_questions_reaches_its_bounds(real_posts: RealPosts) -> None:
-    """The bounds are well below the figures of five folds, because the test uses only a part of the posts to stay
-    quick.
-    """
+    """The bounds are well below the figures of five folds, because a quick test uses only a part of the posts."""
     posts = tagged_questions(pq.read_table(real_posts("posts.parquet")))
     part = folds_of(posts.ids, 10)
     model, _ = fit(posts.take(part < 3), topics=20)

@@ -83,9 +83,7 @@ def test_answers_take_the_topic_of_a_question_of_this_or_an_earlier_file(lake: F
 
 
 def test_an_answer_is_as_uncertain_as_its_question(lake: FolderLake) -> None:
-    """The model decides two questions, one of them in an earlier file; tags decide a third. All have answers on two
-    days.
-    """
+    """The model decides two questions, one of them in another file, and tags a third; all have answers on two days."""
     guessed = {"Tags": None, **CSS_BODY}
     classify(lake, posts({**guessed, "Id": 5_000_000}), source="earlier")
     parents = [5_000_000, 5_000_000, 2, 2, 2, 3]
