@@ -71,7 +71,7 @@ def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("path")
-def test_a_schedule_is_a_setting(tmp_path: Path) -> None:
+def test_a_schedule_is_changed_by_a_setting(tmp_path: Path) -> None:
     (given,) = re.findall(r'--set "REFERENCE_SCHEDULE=([^"]+)"', PAGE)
     functions = app_with(tmp_path, REFERENCE_SCHEDULE=given)
     schedule = Schedule.parse(functions["copy_reference"].trigger["schedule"])
@@ -79,7 +79,7 @@ def test_a_schedule_is_a_setting(tmp_path: Path) -> None:
     assert functions["retrain"].trigger["schedule"] == BINDINGS["RETRAIN_SCHEDULE"]
 
 
-def test_another_table_of_another_schema_is_copied(database: Database, tmp_path: Path) -> None:
+def test_a_table_of_another_schema_is_copied(database: Database, tmp_path: Path) -> None:
     (tables,) = re.findall(r"--set REFERENCE_TABLES=(\S+)", PAGE)
     database.run(
         "CREATE TABLE raw.users (id int PRIMARY KEY); CREATE TABLE raw.post_types (id int PRIMARY KEY);"
@@ -100,7 +100,7 @@ def test_another_table_of_another_schema_is_copied(database: Database, tmp_path:
     ]
 
 
-def test_a_model_of_ones_own_brings_the_topics_that_were_asked_for(local_cloud: LocalCloud, tmp_path: Path) -> None:
+def test_a_users_own_model_has_the_requested_topics(local_cloud: LocalCloud, tmp_path: Path) -> None:
     lake = services_of_its_own(local_cloud).settings.lake_file_system
     shutil.copy(local_cloud.settings_file, tmp_path / "local.settings.json")
     pq.write_table(sample_posts(date(2026, 11, 22), 600), tmp_path / "posts.parquet")
@@ -128,7 +128,7 @@ def test_a_model_of_ones_own_brings_the_topics_that_were_asked_for(local_cloud: 
 
 
 @pytest.mark.usefixtures("path")
-def test_another_trigger_lands_what_waits(
+def test_another_trigger_lands_waiting_files(
     local_cloud: LocalCloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services = services_of_its_own(local_cloud)

@@ -43,7 +43,7 @@ class Watched(StorageBlob):
         return reader
 
 
-def test_a_file_passes_through_us_in_ranges_of_which_few_are_held(
+def test_a_file_is_copied_in_ranges_of_which_few_are_in_memory(
     local_cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (copying, storage):

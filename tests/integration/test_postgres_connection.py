@@ -56,7 +56,7 @@ def test_a_connection_is_a_new_one_each_time(database: Database) -> None:
         ),
     ],
 )
-def test_what_stands_in_the_way_is_told_apart(
+def test_each_cause_of_a_failed_connection_has_its_own_error(
     database: Database, changes: dict[str, Any], error: type[StackTopicsError], said: str
 ) -> None:
     with pytest.raises(error, match=said) as raised:
@@ -64,12 +64,12 @@ def test_what_stands_in_the_way_is_told_apart(
     assert type(raised.value) is error
 
 
-def test_a_port_where_nobody_listens_is_transient(database: Database) -> None:
+def test_a_port_without_a_server_is_a_transient_error(database: Database) -> None:
     with pytest.raises(TransientError, match=r"cannot be reached: .*Connection refused"):
         connect(services(database, postgres_port=free_ports(1)[0]))
 
 
-def test_a_refused_password_is_read_anew(database: Database) -> None:
+def test_a_refused_password_is_read_again(database: Database) -> None:
     class Vault:
         vault_url = "https://vault"
         asked = 0
@@ -154,7 +154,7 @@ def tls_before(database: Database, certificate: tuple[Path, Path]) -> Iterator[i
                 thread.join()
 
 
-def test_a_server_is_trusted_by_its_certificate_only(
+def test_a_server_is_trusted_only_by_its_certificate(
     database: Database, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusted = str(certificate[1])

@@ -14,7 +14,9 @@ STRONG = 1.5
 """Twice the shift of a report's shifted days."""
 
 
-def test_a_fold_of_real_questions(real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_on_a_fold_of_real_questions_reach_their_bounds(
+    real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The bounds are a little below what the worst of five folds reaches with 100 topics."""
     monkeypatch.setattr("classify.learn.evaluate.DAYS", 20)
     questions = tagged_questions(pq.read_table(real_posts("posts.parquet")))

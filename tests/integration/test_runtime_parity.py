@@ -71,7 +71,7 @@ def probe(python: Path, side: str, app: Path) -> dict[str, Any]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("app", APPS)
-def test_indexing_and_values_are_those_of_microsofts_runtime(python313: Path, app: Path) -> None:
+def test_indexing_and_values_equal_those_of_the_runtime_of_microsoft(python313: Path, app: Path) -> None:
     theirs = probe(python313, "runtime", app)
     assert theirs
     assert probe(python313, "host", app) == theirs
@@ -79,7 +79,7 @@ def test_indexing_and_values_are_those_of_microsofts_runtime(python313: Path, ap
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("app", APPS)
-def test_this_interpreter_sees_the_same(python313: Path, app: Path) -> None:
+def test_this_interpreter_gives_the_same_results(python313: Path, app: Path) -> None:
     """Python 3.11 and 3.12 run an older azure-functions: the same functions, bindings and values."""
     assert probe(Path(sys.executable), "host", app) == probe(python313, "host", app)
 

@@ -189,7 +189,7 @@ def with_earlier(root: Path) -> FolderLake:
 
 
 @pytest.mark.parametrize("topic_source", ["tags", "model"])
-def test_a_mixed_file_comes_out_as_from_the_arrow_engine(spark: Any, tmp_path: Path, topic_source: str) -> None:
+def test_a_mixed_file_gives_the_same_output_as_the_arrow_engine(spark: Any, tmp_path: Path, topic_source: str) -> None:
     for engine in ("arrow", "spark"):
         classified(with_earlier(tmp_path / engine).root, mixed(), engine, topic_source=topic_source)
     arrow, by_spark = FolderLake(tmp_path / "arrow"), FolderLake(tmp_path / "spark")
@@ -200,7 +200,7 @@ def test_a_mixed_file_comes_out_as_from_the_arrow_engine(spark: Any, tmp_path: P
     assert decided[19] == decided[17] == "model"
 
 
-def test_real_posts_come_out_as_from_the_arrow_engine_and_again(
+def test_real_posts_give_the_same_output_as_the_arrow_engine_also_when_repeated(
     spark: Any, tmp_path: Path, real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = pq.read_table(real_posts("posts.parquet")).slice(4_000, 3_000)
@@ -238,7 +238,7 @@ def moments_of_every_type() -> list[pa.Array]:
     return [*columns, pa.array(texts), pa.array(texts).dictionary_encode(), pa.array(texts, pa.string_view())]
 
 
-def test_every_type_a_column_may_have_is_read(spark: Any, tmp_path: Path) -> None:
+def test_every_accepted_type_of_a_column_is_read(spark: Any, tmp_path: Path) -> None:
     narrow = (pa.int8(), pa.uint16(), pa.uint32(), pa.int16())
     lake = FolderLake(tmp_path)
     job = parameters(lake, "spark")
@@ -262,7 +262,7 @@ def test_every_type_a_column_may_have_is_read(spark: Any, tmp_path: Path) -> Non
         assert [tuple(row) for row in found] == [(row, 8, 2, 7, *date) for row, date in enumerate(dates)]
 
 
-def test_a_file_that_spark_would_refuse_comes_out_as_from_the_arrow_engine(spark: Any, tmp_path: Path) -> None:
+def test_a_file_that_spark_would_refuse_gives_the_same_output_as_the_arrow_engine(spark: Any, tmp_path: Path) -> None:
     """By the whole run: moments in INT96, or where Spark's microseconds end, beside columns like ours but for case."""
     before = {name: spark.conf.get(name) for name in spark_engine.SETTINGS}
     midnights = pa.array(DAYS, pa.date32()).cast(pa.timestamp("us"))
@@ -285,9 +285,7 @@ def test_a_file_that_spark_would_refuse_comes_out_as_from_the_arrow_engine(spark
     assert {name: spark.conf.get(name) for name in before} == before != spark_engine.SETTINGS
 
 
-def test_whole_numbers_in_any_type_and_names_in_any_case_come_out_as_from_the_arrow_engine(
-    spark: Any, tmp_path: Path
-) -> None:
+def test_any_type_of_whole_numbers_and_any_case_of_names_give_the_same_output(spark: Any, tmp_path: Path) -> None:
     table = posts({**PYTHON, "Id": 1}, {**JAVA, "Id": 2}, CSS | {"Id": 3}, {**ANSWER, "Id": 4, "ParentId": 2})
     table = table.append_column("none", pa.nulls(4))
     held = {
@@ -313,7 +311,7 @@ class DiesAtTheFirstPart(FolderLake):
         raise Crash(target)
 
 
-def test_a_file_that_cannot_be_classified_is_refused_as_by_the_arrow_engine(spark: Any, tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused_with_the_error_of_the_arrow_engine(spark: Any, tmp_path: Path) -> None:
     lake = FolderLake(tmp_path)
     job = parameters(lake, "spark")
     table = posts(PYTHON)
@@ -332,7 +330,7 @@ def test_a_file_that_cannot_be_classified_is_refused_as_by_the_arrow_engine(spar
         assert said in lake.read(f"{job.output}/{REFUSED_FILE}").decode()
 
 
-def test_no_summary_speaks_for_parts_of_two_engines(spark: Any, tmp_path: Path) -> None:
+def test_a_summary_never_covers_parts_of_two_engines(spark: Any, tmp_path: Path) -> None:
     lake = classified(tmp_path, posts(PYTHON, JAVA), "arrow")
     job = parameters(lake, "spark")
     first = (lake.root / job.output / "part-00000.parquet").read_bytes()
@@ -342,7 +340,7 @@ def test_no_summary_speaks_for_parts_of_two_engines(spark: Any, tmp_path: Path) 
     assert lake.stat(f"{job.output}/{SUMMARY_FILE}") is None
 
 
-def test_the_notebook_classifies_by_the_session_it_runs_in(
+def test_the_notebook_uses_the_spark_session_that_it_runs_in(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrow = classified(tmp_path / "arrow", mixed(), "arrow")
@@ -356,7 +354,7 @@ def test_the_notebook_classifies_by_the_session_it_runs_in(
     assert_same_outputs(arrow, by_spark)
 
 
-def test_files_with_little_in_them_are_fine(spark: Any, tmp_path: Path) -> None:
+def test_files_without_rows_or_optional_columns_give_the_same_output(spark: Any, tmp_path: Path) -> None:
     tables = {
         "none": mixed().slice(0, 0),
         "bare": mixed().drop_columns(["ParentId", "Tags", "Title"]),
@@ -368,14 +366,14 @@ def test_files_with_little_in_them_are_fine(spark: Any, tmp_path: Path) -> None:
         assert_same_outputs(FolderLake(tmp_path / name / "arrow"), FolderLake(tmp_path / name / "spark"))
 
 
-def test_what_is_not_there_is_named_and_nothing_is_left(spark: Any, tmp_path: Path) -> None:
+def test_the_error_names_a_missing_file_and_leaves_no_output(spark: Any, tmp_path: Path) -> None:
     lake = FolderLake(tmp_path)
     with pytest.raises(NotFound, match=r"landing/posts/s/v\.parquet does not exist"):
         run(lake, parameters(lake, "spark"))
     assert list(lake.list("post_topics")) == []
 
 
-def test_auto_takes_spark_for_large_files_where_it_can_be_had(
+def test_auto_uses_spark_for_large_files_if_it_is_available(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def engine_of(choice: str, spark_from_bytes: int = 10) -> str:
@@ -394,7 +392,7 @@ def test_auto_takes_spark_for_large_files_where_it_can_be_had(
         engine_of("spark")
 
 
-def test_a_lake_is_addressed_as_spark_knows_it() -> None:
+def test_the_address_of_a_lake_has_the_form_that_spark_accepts() -> None:
     def address(root: str) -> str:
         values = {"lake_root": root, "source_id": "s", "version": "v", "file_day": date(2026, 1, 2), "model": "m"}
         return spark_engine._address(JobParameters.model_validate(values), "a/b")

@@ -77,7 +77,7 @@ class User:
 
 
 @pytest.mark.parametrize("version", EVERY_VERSION)
-def test_the_functions_need_no_more_than_their_requirements(version: str) -> None:
+def test_the_functions_run_with_only_their_requirements(version: str) -> None:
     user = User(make_environment(version, "requirements.txt"))
     assert user.runs("-c", "import numba").returncode == 1, "the environment has more than requirements.txt"
     user.gets("-c", IMPORT_ALL, *sorted(modules_reached("function_app")))
@@ -130,21 +130,21 @@ def _commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:
         yield from _commands(command, *names, name)
 
 
-def test_every_command_says_how_it_is_used(user: User) -> None:
+def test_every_command_shows_its_usage(user: User) -> None:
     commands = [*_commands(typer.main.get_command(cli.main.app))]
     assert ("models", "promote") in commands
     for command in commands:
         assert f"Usage: manage.py {' '.join(command)}".strip() in user.gets("manage.py", *command, "--help")
 
 
-def test_the_demo_takes_a_dump(user: User, state: Path, small_dump: Path) -> None:
+def test_the_demo_imports_a_dump(user: User, state: Path, small_dump: Path) -> None:
     said = user.gets("-m", "localcloud", "demo", "--dump", small_dump, "--state", state)
     assert f"{len(USERS):,} rows in, {len(USERS):,} out, 0 set aside" in said
     assert f"{len(POSTS)} rows in, {len(POSTS)} out, 0 set aside, 2 files" in said
     assert f"{len(POSTS)} posts on 2 days" in said
 
 
-def test_an_operator_looks_at_the_cloud(user: User, settings: Path) -> None:
+def test_an_operator_can_inspect_the_cloud(user: User, settings: Path) -> None:
     def manage(*arguments: str) -> str:
         return user.gets("manage.py", *arguments, "--settings", settings)
 
@@ -158,14 +158,14 @@ def test_an_operator_looks_at_the_cloud(user: User, settings: Path) -> None:
     assert "counted anew, 0 topics files changed" in manage("republish")
 
 
-def test_an_operator_drops_an_export(user: User, settings: Path, tmp_path: Path) -> None:
+def test_an_operator_can_drop_an_export(user: User, settings: Path, tmp_path: Path) -> None:
     (tmp_path / "export.csv").write_bytes(exports.explorer_csv(POSTS))
     said = user.gets("manage.py", "drop", tmp_path / "export.csv", "--settings", settings)
     assert f"export.parquet: published: {len(POSTS)} posts on " in said
     assert "counts" in user.gets("manage.py", "open", "show", "export.parquet", "--settings", settings)
 
 
-def test_an_operator_imports_a_dump(user: User, settings: Path, small_dump: Path, tmp_path: Path) -> None:
+def test_an_operator_can_import_a_dump(user: User, settings: Path, small_dump: Path, tmp_path: Path) -> None:
     given = ("manage.py", "import-dump", small_dump, "--settings", settings)
     said = user.gets(*given, "--by", "month", "--out", tmp_path / "out", "--workers", "2")
     assert "2 files" in said
@@ -178,7 +178,7 @@ def test_an_operator_imports_a_dump(user: User, settings: Path, small_dump: Path
     assert f"{len(POSTS)} rows in, {len(POSTS)} out, 0 set aside" in said
 
 
-def test_an_operator_trains_measures_and_scores(user: User, settings: Path, tmp_path: Path) -> None:
+def test_an_operator_can_train_evaluate_and_score(user: User, settings: Path, tmp_path: Path) -> None:
     def models(*arguments: str | Path) -> str:
         return user.gets("manage.py", "models", "--settings", settings, *arguments)
 
