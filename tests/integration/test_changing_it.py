@@ -1,4 +1,4 @@
-"""docs/changing-it.md: each recipe, as it stands on the page, does what the page says."""
+"""docs/changing-it.md: each recipe works exactly as it is written on the page."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ BINDINGS = {
 
 
 def block(language: str) -> str:
-    """The page's one block of code in a language."""
+    """The only code block of the page in a language."""
     (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     return str(found)
 
 
 def app_with(folder: Path, more: str = "", **changes: str) -> dict[str, HostedFunction]:
-    """The functions of the app, with more code at its end and other settings."""
+    """The functions of the app, with additional code at its end and other settings."""
     file = folder / f"app_{uuid.uuid4().hex}.py"
     file.write_text((PROJECT / "function_app.py").read_text() + "\n\n" + more)
     return {function.name: function for function in load_functions(file, BINDINGS | changes)}
@@ -56,9 +56,9 @@ def app_with(folder: Path, more: str = "", **changes: str) -> dict[str, HostedFu
 
 @pytest.fixture
 def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What loading an app adds to the path, the modules and the registry of bindings is taken back.
+    """Undo the changes that loading an app makes to the path, the modules and the registry of bindings.
 
-    The registry has one converter for blobs in a process, and other tests register Microsoft's.
+    The registry has only one converter for blobs in a process, and other tests register Microsoft's.
     """
     before, modules = list(sys.path), set(sys.modules)
     monkeypatch.setattr(registry, "_bindings", {})
@@ -150,7 +150,7 @@ def test_another_trigger_lands_waiting_files(
 
 
 def services_of_its_own(cloud: LocalCloud) -> Services:
-    """Services over a container, queues and a file system that nobody else uses."""
+    """Services with their own container, queues and file system."""
     name = f"t{uuid.uuid4().hex}"
     made = Services(cloud.settings_file)
     own = {"posts_container": name, "posts_landed_queue": f"{name}-1", "classification_runs_queue": f"{name}-2"}
@@ -221,7 +221,7 @@ def test_a_column_is_added_to_the_topics_file(tmp_path: Path) -> None:
 
 
 def topics_file(copy: Path, lake: Path, step: str) -> list[str]:
-    """The lines of the day's CSV, as the code in `copy` shows it after a step."""
+    """The lines of the day's CSV, which the code in `copy` shows after a step."""
     command = [sys.executable, "-c", PUBLISH, str(lake), step]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr

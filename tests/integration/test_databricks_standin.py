@@ -1,4 +1,4 @@
-"""The Databricks stand-in, seen through the real databricks-sdk."""
+"""The Databricks stand-in, tested with the real databricks-sdk."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ SETTINGS = JobsSettings({SAMPLE: "tests.integration.sample_job"}, "secret", {"LA
 
 
 class StandIn:
-    """A running stand-in and a client of it."""
+    """A running stand-in and its client."""
 
     def __init__(self, folder: Path, settings: JobsSettings) -> None:
         self._loop = LoopThread()
@@ -51,7 +51,7 @@ class StandIn:
         return run_id
 
     def wait(self, run_id: int) -> Any:
-        """The run, once it is over, as the SDK's `Run`, all of whose fields it declares optional."""
+        """The ended run. It is of type Any, because the SDK declares all fields of its `Run` as optional."""
         return self.wait_for(run_id, lambda run: run.state.life_cycle_state.value in ("TERMINATED", "INTERNAL_ERROR"))
 
     def wait_for(self, run_id: int, condition: Callable[[Any], bool]) -> Any:
@@ -67,7 +67,7 @@ class StandIn:
             return
 
     def stop(self) -> None:
-        """End it; a second time nothing is left to do."""
+        """End the stand-in; a second call does nothing."""
         if not self._is_stopped:
             self._is_stopped = True
             self._loop.stop()
@@ -79,7 +79,7 @@ def has_lines(log: Path, lines: int) -> bool:
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., StandIn]]:
-    """Starts stand-ins on one state folder; arguments change fields of `SETTINGS`."""
+    """A function that starts stand-ins on one state folder; its arguments change fields of `SETTINGS`."""
     for name in [name for name in os.environ if name.startswith("DATABRICKS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "no-such-file"))
@@ -216,7 +216,7 @@ class TestWorkers:
 
     @staticmethod
     def output(stand_in: StandIn, expected: str = "SUCCESS", **parameters: str) -> list[str]:
-        """The lines that a run writes, which ends as expected; without the two that every run writes."""
+        """The lines that a run writes, without the two lines of every run; checks that the run ends as expected."""
         run = stand_in.wait(stand_in.start(**parameters))
         output = stand_in.jobs.get_run_output(run.tasks[0].run_id)
         assert run.state.result_state.value == expected, output.logs

@@ -1,4 +1,4 @@
-"""The functions host against Azurite: every trigger, retries, poison, receipts, leases, keys, start and stop."""
+"""The functions host with Azurite: every trigger, retries, poison, receipts, leases, keys, start and stop."""
 
 import asyncio
 import base64
@@ -37,7 +37,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 @pytest.fixture(scope="module")
 def host(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
-    """A host that asks for keys, shared by all tests that need no restart."""
+    """A host that requires keys, shared by all tests that need no restart."""
     cloud.create_queue("work")
     for container in ("inbox", "streams", "events"):
         cloud.blobs.create_container(container)
@@ -48,7 +48,7 @@ def host(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hos
 
 @pytest.fixture(scope="module")
 def open_host(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
-    """A host that asks for no keys."""
+    """A host that requires no keys."""
     cloud.blobs.create_container("open")
     settings: dict[str, Any] = {"INBOX": "open", "WORK_QUEUE": "none-here", "AzureFunctionsWebHost__hostid": "open"}
     running = HostProcess(tmp_path_factory.mktemp("open-host"), cloud, **settings)
@@ -279,7 +279,7 @@ class TestAdmin:
 
 
 class TestOpenHost:
-    """Without --auth, as with `func start`: nobody is asked for a key."""
+    """Without --auth, as with `func start`, no request needs a key."""
 
     def test_functions_of_every_access_level_need_no_key(self, open_host: HostProcess) -> None:
         assert open_host.request("GET", "/api/guarded").body == "open"
@@ -306,7 +306,7 @@ class TestOpenHost:
 
     def test_an_open_host_creates_no_keys_and_listens_only_on_this_machine(self, open_host: HostProcess) -> None:
         assert not (open_host.folder / "host-keys.json").exists()
-        with socket.socket() as probe:  # as a neighbour would, at another address of this machine
+        with socket.socket() as probe:  # connects as another machine would, to another address of this machine
             assert probe.connect_ex(("127.0.0.2", int(open_host.url.rpartition(":")[2]))) != 0
 
 
@@ -384,12 +384,12 @@ class TestStartAndStop:
 
 
 class TestQueueListener:
-    """What takes too long, or too exact a clock, to be shown through a whole host."""
+    """Behaviour that would take too long, or too exact a clock, to test with a whole host."""
 
     def listen(
         self, cloud: Cloud, name: str, options: QueueOptions, handle: queues.Handler, until: Callable[[], bool]
     ) -> None:
-        """Listen until that is so, and what is at work has ended."""
+        """Listen until `until` returns true and the running calls have ended."""
 
         async def listen() -> None:
             async with (
@@ -443,7 +443,7 @@ class TestQueueListener:
         running, most, done = 0, 0, set()
 
         async def handle(delivery: queues.Delivery) -> bool:
-            """The first one stays until the next batch is there."""
+            """The first message waits until the next batch arrives."""
             nonlocal running, most
             running += 1
             most = max(most, running)

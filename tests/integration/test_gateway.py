@@ -1,4 +1,4 @@
-"""The lake gateway behaves as ADLS Gen2 does, seen through the real SDKs."""
+"""The lake gateway behaves as ADLS Gen2 does, tested with the real SDKs."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

@@ -23,7 +23,7 @@ from tests.places import PROJECT
 
 @pytest.fixture
 def services(local_cloud: LocalCloud) -> Iterator[Services]:
-    """The local cloud's, with no users and nothing in the container, before and afterwards."""
+    """The services of the local cloud, without users and with an empty container before and after the test."""
     made = Services(local_cloud.settings_file)
     _clear(made)
     yield made
@@ -48,8 +48,8 @@ def users(services: Services) -> int:
 
 
 def import_dump(settings: Path, cwd: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the command with the settings of a file in a folder of its own; of this process' variables, it sees none but
-    those that measure coverage."""
+    """Run the command in a folder with the settings of a file. Of this process's variables it gets only those that
+    measure coverage."""
     command = [sys.executable, str(PROJECT / "manage.py"), "import-dump", *map(str, arguments)]
     cwd.mkdir(exist_ok=True)
     coverage = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}

@@ -1,4 +1,4 @@
-"""One lake port, three keepers: the ADLS client through the lake gateway, its blob calls on Azurite alone, a folder."""
+"""The lake port and its implementations: ADLS through the gateway, its blob calls on Azurite alone, and a folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from shared.storage import RangedReader, StorageBlob, crc64
 
 @pytest.fixture(params=["gateway", "folder"])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
-    """Both keepers of the whole port."""
+    """Each implementation of the whole port."""
     if request.param == "folder":
         return FolderLake(tmp_path)
     return adls(request)
@@ -255,7 +255,7 @@ def test_a_block_that_the_service_stored_wrongly_fails_the_verification(
 
 
 def ranges_read(monkeypatch: pytest.MonkeyPatch, blob: BlobClient) -> list[int]:
-    """Where reading this blob by ranges begins, each time."""
+    """The offsets at which this blob is read by ranges, filled in as it is read."""
     found: list[int] = []
     download = BlobClient.download_blob
 

@@ -1,4 +1,4 @@
-"""The local cloud as a whole: what it starts, what it leaves behind, and what it does when something dies."""
+"""The local cloud as a whole: what it starts, what it leaves after its end, and how it reacts to dead processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.waiting import PATIENCE, eventually
 
 
 def ask_postgres(settings: dict[str, str], query: str) -> object:
-    """The one value that a query gives."""
+    """The single value of a query's result."""
     connection = psycopg2.connect(
         host=settings["POSTGRES_HOST"],
         port=settings["POSTGRES_PORT"],
@@ -51,12 +51,12 @@ def ask_postgres(settings: dict[str, str], query: str) -> object:
 
 
 def processes_naming(text: str) -> list[int]:
-    """The ids of living processes with a text in their command line, or in the path of the log they write."""
+    """The ids of running processes with a text in their command line, or in the path of the log that they write."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             line, output = (folder / "cmdline").read_bytes(), bytes((folder / "fd" / "1").readlink())
-        except OSError:  # it ended between the two looks
+        except OSError:  # it ended in the meantime
             continue
         if text.encode() in line + output and is_alive(int(folder.name)):
             found.append(int(folder.name))
@@ -72,7 +72,7 @@ def wait_for_file(file: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def end_of(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What a process, run with `-X faulthandler`, wrote until its end; fails with its stacks if it hangs."""
+    """The output until the end of a process that runs with `-X faulthandler`; fails with its stacks if it hangs."""
     if process.stdout is None or process.stdout.closed:
         return "", ""
     try:
@@ -83,14 +83,14 @@ def end_of(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 class Up(Protocol):
-    """Starts `python -m localcloud up` on the state folder and settings file of the test, without host unless asked."""
+    """Starts `python -m localcloud up` on the state folder and settings file of the test."""
 
     def __call__(self, *options: str, host: bool = False, **environment: str) -> subprocess.Popen[str]: ...
 
 
 @pytest.fixture
 def settings_file(state_dir: Path) -> Path:
-    """Where the project's settings file would be."""
+    """The path that replaces that of the project's settings file."""
     (state_dir / "project").mkdir()
     return state_dir / "project" / "local.settings.json"
 
@@ -117,7 +117,7 @@ def up(state_dir: Path, settings_file: Path) -> Iterator[Up]:
 
 
 def lines_until_ready(process: subprocess.Popen[str]) -> list[str]:
-    """What `up` says before it is ready."""
+    """The lines of `up` before it is ready."""
     assert process.stdout is not None
     lines: list[str] = []
     for line in iter(process.stdout.readline, ""):
@@ -184,7 +184,7 @@ class TestLife:
             os.kill(server, signal.SIGKILL)
             wait_for_the_end(server)
             with pytest.raises(PartEnded, match=r"azurite ended with code -9(.|\n)*successfully listening"):
-                eventually(cloud.check, "an error")  # it looks dead before its parent can tell
+                eventually(cloud.check, "an error")  # it is dead before its parent can notice
         assert processes_naming(str(state_dir)) == []
 
     def test_a_part_that_cannot_start_stops_the_others(self, state_dir: Path) -> None:
@@ -235,10 +235,10 @@ class TestLife:
 
 
 class TestUpAndItsSettings:
-    """`up` on a settings file that people change. Each starts a cloud without functions host."""
+    """`up` on a settings file that users change. Each test starts a cloud without a functions host."""
 
     def run(self, up: Up, *options: str, **environment: str) -> list[str]:
-        """What one run says until it is ready; it is ended then."""
+        """The lines of `up` until it is ready; it is then stopped."""
         process = up(*options, host=False, **environment)
         lines = lines_until_ready(process)
         process.send_signal(signal.SIGTERM)
@@ -302,7 +302,7 @@ class TestUpAndItsSettings:
 def test_another_table_and_another_schedule_reach_the_copy(
     up: Up, settings_file: Path, state_dir: Path, way: str
 ) -> None:
-    """On the whole local cloud: the timer fires by the schedule that was set and copies the table that was added."""
+    """On the whole local cloud, the timer fires by the new schedule and copies the added table."""
     wanted = {"REFERENCE_TABLES": "tags", "REFERENCE_SCHEDULE": "*/2 * * * * *"}
     if way == "the file":
         settings_file.write_text(json.dumps({"Values": wanted}))
@@ -411,7 +411,7 @@ def test_a_functions_host_with_a_port_in_use_is_an_error_although_it_answers(
         def log_message(self, *_: object) -> None:
             return
 
-    monkeypatch.setattr("localcloud.cloud.is_free", lambda _: True)  # taken in the moment after this was asked
+    monkeypatch.setattr("localcloud.cloud.is_free", lambda _: True)  # as if the port was taken just after this check
     with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
         threading.Thread(target=other.serve_forever).start()
         try:
@@ -466,7 +466,7 @@ def is_node(pid: int) -> bool:
 
 
 def test_a_cloud_without_a_claim_uses_no_default_port_even_if_its_last_run_did(state_dir: Path) -> None:
-    """Another cloud that has claimed them may be about to listen there."""
+    """Another cloud that has claimed these ports may be about to listen on them."""
     (state_dir / "ports.json").write_text(json.dumps(DEFAULT_PORTS))
     with LocalCloud(state_dir, host=False) as cloud:
         assert not set(cloud.ports.values()) & set(DEFAULT_PORTS.values())

@@ -1,4 +1,4 @@
-"""COPY BINARY against a real server: every type, value by value, and what is refused."""
+"""COPY BINARY from a real server: every type, value by value, and what is refused."""
 
 import dataclasses
 import threading
@@ -24,14 +24,14 @@ from tests.waiting import eventually
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[Any]:
-    """A connection in the product's snapshot; what `database.run` does later is not seen by it."""
+    """A connection in the product's snapshot, which does not see later changes by `database.run`."""
     connection = database.connect()
     yield connection
     connection.close()
 
 
 def carried(connection: Any, database: Database, irregular: Irregular | None = None) -> tuple[TableCopy, pa.Table]:
-    """The schema's table `t` as Arrow, after its checksum was found equal to the server's."""
+    """The schema's table `t` as Arrow; checks that its checksum equals the server's."""
     begin_snapshot(connection, 60)
     copy = TableCopy(connection, plan_table(connection, database.schema, "t"), irregular)
     batches = list(copy.batches())
@@ -44,7 +44,7 @@ US, US_UTC = pa.timestamp("us"), pa.timestamp("us", "UTC")
 THE_UUID = "00112233-4455-6677-8899-aabbccddeeff"
 
 TORTURE: list[tuple[str, Any, dict[str, Any]]] = [
-    # Postgres type, what it becomes, and values: literal -> what must arrive
+    # Postgres type, Arrow type, and values: literal -> expected value
     ("bool", pa.bool_(), {"true": True, "false": False}),
     ("int2", pa.int16(), {"-32768": -32768, "32767": 32767, "0": 0}),
     ("int4", pa.int32(), {"-2147483648": -(2**31), "2147483647": 2**31 - 1, "-1": -1}),
@@ -119,7 +119,7 @@ TORTURE: list[tuple[str, Any, dict[str, Any]]] = [
 
 
 def in_utc(value: Any) -> Any:
-    """pyarrow names UTC by whichever time zone library is installed; the instant is what counts here."""
+    """The name of UTC in pyarrow depends on the installed time zone library; only the instant matters here."""
     return value.astimezone(UTC) if isinstance(value, datetime) and value.tzinfo else value
 
 
@@ -132,7 +132,7 @@ def test_every_type_arrives_value_by_value(database: Database, connection: Any) 
     columns = ", ".join(f"c{i} {kind}" for i, (kind, _, _) in enumerate(TORTURE))
     database.run(f"CREATE TABLE raw.t ({columns})")
     expected = []
-    for row in range(6):  # the last one is all NULL, and shorter lists end in NULLs
+    for row in range(6):  # the last row is all NULL, and shorter lists are filled with NULL
         literals = [list(values)[row : row + 1] for _, _, values in TORTURE]
         texts = ", ".join("'{}'".format(given[0].replace("'", "''")) if given else "NULL" for given in literals)
         database.run(f"INSERT INTO raw.t VALUES ({texts})".replace("%", "%%"))
@@ -147,7 +147,7 @@ def test_every_type_arrives_value_by_value(database: Database, connection: Any) 
     }
     for i, (kind, _, _) in enumerate(TORTURE):
         arrived = [in_utc(value) for value in table.column(i).to_pylist()]
-        assert list(map(repr, arrived)) == [repr(row[i]) for row in expected], kind  # repr: NaN and -0.0 too
+        assert list(map(repr, arrived)) == [repr(row[i]) for row in expected], kind  # repr also compares NaN and -0.0
 
 
 OWN_CASTS = """
@@ -180,7 +180,7 @@ def test_a_user_defined_cast_does_not_change_a_value(database: Database, connect
 
 
 def test_a_user_defined_cast_of_a_built_in_type_changes_nothing(database: Database, connection: Any) -> None:
-    """Only a superuser can, for the whole database; so that is a database of its own."""
+    """Only a superuser can define it, for the whole database, so the test creates its own database."""
     name = f"casts_{database.schema}"
     run_alone(database, f"CREATE DATABASE {name} TEMPLATE template0")
     other = dataclasses.replace(database, server=dataclasses.replace(database.server, database=name))
@@ -506,7 +506,7 @@ def test_invalid_text_is_refused(database: Database) -> None:
 
 
 def run_alone(database: Database, statement: str) -> None:
-    """Run what may not stand in a transaction."""
+    """Run a statement that is not allowed in a transaction."""
     connection = database.connect()
     connection.autocommit = True
     try:

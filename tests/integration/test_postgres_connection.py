@@ -1,4 +1,4 @@
-"""`connect` against real servers: what stands in the way is told apart, with the way out."""
+"""`connect` with real servers: each cause of a failure has its own error, which says what to do."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_refused_password_is_read_again(database: Database) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Key and self-signed certificate of a server that calls itself localhost."""
+    """Key and self-signed certificate of a server with the name localhost."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is needed to make a certificate")
     folder = tmp_path_factory.mktemp("certificate")
@@ -102,7 +102,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @contextmanager
 def tls_before(database: Database, certificate: tuple[Path, Path]) -> Iterator[int]:
-    """A port that does Postgres' TLS handshake and passes what follows on to the server, which has none itself."""
+    """A port that does the TLS handshake of Postgres and forwards all later bytes to the server, which has no TLS."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -116,7 +116,7 @@ def tls_before(database: Database, certificate: tuple[Path, Path]) -> Iterator[i
         except OSError:
             return
         finally:
-            with suppress(OSError):  # closing alone would not wake who receives from it
+            with suppress(OSError):  # `close` alone would not wake the receiving thread
                 target.shutdown(socket.SHUT_RDWR)
 
     def serve(client: socket.socket) -> None:
@@ -171,6 +171,6 @@ def test_a_server_is_trusted_only_by_its_certificate(
             assert connection.info.ssl_in_use
         with pytest.raises(TerminalError, match="POSTGRES_HOST must be a name in the certificate"):
             connect(services(database, **verified, postgres_host="127.0.0.1", postgres_sslrootcert=trusted))
-        monkeypatch.setenv("SSL_CERT_FILE", trusted)  # where the system's certificates are
+        monkeypatch.setenv("SSL_CERT_FILE", trusted)  # in place of the system's certificates
         with closing(connect(services(database, **verified, postgres_host="localhost"))) as connection:
             assert connection.info.ssl_in_use

@@ -72,7 +72,7 @@ class Company:
         return pq.read_table(self.lake.root / paths.reference(name))
 
     def checksum(self, table: str) -> int:
-        """That of the published file, as this side computes it."""
+        """The checksum of the published file, computed on this side."""
         with closing(self.database.connect()) as connection:
             plan = reference.plan_of(connection, self.services().settings, table)
         return proof.file_checksum(self.lake, paths.reference(table), plan)[1]
@@ -81,7 +81,7 @@ class Company:
         return ReferenceRecord.model_validate_json(self.lake.read(paths.reference_record(week)))
 
     def files(self) -> dict[str, bytes]:
-        """Everything in the lake but the records."""
+        """All files of the lake except the records."""
         found = (path.relative_to(self.lake.root).as_posix() for path in self.lake.root.rglob("*") if path.is_file())
         return {path: (self.lake.root / path).read_bytes() for path in found if not path.startswith("runs/")}
 
@@ -150,7 +150,8 @@ def test_both_tables_are_of_the_same_snapshot(company: Company) -> None:
     company.copy(reference_tables="users,post_types")
     assert (company.table().num_rows, company.table("post_types").num_rows) == (1000, 2)
     company.copy(reference_tables="post_types,users")
-    assert (company.table().num_rows, company.table("post_types").num_rows) == (1004, 6)  # late ones of the records too
+    # Writes of the first copy's records have added rows, too.
+    assert (company.table().num_rows, company.table("post_types").num_rows) == (1004, 6)
 
 
 def spoil_born(company: Company) -> None:
@@ -252,9 +253,8 @@ def test_the_primary_key_is_the_key_unless_a_setting_names_another(company: Comp
     tables = company.copy(reference_keys="users.id, users.name").tables
     assert {name: table.key for name, table in tables.items()} == {"post_types": ["id"], "users": ["id", "name"]}
     company.database.run("ALTER TABLE raw.users ADD PRIMARY KEY (id)")
-    assert (
-        company.copy(reference_exclude_columns="users.id").tables["users"].key == []
-    )  # a key that is left out is none
+    # Without a column of the key there is no key.
+    assert company.copy(reference_exclude_columns="users.id").tables["users"].key == []
 
 
 @pytest.mark.parametrize(
@@ -465,8 +465,8 @@ def test_a_transient_error_is_retried(company: Company, monkeypatch: pytest.Monk
 
 
 def test_all_tables_and_attempts_share_one_deadline(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writing a table takes 50 of the 80 seconds that both have, by a clock of the test's own; then the server has none
-    left for the second one's proof, and nobody for a second attempt."""
+    """By the test's own clock, writing a table takes 50 of the 80 seconds for both tables. Then no time is left for the
+    verification of the second table, or for a second attempt."""
     monkeypatch.setattr(reference, "BACK_OFF", wait_none())
     company.database.run("""
         CREATE FUNCTION raw.slow() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1 FROM pg_sleep(0.05)';
@@ -502,7 +502,7 @@ def test_all_tables_and_attempts_share_one_deadline(company: Company, monkeypatc
 
 
 def test_a_copy_that_the_server_ends_is_retried(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend dies while it sends rows, once."""
+    """The backend dies once while it sends rows."""
     monkeypatch.setattr(reference, "BACK_OFF", wait_none())
     company.database.run("INSERT INTO raw.users SELECT i, md5(i::text) FROM generate_series(1001, 400000) i")
     services, backends = company.services(reference_attempts=2), []
@@ -526,7 +526,7 @@ def test_a_copy_that_the_server_ends_is_retried(company: Company, monkeypatch: p
             return True
 
         def write(self, data: Any) -> int:
-            if self.out.tell() == 0:  # the first row group: rows wait on both sides
+            if self.out.tell() == 0:  # at the first row group, rows wait on both sides
                 assert company.database.run(
                     f"SELECT state FROM pg_stat_activity WHERE pid = {backends[0]} AND query LIKE 'COPY%'"
                 ) == [("active",)]
@@ -610,7 +610,7 @@ class Crash(BaseException):
 
 
 class MortalLake(FolderLake):
-    """A lake whose `fatal` rename, from 1, is the last thing its process did before it."""
+    """A lake whose process dies before the rename with the number `fatal`, counted from 1."""
 
     fatal: int | None = 2
     renames = 0
@@ -645,7 +645,7 @@ def test_renames_that_a_crash_prevented_are_completed_later(company: Company) ->
 
 
 def test_a_damaged_snapshot_does_not_stop_the_remaining_renames(company: Company) -> None:
-    """What was proved replaces it."""
+    """The verified new file replaces it."""
     company.copy()
     company.database.run("INSERT INTO raw.users (id) VALUES (5000); INSERT INTO raw.post_types VALUES (3, 'Wiki')")
     company.lake = MortalLake(company.lake.root)
@@ -755,7 +755,7 @@ def test_a_snapshot_has_its_week_rows_and_columns(company: Company) -> None:
 def test_a_copy_through_the_gateway_keeps_the_earlier_snapshot(
     company: Company, local_cloud: LocalCloud, file_system: FileSystemClient
 ) -> None:
-    """ADLS calls through the gateway: the same rows, the snapshot before kept, nothing left over."""
+    """By ADLS calls through the gateway: the same rows, the earlier snapshot kept, and no temporary files left."""
     url = azurite.endpoint(local_cloud.ports["blob"])
     with ContainerClient(url, file_system.file_system_name, credential=CREDENTIAL) as blobs:
         company.lake = AdlsLake(file_system, blobs)
@@ -777,7 +777,7 @@ def test_a_copy_through_the_gateway_keeps_the_earlier_snapshot(
 
 
 def test_a_check_reads_a_table_with_the_settings_of_the_copy(company: Company) -> None:
-    """With the columns left out, with the keys, and with rights on every column that is copied."""
+    """It uses the excluded columns and the keys, and needs rights on every column that is copied."""
     assert check._table(company.services(reference_keys="users.id"), "users") == "4 columns, key id"
     assert check._table(company.services(), "post_types") == "2 columns, no key"
     with pytest.raises(BadInput, match="excluded column hidden does not exist"):
@@ -805,7 +805,7 @@ def test_a_check_reads_a_table_with_the_settings_of_the_copy(company: Company) -
 def test_memory_is_bounded_for_rows_of_any_width(
     company: Company, rows: int, bytes_a_row: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is decoded, written and read back at once is so many bytes, or one row that is larger."""
+    """The rows decoded, written and read back at once are limited in bytes, except for a single larger row."""
     company.database.run(f"""
         CREATE TABLE raw.wide AS SELECT i, repeat(md5(i::text), {bytes_a_row // 32}) AS s
         FROM generate_series(1, {rows}) i

@@ -1,4 +1,4 @@
-"""A training run as the timer function starts it, in the Databricks stand-in, on a lake in a folder."""
+"""A training run that the timer function starts in the Databricks stand-in, on a lake in a folder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The project in the environments that it is deployed in and that `make demo` and `make up` make, on every Python.
+"""The project in the environments of a deployment and of `make demo` and `make up`, on every version of Python.
 
-What only the tests bring, pandas for one, is missing there.
+Packages that only tests need, such as pandas, are missing there.
 """
 
 import json
@@ -28,7 +28,7 @@ from tests.environments import EVERY_VERSION, make_environment
 from tests.places import PROJECT
 from tests.reach import modules_reached
 
-pytestmark = pytest.mark.timeout(1200)  # an environment may have to be fetched
+pytestmark = pytest.mark.timeout(1200)  # an environment may have to be downloaded
 
 STARTER = PROJECT / "classify" / "starter"
 IMPORT_ALL = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
@@ -43,19 +43,19 @@ with LocalCloud(Path(sys.argv[1])) as cloud:
 MOMENT = datetime(2014, 1, 2, 3, 4, 5, 678000)
 USER = {"Reputation": 1, "CreationDate": MOMENT, "LastAccessDate": MOMENT, "Views": 0, "UpVotes": 0, "DownVotes": 0}
 USERS = [{"Id": number, "DisplayName": f'the "{number}"', **USER} for number in range(-1, 2500)]
-"""More than the demo has: a reference table that shrinks is refused."""
+"""More users than in the demo, because a reference table that shrinks is refused."""
 POSTS = exports.posts(30)
-"""Questions and answers of one day, here spread over two months."""
+"""Questions and answers of one sample day, spread over two months here."""
 
 
 def _environment() -> dict[str, str]:
-    """That of this process without what the tests set."""
+    """The environment of this process without the variables that tests set."""
     return {name: text for name, text in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))}
 
 
 @dataclass(frozen=True)
 class User:
-    """Who has an interpreter and this project, and calls it at its root."""
+    """A user with an interpreter and this project, who runs commands in its folder."""
 
     python: Path
 
@@ -70,7 +70,7 @@ class User:
         )
 
     def gets(self, *arguments: str | Path) -> str:
-        """What is said to a command that succeeds, on one line."""
+        """The output of a command, which must succeed, in one line."""
         done = self.runs(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         return " ".join((done.stdout + done.stderr).split())
@@ -85,7 +85,7 @@ def test_the_functions_run_with_only_their_requirements(version: str) -> None:
 
 @pytest.fixture(scope="module", params=EVERY_VERSION)
 def user(request: pytest.FixtureRequest) -> User:
-    """Somebody with what `make demo` and `make up` install."""
+    """A user with the packages that `make demo` and `make up` install."""
     user = User(make_environment(request.param, "requirements-local.txt"))
     assert user.runs("-c", "import pandas").returncode == 1, "the environment has more than requirements-local.txt"
     return user
@@ -93,7 +93,7 @@ def user(request: pytest.FixtureRequest) -> User:
 
 @pytest.fixture(scope="module")
 def state(user: User) -> Iterator[Path]:
-    """The folder of a local cloud on which the demo has run."""
+    """The state folder of a local cloud after a run of the demo."""
     folder = Path(tempfile.mkdtemp(prefix="stacktopics-"))
     folder.chmod(0o755)
     said = user.gets("-m", "localcloud", "demo", "--state", folder)
@@ -104,7 +104,7 @@ def state(user: User) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def settings(user: User, state: Path) -> Iterator[Path]:
-    """The settings of that cloud, which runs again."""
+    """The settings file of that cloud, which is started again."""
     command = [str(user.python), "-c", CLOUD, str(state)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=PROJECT, env=_environment(), text=True, stdin=pipe, stdout=pipe) as cloud:

@@ -1,4 +1,4 @@
-"""Data dumps, made and genuine: every value against an independent reading, into a folder, a container and Postgres."""
+"""Generated and real dumps, imported into a folder, a container and Postgres; another parser checks all values."""
 
 import json
 import os
@@ -52,14 +52,14 @@ def any_dump(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def raw_st(postgres_server: Postgres) -> Database:
-    """The schema that users are imported into, which isn't there yet."""
+    """The schema for imported users, which does not exist yet."""
     database = Database(postgres_server, "raw_st")
     database.run("DROP SCHEMA IF EXISTS raw_st CASCADE")
     return database
 
 
 def by_etree(file: Path, table: XmlTable) -> list[dict[str, Any]]:
-    """The rows as Python's own parser reads them, typed by other means than the product's."""
+    """The rows as Python's own XML parser reads them, with types converted independently of the product."""
     rows = [element.attrib for element in ET.parse(file).getroot()]
     return [
         {
@@ -71,7 +71,7 @@ def by_etree(file: Path, table: XmlTable) -> list[dict[str, Any]]:
 
 
 def unknown_attributes(file: Path, table: XmlTable) -> Counter[str]:
-    """How often rows have an attribute without a column."""
+    """The number of rows with each attribute that has no column."""
     rows = ET.parse(file).getroot()
     return Counter(name for row in rows for name in row.attrib if name not in table.schema.names)
 
@@ -166,7 +166,7 @@ def test_users_are_replaced_completely_or_not_at_all(
         import_users(dump, connection, rejected=tmp_path / "rejected.jsonl")
         reader.set_session(isolation_level="REPEATABLE READ", readonly=True)
         with reader.cursor() as cursor:
-            cursor.execute("SELECT 1 FROM raw_st.post_types")  # the reader's snapshot is older than the next import
+            cursor.execute("SELECT 1 FROM raw_st.post_types")  # so the reader's snapshot is older than the next import
             with monkeypatch.context() as without:
                 without.setattr(users, "LATER", "SELECT no_such_column FROM incoming_users")
                 with pytest.raises(TerminalError, match="no_such_column"):
@@ -264,7 +264,7 @@ def test_after_damage_of_their_record_users_are_loaded_again(
 
 @pytest.fixture
 def role(raw_st: Database) -> Iterator[str]:
-    """A role without any right of its own, and none that all have."""
+    """A role without any rights, not even the TEMPORARY right that PUBLIC usually has."""
     name = f"importer_{uuid.uuid4().hex[:8]}"
     database = raw_st.server.database
     raw_st.run(f"CREATE ROLE {name} LOGIN PASSWORD '{raw_st.server.password}'")
@@ -341,7 +341,7 @@ def test_a_database_in_another_encoding_gets_the_users_that_it_can_store(
                         user=server.user,
                         password=server.password,
                     )
-                ) as connection:  # which speaks LATIN1 unless told otherwise
+                ) as connection:  # whose client encoding is LATIN1 by default
                     report = import_users(source, connection, rejected=tmp_path / "rejected.jsonl")
                 found = Database(server).run("SELECT id, display_name, about_me FROM raw_st.users ORDER BY id")
             finally:
@@ -373,7 +373,7 @@ def test_an_archive_gives_the_same_result_as_its_folder(dump: Path, raw_st: Data
     assert not list(out.rglob("*.xml"))
     told.clear()
     assert import_dump(archive, out, by="month", progress=lambda progress: told.update([progress.step])) != report
-    assert not told  # not even unpacked
+    assert not told  # the archive was not even unpacked
 
 
 def packed(archive: Path, *files: Path) -> Path:
@@ -405,7 +405,7 @@ def test_unpacked_files_are_used_again_only_if_they_are_complete(dump: Path, tmp
     def unpacked() -> Path:
         told.clear()
         opened = dump_file(archive, "Users.xml", tmp_path, lambda progress: told.append(progress.step))
-        xml = opened.__enter__()  # and never left: the import fails, and the file stays
+        xml = opened.__enter__()  # without `__exit__`: the import fails, and the file stays
         assert xml.read_bytes() == (dump / "Users.xml").read_bytes()
         return xml
 
@@ -419,7 +419,7 @@ def test_unpacked_files_are_used_again_only_if_they_are_complete(dump: Path, tmp
 
 
 def test_several_archives_of_one_file_each_are_one_dump(dump: Path, raw_st: Database, tmp_path: Path) -> None:
-    """As Stack Overflow's; given one by one, or by their folder."""
+    """Stack Overflow's dump has this form. The archives are given one by one, or by their folder."""
     files = {
         name: packed(tmp_path / f"stackoverflow.com-{name}.7z", dump / f"{name}.xml") for name in ("Posts", "Users")
     }
@@ -460,7 +460,7 @@ def test_a_damaged_archive_is_refused_as_bad_input(dump: Path, tmp_path: Path, m
     assert import_dump(archive, tmp_path / "whole", by="month").rows_out == 1073
 
 
-def test_a_whole_dump_is_imported_into_the_container(
+def test_the_files_of_a_dump_are_uploaded_to_a_container(
     dump: Path, blob_service: BlobServiceClient, tmp_path: Path
 ) -> None:
     with blob_service.create_container(f"t{uuid.uuid4().hex}") as container:
@@ -506,7 +506,7 @@ def test_an_archive_of_posts_that_were_imported_is_refused_and_leaves_no_file(du
 
 
 def test_only_one_of_two_concurrent_imports_works(dump: Path, tmp_path: Path) -> None:
-    """Of processes that start at one time one works; the others are told so, or find that all is done."""
+    """Of processes that start together, one works; the others report this, or find a finished import."""
     program = (
         "import sys; from pathlib import Path; from ingest.dump import import_dump\n"
         "print(import_dump(Path(sys.argv[1]), Path(sys.argv[2])).rows_out)"
@@ -523,7 +523,7 @@ def test_only_one_of_two_concurrent_imports_works(dump: Path, tmp_path: Path) ->
 
 
 def test_an_import_that_is_killed_and_restarted_loses_and_doubles_nothing(dump: Path, tmp_path: Path) -> None:
-    """SIGKILL at any moment loses nothing and doubles nothing; each start gets further."""
+    """SIGKILL at any moment loses nothing and doubles nothing, and each start makes progress."""
     program = (
         "import sys; from pathlib import Path; from ingest.dump import import_dump, posts\n"
         "posts.TASK_BYTES = 1\n"

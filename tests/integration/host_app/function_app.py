@@ -22,7 +22,7 @@ def observe(function: str, **seen: Any) -> None:
 
 
 def behave(text: str) -> None:
-    """Messages and blobs say what shall happen to them: `fail`, `sleep 3`, anything else succeeds."""
+    """Behave as the text of a message or blob says: `fail`, `sleep 3`; any other text succeeds."""
     if text == "fail":
         raise RuntimeError("told to fail")
     if text.startswith("sleep "):
