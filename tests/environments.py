@@ -40,7 +40,9 @@ def make_environment(version: str, *wanted: str) -> Path:
     """
     base = find_python(version)
     if base is None:
-        pytest.skip(f"no Python {version}: set {_variable(version)} to one, or have it on PATH or in pyenv")
+        pytest.skip(
+            f"Python {version} is missing: set {_variable(version)} to its path, or install it on PATH or in pyenv"
+        )
     files = [name for name in wanted if name.endswith(".txt")]
     packages = [word for name in wanted for word in (("-r", name) if name in files else (name,))]
     key = hashlib.sha256(repr([_answer(base), packages, [(PROJECT / name).read_bytes() for name in files]]).encode())

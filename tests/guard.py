@@ -27,7 +27,7 @@ def what_belongs_to_the_user() -> Iterator[None]:
     if was_running or is_running(PROJECT / STATE):
         changed = [path for path in changed if path.split("/")[0] != STATE]
     if changed:
-        pytest.fail(f"the tests changed what belongs to the user of {PROJECT}: {', '.join(sorted(changed))}")
+        pytest.fail(f"the tests changed files of the user in {PROJECT}: {', '.join(sorted(changed))}")
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:

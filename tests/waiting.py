@@ -16,6 +16,6 @@ def eventually(look: Callable[[], T | None], what: str | Callable[[], str]) -> T
     deadline = time.monotonic() + PATIENCE
     while not (found := look()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited in vain for {what if isinstance(what, str) else what()}")
+            raise AssertionError(f"the time-out passed while waiting for {what if isinstance(what, str) else what()}")
         time.sleep(0.03)
     return found

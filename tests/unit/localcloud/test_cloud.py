@@ -262,7 +262,7 @@ def test_a_connection_string_names_each_endpoint() -> None:
 
 def test_proc_and_ps_list_the_same_processes_of_a_group() -> None:
     if not Path("/proc/self/stat").exists() or not shutil.which("ps"):
-        pytest.skip("only Linux has /proc, and not every Linux ps")
+        pytest.skip("needs /proc, which only Linux has, and ps")
     program = """
         import os, subprocess
         from pathlib import Path

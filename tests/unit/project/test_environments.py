@@ -17,7 +17,9 @@ def _forget_interpreters() -> Iterator[None]:
 
 
 def test_a_missing_python_skips_a_test_with_a_hint() -> None:
-    with pytest.raises(pytest.skip.Exception, match=r"no Python 3\.99: set PYTHON399 to one, or have it on PATH"):
+    with pytest.raises(
+        pytest.skip.Exception, match=r"Python 3\.99 is missing: set PYTHON399 to its path, or install it"
+    ):
         make_environment("3.99", "requirements.txt")
 
 

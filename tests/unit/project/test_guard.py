@@ -46,7 +46,7 @@ def test_a_run_that_changes_a_file_of_the_user_fails_and_names_it(tmp_path: Path
     ended = run(tmp_path, body)
     assert ended.returncode == 1
     assert "ERROR at teardown of test_it" in ended.stdout
-    assert "the tests changed what belongs to the user" in ended.stdout
+    assert "the tests changed files of the user" in ended.stdout
     assert changed in ended.stdout
 
 

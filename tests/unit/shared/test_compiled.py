@@ -12,7 +12,7 @@ from shared import compiled
 @pytest.mark.parametrize("converts", [True, False])
 def test_float16_is_converted_as_numpy_converts_it(converts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if converts and not compiled._converts_halves():
-        pytest.skip("this processor does not convert halves")
+        pytest.skip("this processor cannot convert float16")
     monkeypatch.setattr(compiled, "_converts_halves", lambda: converts)
     # An intrinsic keeps the code of its first compilation, so each way of converting needs its own intrinsic.
     from_half: Any = numba.extending.intrinsic(lambda context, bits: compiled._from_half(context, bits))

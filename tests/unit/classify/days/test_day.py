@@ -138,9 +138,8 @@ def test_estimated_shares_of_all_topics_sum_to_one() -> None:
     asked, size = 200, len(model.topics)
     made = Tally(model.topics)
     topics = np.full(asked, size - 1, np.int32)
-    posteriors = np.tile(
-        model.behaviour.prior.astype(np.float32), (asked, 1)
-    )  # the model chooses "other", but with no confidence
+    # The model chooses "other", but with no confidence.
+    posteriors = np.tile(model.behaviour.prior.astype(np.float32), (asked, 1))
     days, types = np.full(asked, NUMBER, np.int32), np.ones(asked, np.int64)
     made.add(days, types, topics, np.ones(asked, bool), said(topics, posteriors, 0.1, 0.2))
     made.add(days[:3], types[:3], np.array([7, 7, 3], np.int32))
