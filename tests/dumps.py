@@ -7,7 +7,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 POSTS, DAYS, MONTHS, USERS, PICTURES = 1073, 464, 76, 3588, 2539
-"""The contents of a generated dump, and the number of users with an attribute for which the table has no column."""
+"""The numbers of a generated dump; PICTURES users have an attribute for which the table has no column."""
 
 _ESCAPED = {'"': "&quot;", "\n": "&#xA;", "\r": "&#xD;"}
 _TEXT = '<p>Is "this" on topic, or isn\'t it? 3 < 4 && 4 > 3: naïve.</p>\n\n<pre><code>a &lt; b\n</code></pre>\n'

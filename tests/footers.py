@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 I32, I64, BINARY, LIST, STRUCT = 5, 6, 8, 9, 12
 DATA_BYTES = 1_000
-"""The number of bytes before the footer of the files made here."""
+"""The number of bytes before the footer in the files made here."""
 
 Field = tuple[int, int, bytes]
 

@@ -78,5 +78,5 @@ time.sleep(given.sleep_seconds)
 if given.leave == "another world":
     change_the_world()
 if given.exit_code:
-    os.write(2, b"ValueError: as told\n")
+    os.write(2, b"ValueError: on request\n")
 sys.exit(given.exit_code)

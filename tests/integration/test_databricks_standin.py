@@ -115,7 +115,7 @@ def test_a_failed_run_has_its_error(stand_in: StandIn) -> None:
     assert run.state.result_state == RunResultState.FAILED
     assert run.status.termination_details.code.value == "RUN_EXECUTION_ERROR"
     output = stand_in.jobs.get_run_output(run.tasks[0].run_id)
-    assert output.error == "ValueError: as told"
+    assert output.error == "ValueError: on request"
     assert "said: " in output.error_trace
 
 
@@ -228,7 +228,7 @@ class TestWorkers:
         pids = {self.output(stand_in, describe="pid")[0] for _ in range(3)}
         assert len(pids) == 1
         failing = self.output(stand_in, "FAILED", describe="pid", exit_code="3")
-        assert failing == [*pids, "ValueError: as told"]
+        assert failing == [*pids, "ValueError: on request"]
         assert self.output(stand_in, describe="pid") == [*pids]
 
     def test_a_run_finds_no_traces_of_the_run_before(self, stand_in: StandIn) -> None:
@@ -248,7 +248,7 @@ class TestWorkers:
         pid, *rest = self.output(stand_in, describe="pid", leave=left)
         assert rest == [last_words]
         wait_for_the_end(int(pid))
-        assert self.output(stand_in, "FAILED", leave=left, exit_code="3") == ["ValueError: as told", last_words]
+        assert self.output(stand_in, "FAILED", leave=left, exit_code="3") == ["ValueError: on request", last_words]
         assert self.output(stand_in, describe="pid") != [pid]
 
     def test_a_process_that_a_run_leaves_is_ended(self, stand_in: StandIn, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ class TestHttp:
             assert host.request(method, path).status == 404
         assert host.request("GET", "/").status == 200
         assert host.request("GET", "/api/breaks").status == 500
-        assert "told to fail" in host.log
+        assert "failed on request" in host.log
 
     def test_a_function_requires_a_key_of_its_access_level(self, host: HostProcess) -> None:
         keys = host.keys
@@ -271,7 +271,7 @@ class TestAdmin:
 
     def test_a_failure_is_reported_to_the_caller(self, host: HostProcess) -> None:
         outcome = json.loads(self.invoke(host, "on_message", "fail").body)
-        assert (outcome["succeeded"], outcome["error"]) == (False, "RuntimeError: told to fail")
+        assert (outcome["succeeded"], outcome["error"]) == (False, "RuntimeError: failed on request")
         assert self.invoke(host, "nobody", "").status == 404
         assert self.invoke(host, "echo", "").status == 400
         assert "does not exist" in self.invoke(host, "on_blob", "inbox/absent.txt").body

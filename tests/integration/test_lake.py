@@ -211,7 +211,7 @@ def test_between_accounts_the_service_reads_the_blocks_itself(
     azure_lake: AdlsLake, source: BlobClient, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "_same_account", lambda *_: False)
-    monkeypatch.setattr(copying, "_by_ranges", lambda *_: pytest.fail("bytes passed through us"))
+    monkeypatch.setattr(copying, "_by_ranges", lambda *_: pytest.fail("bytes passed through this process"))
     monkeypatch.setattr(copying, "URL_BLOCK", 1 << 20)
     data = bytes(range(256)) * (size // 256) + b"a" * (size % 256)
     source.upload_blob(data, overwrite=True)
@@ -314,7 +314,7 @@ def test_the_archived_copy_is_verified_by_the_checksums_of_the_landed_one(
     landed = proof.copy_in(azure_lake, blob, blob.version(), "landed", 1)
     if is_changed:
         azure_lake.put("landed", data[:-1] + b"!")
-    monkeypatch.setattr(BlobClient, "download_blob", lambda *_, **__: pytest.fail("bytes passed through us"))
+    monkeypatch.setattr(BlobClient, "download_blob", lambda *_, **__: pytest.fail("bytes passed through this process"))
     if is_changed:
         with pytest.raises(TransientError, match="archived differs from landed as it was written"):
             proof.copy(azure_lake, "landed", "archived", 1, landed)

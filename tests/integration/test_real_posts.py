@@ -11,7 +11,7 @@ from classify.learn.questions import folds_of, own_topics, primary_of, tagged_qu
 from tests.real_posts import RealPosts
 
 STRONG = 1.5
-"""This is twice the shift of the shifted days in a report."""
+"""A strong shift: twice that of the shifted days in a report."""
 
 
 def test_figures_on_a_fold_of_real_questions_reach_their_bounds(

@@ -220,7 +220,7 @@ def test_real_posts_give_the_same_output_as_the_arrow_engine_also_when_repeated(
 
 
 DAYS = [date.min, date(1500, 2, 28), date(1582, 10, 10), date(1899, 12, 31), date(2026, 1, 1), date.max]
-"""The first date of .NET, days of both calendars, one before time zones existed, and the last possible date."""
+"""The minimum date of .NET, days of both calendars, one before time zones existed, and the last possible date."""
 
 
 def moments_of_every_type() -> list[pa.Array]:
