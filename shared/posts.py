@@ -22,31 +22,32 @@ class PostsColumn(NamedTuple):
 
 
 POST_COLUMNS = (
-    PostsColumn("Id", "whole number", True, "tells posts apart: of rows with one Id the last counts"),
+    PostsColumn("Id", "whole number", True, "identifies a post: of rows with the same Id the last counts"),
     PostsColumn("PostTypeId", "whole number", True, "1 is a question, 2 an answer; other posts are not counted"),
     PostsColumn("CreationDate", "date", True, "its date in UTC is the day on which the post counts"),
     PostsColumn("Title", "text", True, "read by the model"),
     PostsColumn("Body", "text", True, "read by the model; HTML or plain text"),
     PostsColumn("Tags", "text", False, "`<python><list>` or `|python|list|`; decides the topic of a question"),
-    PostsColumn("ParentId", "whole number", False, "an answer's question, whose topic it has"),
+    PostsColumn("ParentId", "whole number", False, "an answer's question; the answer takes its topic"),
 )
 
 ACCEPTED: dict[Kind, dict[str, str]] = {
     "whole number": {
         "integers": "of 8 to 64 bits, with or without a sign",
-        "float, double": "when every value is whole; NaN is missing. pandas makes them of integers with missing values",
+        "float, double": "when every value is whole; NaN is missing."
+        " pandas turns integers with missing values into these types",
         "decimal": "when every value is whole",
         "text": "of digits: `42`, `-7`, `42.0`",
     },
     "text": {
         "string": "UTF-8, categories (dictionaries) included",
-        "binary": "taken for UTF-8 text",
+        "binary": "read as UTF-8 text",
     },
     "date": {
         "timestamp": "of any unit, with or without a time zone; without one it is UTC",
         "date": "",
-        "text": "ISO 8601: `2026-11-22`, then if you like a blank or `T` and `13:14` or `13:14:15.123`, then `Z` or an"
-        " offset such as `+05:30`; without one it is UTC",
+        "text": "ISO 8601: `2026-11-22`, optionally followed by a space or `T` and `13:14` or `13:14:15.123`, then"
+        " optionally by `Z` or an offset such as `+05:30`; without an offset it is UTC",
     },
 }
 """For each kind of column the types that a file may use, and what is asked of the values."""

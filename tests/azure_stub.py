@@ -1,7 +1,7 @@
-"""What Azurite cannot be made to do (fail, lose an answer, ask for a token), over real HTTP for the real SDK.
+"""A stub of a storage account for cases that Azurite cannot simulate: a failure, a lost response, a required token.
 
-The answers are those of Microsoft's reference of Copy Blob, Abort Copy Blob, Put Block, Put Block From URL, Put Block
-List, Get Blob Properties and Path Create (rename); every other call is refused.
+The real SDK calls it over HTTP. The responses are those of Microsoft's reference of Copy Blob, Abort Copy Blob, Put
+Block, Put Block From URL, Put Block List, Get Blob Properties and Path Create (rename). Every other call is refused.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Blob:
 
 @dataclass
 class StubAccount:
-    """The account `a`, its state, and what is to go wrong."""
+    """The account `a`: its state, and the faults that it simulates."""
 
     address: str
     blobs: dict[str, Blob] = field(default_factory=dict)
-    """By path, container first."""
+    """Blobs by path, which begins with the container."""
     elsewhere: dict[str, Blob] = field(default_factory=dict)
-    """Blobs of other accounts by URL, to be fetched with `token`."""
+    """Blobs of other accounts by URL, which are read with `token`."""
     token: str = ""
     copies_end: str = "never"
-    """`never`, or `when aborted`: just before the call that aborts one."""
+    """When pending copies end: `never`, or `when aborted`, which is just before the call that aborts one."""
     answers_to_lose: int = 0
-    """How many renames are done without an answer."""
+    """The number of renames that succeed without a response."""
     staged: dict[str, bytes] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
 
@@ -161,7 +161,7 @@ _CALLS = {
 
 @contextmanager
 def stub_account() -> Iterator[StubAccount]:
-    """A new, empty account at a port of its own."""
+    """A new, empty account on its own port."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {}))
     account = StubAccount(f"http://127.0.0.1:{server.server_port}/a")
     server.RequestHandlerClass.account = account  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Fixtures every folder of tests may use, and what the end of a session says of tests that were skipped."""
+"""Fixtures for all folders of tests, and the summary of skipped tests at the end of a session."""
 
 import os
 from collections.abc import Iterator
@@ -25,13 +25,13 @@ def real_posts() -> RealPosts:
 
 @pytest.fixture(scope="session")
 def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made data dump in a folder that is named by its site; nobody changes it."""
+    """A generated data dump in a folder named after its site; tests must not change it."""
     return write_dump(tmp_path_factory.mktemp("dumps") / "raspberrypi.meta")
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # behind all that others say
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # after the output of all other plugins
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """One line that counts what was skipped: a session without these has not shown what they would."""
+    """One line with the numbers of skipped tests, because a session without them proves less."""
     yield
     skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     posts = sum("real posts are missing" in why for why in skipped)
@@ -45,5 +45,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores: tests of processes wait a third of their time."""
+    """One worker more than cores, because tests of processes wait a third of their time."""
     return (os.cpu_count() or 1) + 1

@@ -1,4 +1,4 @@
-"""Dumps of a few rows, made by a test, and what an import makes of them."""
+"""Small dumps that tests write row by row, and the results of their import."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ HEAD = b'\xef\xbb\xbf<?xml version="1.0" encoding="utf-8"?>\n<posts>\n'
 
 
 def row(number: int, day: str = "2012-06-12", **attributes: str) -> bytes:
-    """A row as the dump writes it; attribute values stand as they are given."""
+    """A row in the format of the dump; attribute values are written unchanged."""
     known = {
         "PostTypeId": "1",
         "CreationDate": f"{day}T19:49:26.940",
@@ -34,7 +34,7 @@ def write(
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All rows of all files, by name of file."""
+    """All rows of all files, in the order of the files' names."""
     return [post for file in sorted(folder.glob("*.parquet")) for post in pq.read_table(file).to_pylist()]
 
 
@@ -51,7 +51,7 @@ def imported(tmp_path: Path, rows: Iterable[bytes], **form: Any) -> tuple[DumpRe
 
 
 def cut_off(dump: Path, size: int) -> Path:
-    """The first bytes of a dump, in a folder of the same name elsewhere."""
+    """The first bytes of a dump, in another folder of the same name."""
     folder = dump.parent / "cut" / dump.name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "Posts.xml").write_bytes((dump / "Posts.xml").read_bytes()[:size])
@@ -59,7 +59,7 @@ def cut_off(dump: Path, size: int) -> Path:
 
 
 def dies_after(monkeypatch: pytest.MonkeyPatch, files: int) -> Callable[[], None]:
-    """The import dies once so many files are in their place; returns what brings it back to life."""
+    """Let the import die once `files` files are in their place; returns a function that undoes this."""
     take = posts._Folder.take
     taken: list[str] = []
 
@@ -74,7 +74,7 @@ def dies_after(monkeypatch: pytest.MonkeyPatch, files: int) -> Callable[[], None
 
 
 class Container:
-    """As much of a ContainerClient as the import uses."""
+    """The part of a ContainerClient that the import uses."""
 
     container_name = "posts"
     url = "https://account.blob.core.windows.net/posts?sig=secret"

@@ -1,4 +1,4 @@
-"""Data dumps that tests make, written as Stack Exchange writes them."""
+"""Data dumps that tests generate, in the format of Stack Exchange."""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
@@ -7,14 +7,14 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 POSTS, DAYS, MONTHS, USERS, PICTURES = 1073, 464, 76, 3588, 2539
-"""What a made dump holds. Of the users so many have an attribute that the table has no column for."""
+"""The numbers of a generated dump; PICTURES users have an attribute for which the table has no column."""
 
 _ESCAPED = {'"': "&quot;", "\n": "&#xA;", "\r": "&#xD;"}
 _TEXT = '<p>Is "this" on topic, or isn\'t it? 3 < 4 && 4 > 3: naïve.</p>\n\n<pre><code>a &lt; b\n</code></pre>\n'
 
 
 def write_xml(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """A file of a dump, its root named by the file; NULL (None) is no attribute."""
+    """Write a file of a dump, whose root element is named after the file; an attribute of None (NULL) is left out."""
     root = file.stem.lower()
     lines = [f"  <row {' '.join(_attributes(row))} />" for row in rows]
     text = "\r\n".join(['<?xml version="1.0" encoding="utf-8"?>', f"<{root}>", *lines, f"</{root}>"])
@@ -29,7 +29,7 @@ def _attributes(row: Mapping[str, Any]) -> Iterable[str]:
 
 
 def write_dump(folder: Path) -> Path:
-    """A made dump, in order of Ids and of time; returns the folder, which is made."""
+    """Write a generated dump, ordered by Id and time, into `folder`, which is created; returns the folder."""
     folder.mkdir(parents=True)
     write_xml(folder / "Posts.xml", map(_post, range(POSTS)))
     write_xml(folder / "Users.xml", map(_user, range(USERS)))
@@ -38,7 +38,7 @@ def write_dump(folder: Path) -> Path:
 
 
 def _moments() -> list[datetime]:
-    """One on each day that has posts."""
+    """One time on each day that has posts."""
     months = [month for month in range(5, 5 + 2 * MONTHS) if month % 7][:MONTHS]  # from June 2012, some without a post
     each = [(months[number % MONTHS], 1 + 4 * (number // MONTHS)) for number in range(DAYS)]
     return [datetime(2012 + month // 12, 1 + month % 12, day, 19, 49, 26, 940_000) for month, day in sorted(each)]

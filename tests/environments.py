@@ -1,8 +1,8 @@
-"""Python environments that hold what users have, and nothing that only the tests bring.
+"""Python environments with the packages of users, without the packages that only tests need.
 
 uv makes each one once, in `.tools/environments/` of the project, and again when a file of requirements, the packages or
-the interpreter changes. Interpreters of other versions than the running one are those that an environment variable such
-as PYTHON312 names, then those on PATH, then those in pyenv's folder. A test whose interpreter is missing is skipped.
+the interpreter changes. An interpreter of another version than the running one is searched first in an environment
+variable such as PYTHON312, then on PATH, then in pyenv's folder. A test whose interpreter is missing is skipped.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from localcloud.tools import TOOLS
 from tests.places import PROJECT
 
 VERSIONS = ("3.11", "3.12", "3.13")
-"""All that the project supports."""
+"""All versions of Python that the project supports."""
 THIS_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 EVERY_VERSION = [
     pytest.param(
@@ -34,14 +34,15 @@ share their environment, so one process runs them."""
 
 
 def make_environment(version: str, *wanted: str) -> Path:
-    """The interpreter of an environment that holds nothing but these packages and those that these compiled files of
-    requirements name.
+    """The interpreter of an environment with exactly these packages and those of these compiled requirements files.
 
-    Skips the test where no interpreter of the version is found. Raises CalledProcessError where uv fails.
+    Skips the test if no interpreter of the version is found. Raises CalledProcessError if uv fails.
     """
     base = find_python(version)
     if base is None:
-        pytest.skip(f"no Python {version}: set {_variable(version)} to one, or have it on PATH or in pyenv")
+        pytest.skip(
+            f"Python {version} is missing: set {_variable(version)} to its path, or install it on PATH or in pyenv"
+        )
     files = [name for name in wanted if name.endswith(".txt")]
     packages = [word for name in wanted for word in (("-r", name) if name in files else (name,))]
     key = hashlib.sha256(repr([_answer(base), packages, [(PROJECT / name).read_bytes() for name in files]]).encode())
@@ -49,7 +50,7 @@ def make_environment(version: str, *wanted: str) -> Path:
     python, stamp = home / "bin" / "python", home / "made-of.sha256"
     home.parent.mkdir(parents=True, exist_ok=True)
     with home.with_name(f"{home.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of the test run may want it too
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of the test run may need the same environment
         if not stamp.exists() or stamp.read_text() != key.hexdigest():
             shutil.rmtree(home, ignore_errors=True)
             _uv("venv", "--seed", "--python", str(base), str(home))
@@ -60,7 +61,7 @@ def make_environment(version: str, *wanted: str) -> Path:
 
 @functools.cache
 def find_python(version: str) -> Path | None:
-    """An interpreter of that version; None where none is found."""
+    """An interpreter of that version; None if there is none."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
     candidates = [
         os.environ.get(_variable(version), ""),
@@ -78,8 +79,10 @@ def _variable(version: str) -> str:
 
 @functools.cache
 def _answer(python: Path) -> str:
-    """Version and folder of an interpreter; an empty text where it does not run, as pyenv's `python3.13` on PATH does
-    not where another version is chosen."""
+    """Version and folder of an interpreter; an empty text if it does not run.
+
+    pyenv's `python3.13` on PATH, for example, does not run while pyenv selects another version.
+    """
     question = "import platform, sys; print(platform.python_version(), sys.base_prefix)"
     return subprocess.run([python, "-c", question], capture_output=True, text=True, check=False).stdout
 

@@ -1,8 +1,8 @@
-"""A CSV export of posts as the Stack Exchange Data Explorer writes it, and the Parquet files that people make of it.
+"""A CSV export of posts as the Stack Exchange Data Explorer writes it, and the usual conversions to Parquet.
 
-The Data Explorer (its `CsvResult.cs`) writes the names of the columns bare and joined by commas, then each row with
-every value in quotes, a quote inside a value doubled, NULL as an empty value, dates to the second, CRLF between lines
-and nothing behind the last. A line that ends inside a body is a line feed alone.
+The Data Explorer (its `CsvResult.cs`) writes the names of the columns without quotes, joined by commas. Then it writes
+each row with every value in quotes, quotes inside a value doubled, NULL as an empty value, dates to the second, and
+CRLF between rows, but not after the last. A line break inside a body is a single line feed.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -34,7 +34,7 @@ COLUMNS = (
     "CommunityOwnedDate",
     "ContentLicense",
 )
-"""`SELECT * FROM Posts`, without the columns that the Data Explorer keeps empty."""
+"""The columns of `SELECT * FROM Posts`, without those that are always empty in the Data Explorer."""
 DATES = tuple(column for column in COLUMNS if column.endswith("Date"))
 
 Post = dict[str, Any]
@@ -69,7 +69,7 @@ def answer(number: int, parent: int, **values: Any) -> Post:
 
 
 def posts(questions: int = 10) -> list[Post]:
-    """Questions, each with its answer behind it. Among them are an accepted answer, an edit, a closed question and
+    """Questions, each followed by its answer. Among them are an accepted answer, an edit, a closed question and
     owners without an account."""
     made = []
     for number in range(1, 2 * questions, 2):
@@ -98,18 +98,18 @@ def _value(value: Any) -> str:
     return value.strftime("%Y-%m-%d %H:%M:%S") if isinstance(value, datetime) else str(value).replace('"', '""')
 
 
-# ---- CSV to Parquet, as people do it ------------------------------------------------------------------------------
+# ---- CSV to Parquet, by the usual tools ----------------------------------------------------------------------------
 
 
 def by_pandas(csv: Path, parquet: Path) -> None:
-    """Whole numbers become doubles where one is missing, and dates stay text."""
+    """A column of whole numbers with a missing value becomes double, and dates stay text."""
     import pandas as pd
 
     pd.read_csv(csv).to_parquet(parquet)
 
 
 def by_pandas_with_dates(csv: Path, parquet: Path) -> None:
-    """Dates become moments."""
+    """Dates become timestamps."""
     import pandas as pd
 
     dates = [column for column in pd.read_csv(csv, nrows=0).columns if column in DATES]
@@ -117,21 +117,21 @@ def by_pandas_with_dates(csv: Path, parquet: Path) -> None:
 
 
 def by_pandas_with_nulls(csv: Path, parquet: Path) -> None:
-    """Whole numbers stay whole where one is missing."""
+    """A column of whole numbers with a missing value keeps its type."""
     import pandas as pd
 
     pd.read_csv(csv).convert_dtypes().to_parquet(parquet)
 
 
 def by_polars(csv: Path, parquet: Path) -> None:
-    """Numbers and dates become text in a column where one is missing: polars takes `""` for text."""
+    """A column of numbers or dates with a missing value becomes text, because polars reads `""` as text."""
     import polars as pl
 
     pl.read_csv(csv, try_parse_dates=True).write_parquet(parquet)
 
 
 def by_duckdb(csv: Path, parquet: Path) -> None:
-    """Types are found by DuckDB's sniffer."""
+    """DuckDB's sniffer finds the types."""
     import duckdb
 
     with duckdb.connect() as connection:
@@ -145,4 +145,4 @@ CONVERSIONS: dict[str, Callable[[Path, Path], None]] = {
     "polars": by_polars,
     "duckdb": by_duckdb,
 }
-"""By name: what reads a CSV file and writes a Parquet file, each with nothing but its library's defaults."""
+"""By name: functions that read a CSV file and write a Parquet file, with the defaults of their library."""

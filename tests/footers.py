@@ -1,10 +1,10 @@
-"""Footers of Parquet files, written by hand: Thrift's compact encoding of whatever a test wants to say."""
+"""Footers of Parquet files, encoded by hand in Thrift's compact protocol, with any content that a test needs."""
 
 from collections.abc import Callable, Sequence
 
 I32, I64, BINARY, LIST, STRUCT = 5, 6, 8, 9, 12
 DATA_BYTES = 1_000
-"""What stands before the footer of the files made here."""
+"""The number of bytes before the footer in the files made here."""
 
 Field = tuple[int, int, bytes]
 
@@ -101,4 +101,4 @@ LARGEST: dict[str, Callable[[int], tuple[bytes, int]]] = {
     "empty chunks": _empty_chunks,
     "key values": _key_values,
 }
-"""Makers of the largest footers that are read, or of a `share`th of one, and of how many column chunks they have."""
+"""Functions that make the largest accepted footers, or 1/`share` of one; each returns it with its number of chunks."""

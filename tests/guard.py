@@ -1,4 +1,4 @@
-"""Fails a run of the tests that changed what belongs to the user of the project's folder."""
+"""Fails a test run that changed files of the user in the project's folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OF_THE_USER = ("local.settings.json*", STATE, ".import-dump")
 def what_belongs_to_the_user() -> Iterator[None]:
     """The settings, the local cloud and the imports of the project's folder are the same after the tests.
 
-    A local cloud of the user's that runs meanwhile may write what it likes.
+    Changes by a running local cloud of the user are allowed.
     """
     before, was_running = state_of(PROJECT), is_running(PROJECT / STATE)
     yield
@@ -27,18 +27,18 @@ def what_belongs_to_the_user() -> Iterator[None]:
     if was_running or is_running(PROJECT / STATE):
         changed = [path for path in changed if path.split("/")[0] != STATE]
     if changed:
-        pytest.fail(f"the tests changed what belongs to the user of {PROJECT}: {', '.join(sorted(changed))}")
+        pytest.fail(f"the tests changed files of the user in {PROJECT}: {', '.join(sorted(changed))}")
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of each file that is the user's, by its path."""
+    """Size and time of each of the user's files, by path."""
     tops = [top for pattern in OF_THE_USER for top in folder.glob(pattern)]
     files = [file for top in tops for file in (top, *top.rglob("*"))]
     return {str(file.relative_to(folder)): (file.lstat().st_size, file.lstat().st_mtime_ns) for file in files}
 
 
 def is_running(state: Path) -> bool:
-    """Whether a local cloud of the user's runs on a state folder."""
+    """Whether a local cloud of the user runs on a state folder."""
     try:
         with (state / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

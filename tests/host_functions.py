@@ -1,4 +1,4 @@
-"""Hosted functions made by hand, for unit tests."""
+"""Hosted functions for unit tests, made without an app."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ def hosted(call: Callable[..., Any], trigger: dict[str, Any], **changes: Any) ->
 
 @contextmanager
 def imported(source: str, folder: Path, name: str, environ: dict[str, str]) -> Iterator[list[HostedFunction]]:
-    """The functions of an app given as text, which is unloaded afterwards."""
+    """The functions of an app whose source is given as text; the app is unloaded afterwards."""
     file = folder / f"{name}.py"
     file.write_text(source)
     path = list(sys.path)

@@ -1,4 +1,4 @@
-"""Texts that were written to take long: pieces, to be repeated for a megabyte."""
+"""Pieces of hostile texts that are slow to read; tests repeat each piece up to a megabyte."""
 
 HOSTILE = (
     b"<",
@@ -20,5 +20,5 @@ PLAIN = b"plain words "
 
 
 def entities(kinds: int) -> bytes:
-    """Character references, each another one."""
+    """Different character references."""
     return b"".join(b"&#%d;" % (1000 + number) for number in range(kinds))

@@ -1,4 +1,4 @@
-"""Fixtures over the local cloud: one running cloud without the functions host, shared by all tests of a session."""
+"""Fixtures of the local cloud: one running cloud without the functions host, shared by all tests of a session."""
 
 import shutil
 import tempfile
@@ -19,7 +19,7 @@ CREDENTIAL = {"account_name": azurite.ACCOUNT, "account_key": azurite.ACCOUNT_KE
 
 @pytest.fixture
 def state_dir() -> Iterator[Path]:
-    """An empty state folder that Postgres can use even if root runs the tests; pytest's own are closed to it."""
+    """An empty state folder that Postgres can use even if root runs the tests, unlike pytest's own folders."""
     folder = Path(tempfile.mkdtemp(prefix="stacktopics-"))
     folder.chmod(0o755)
     yield folder
@@ -28,7 +28,7 @@ def state_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def local_cloud() -> Iterator[LocalCloud]:
-    """The running local cloud without functions host. Tests share it: each makes containers and paths of its own."""
+    """The running local cloud without a functions host. Tests share it, so each makes its own containers and paths."""
     folder = Path(tempfile.mkdtemp(prefix="stacktopics-"))
     folder.chmod(0o755)
     with LocalCloud(folder, host=False) as cloud:
@@ -38,7 +38,7 @@ def local_cloud() -> Iterator[LocalCloud]:
 
 @pytest.fixture
 def file_system(local_cloud: LocalCloud) -> Iterator[FileSystemClient]:
-    """A new, empty file system of the lake, through the gateway. No retries: an error is seen at once."""
+    """A new, empty file system of the lake, through the gateway, without retries, so that errors appear at once."""
     url = azurite.endpoint(local_cloud.ports["lake"])
     with DataLakeServiceClient(url, credential=CREDENTIAL, retry_total=0) as service:
         client = service.create_file_system(f"t{uuid.uuid4().hex}")
@@ -48,18 +48,18 @@ def file_system(local_cloud: LocalCloud) -> Iterator[FileSystemClient]:
 
 @pytest.fixture
 def blob_service(local_cloud: LocalCloud) -> Iterator[BlobServiceClient]:
-    """Azurite's own blob service, past the gateway."""
+    """Azurite's blob service, without the gateway."""
     url = azurite.endpoint(local_cloud.ports["blob"])
     with BlobServiceClient(url, credential=CREDENTIAL, retry_total=0) as service:
         yield service
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; a dead one that nobody has buried does not."""
+    """Whether a process runs; a zombie does not count as running."""
     status = Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def wait_for_the_end(pid: int) -> None:
-    """Return once a process has ended."""
+    """Wait until a process has ended."""
     eventually(lambda: not is_alive(pid), f"the end of process {pid}")

@@ -1,7 +1,7 @@
-"""Where the project lies, and what may lie beside it."""
+"""The project's folder, and the data that may be beside it."""
 
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
 SAMPLES = PROJECT.parent / "shared"
-"""Real posts and sample files, where somebody has them; tests that need them say so where they are absent."""
+"""Optional real posts and sample files; tests that need missing ones are skipped with a reason."""

@@ -1,4 +1,4 @@
-"""Fixtures over a real Postgres: one server for all tests, a new schema a test."""
+"""Fixtures of a real Postgres: one server for all tests, and a new schema for each test."""
 
 import shutil
 import tempfile
@@ -35,7 +35,7 @@ class Database:
         )
 
     def run(self, statements: str) -> list[tuple[Any, ...]]:
-        """Run SQL as the owner, with `raw` standing for the schema's name; returns the last statement's rows."""
+        """Run SQL as the owner, with `raw` in place of the schema's name; returns the last statement's rows."""
         owner = Database(self.server).connect()
         try:
             with owner, owner.cursor() as cursor:
@@ -47,7 +47,7 @@ class Database:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[postgres.Postgres]:
-    """A server that ends with the tests."""
+    """A server that runs until the tests end."""
     folder = Path(tempfile.mkdtemp(prefix="stacktopics-"))
     folder.chmod(0o755)
     server = postgres.start(folder, free_ports(1)[0], folder / "postgres.log", lambda _: None)

@@ -1,8 +1,7 @@
-"""Which modules an entry point reaches, found by reading the sources: what is imported by code that is used, in
-functions too.
+"""The modules that an entry point reaches, found in the sources: the imports of all used code, also inside functions.
 
-A function counts as used when its name occurs in code that is used, whatever it means there: rather too many than too
-few. What only type checkers see does not count.
+A function counts as used if its name occurs in used code, in any meaning, so the result may have too many modules but
+never too few. Imports for type checkers only do not count.
 """
 
 import ast
@@ -17,8 +16,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Code(NamedTuple):
-    """What a function does or, where `function` is empty, the import of a module: the names that occur in it, and the
-    modules that it imports."""
+    """The names and the imported modules in a function or, if `function` is empty, in the module outside functions."""
 
     function: str
     names: frozenset[str]
@@ -26,7 +24,7 @@ class Code(NamedTuple):
 
 
 def modules_reached(entry: str) -> set[str]:
-    """The modules, foreign ones included, that an entry point needs of which every function is called."""
+    """The modules, including those of other packages, that an entry point needs if all its functions are called."""
     found, names = {entry}, {code.function for code in _codes(entry)}
     while True:
         used = [code for module in found for code in _codes(module) if _is_used(code.function, names)]
@@ -38,7 +36,7 @@ def modules_reached(entry: str) -> set[str]:
 
 
 def source_of(module: str) -> Path | None:
-    """The file of one of the project's modules; None for a foreign one."""
+    """The file of a module of the project; None for a module of another package."""
     place = PROJECT.joinpath(*module.split("."))
     return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
 
@@ -61,14 +59,14 @@ def _codes(module: str) -> list[Code]:
 
 
 def _nodes(tree: ast.AST, *, into_functions: bool) -> Iterator[ast.AST]:
-    """What stands below a node, for type checkers only excepted, and the insides of functions only if that is said."""
+    """The nodes below a node, except code for type checkers, and the bodies of functions only with `into_functions`."""
     is_for_checkers = isinstance(tree, ast.If) and "TYPE_CHECKING" in ast.unparse(tree.test)
     below = tree.orelse if isinstance(tree, ast.If) and is_for_checkers else ast.iter_child_nodes(tree)
     for node in below:
         yield node
         if into_functions or not isinstance(node, Function):
             yield from _nodes(node, into_functions=into_functions)
-        else:  # what is run where it is defined
+        else:  # defaults and decorators run at the definition
             for part in (node.args, *node.decorator_list):
                 yield from (part, *_nodes(part, into_functions=False))
 

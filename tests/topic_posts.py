@@ -1,4 +1,4 @@
-"""Made-up questions whose topics can be learnt in no time."""
+"""Made-up questions whose topics a model learns in a short time."""
 
 import numpy as np
 import pyarrow as pa

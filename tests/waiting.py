@@ -1,21 +1,21 @@
-"""Waiting for what other threads and processes do."""
+"""Waiting for other threads and processes."""
 
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 PATIENCE = 240.0
-"""Seconds after which a test that waits in vain fails, with a word, before pytest ends it without one. Nothing is
-measured by it: no test passes or fails by how fast a machine is."""
+"""Seconds after which a waiting test fails with a message, before pytest's time-out ends it without one. The value is
+large, so that no test depends on the speed of the machine."""
 
 T = TypeVar("T")
 
 
 def eventually(look: Callable[[], T | None], what: str | Callable[[], str], seconds: float = PATIENCE) -> T:
-    """What `look` returns once that is truthy; fails, naming `what` was waited for, when it never is."""
+    """Wait until `look` returns a truthy value, and return it; fails with `what` in the message if it never does."""
     deadline = time.monotonic() + seconds
     while not (found := look()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited in vain for {what if isinstance(what, str) else what()}")
+            raise AssertionError(f"the time-out passed while waiting for {what if isinstance(what, str) else what()}")
         time.sleep(0.03)
     return found

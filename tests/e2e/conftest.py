@@ -1,4 +1,4 @@
-"""The whole local cloud, functions host included, for the tests that go from end to end."""
+"""The whole local cloud, including the functions host, for the end-to-end tests."""
 
 import shutil
 import tempfile
@@ -16,7 +16,7 @@ from tests.waiting import eventually
 
 @pytest.fixture(scope="module")
 def cloud() -> Iterator[LocalCloud]:
-    """A running cloud of its own that asks for keys, stopped when its module is done: idle it takes 0.2 of a core."""
+    """A running cloud for one module, which asks for keys. It then stops, because it takes 0.2 of a core while idle."""
     folder = Path(tempfile.mkdtemp(prefix="stacktopics-"))
     folder.chmod(0o755)
     with LocalCloud(folder, auth=True) as running:

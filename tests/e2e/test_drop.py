@@ -1,4 +1,4 @@
-"""`manage.py drop`: a person's own files, from the command line through the running local cloud."""
+"""`manage.py drop`: a user's own files, from the command line through the running local cloud."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def manage(cloud: LocalCloud, folder: Path, *arguments: str) -> subprocess.Compl
 
 @pytest.fixture
 def converted(tmp_path: Path) -> Path:
-    """A folder with a Data Explorer export and the five Parquet files that people make of it."""
+    """A folder with a Data Explorer export and its five usual conversions to Parquet."""
     (tmp_path / "export.csv").write_bytes(exports.explorer_csv(exports.posts(10)))
     for name, convert in exports.CONVERSIONS.items():
         convert(tmp_path / "export.csv", tmp_path / f"{name}.parquet")
@@ -46,7 +46,7 @@ def test_an_export_and_its_five_conversions_are_counted(cloud: LocalCloud, servi
     assert (found.posts, found.topics[0].topic) == (20 * len(files), "python")
 
 
-def test_today_and_json(cloud: LocalCloud, services: Services, tmp_path: Path) -> None:
+def test_drop_can_set_todays_date_and_print_json(cloud: LocalCloud, services: Services, tmp_path: Path) -> None:
     (tmp_path / "old.parquet").write_bytes(parquet(posts({"CreationDate": datetime(2012, 1, 2)}, {})))
     before = datetime.now(UTC).date()
     dropped = manage(cloud, tmp_path, "drop", "old.parquet", "--today", "--json")
@@ -57,7 +57,7 @@ def test_today_and_json(cloud: LocalCloud, services: Services, tmp_path: Path) -
     assert set(map(str, pq.read_table(archived)["CreationDate"].cast("date32").to_pylist())) == set(record["days"])
 
 
-def test_a_file_that_is_refused_is_said_so_and_the_others_go_on(
+def test_a_refused_file_is_reported_and_the_others_are_processed(
     cloud: LocalCloud, services: Services, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.parquet").write_bytes(parquet(posts({}).drop_columns(["Body"])))
@@ -74,7 +74,7 @@ def test_a_file_that_is_refused_is_said_so_and_the_others_go_on(
     assert refused.stderr.startswith("manage.py: notes.txt is neither a Parquet file nor a CSV file of posts")
 
 
-def test_status_of_a_dropped_file_tells_how_long_its_run_worked(
+def test_the_status_of_a_dropped_file_has_the_duration_of_its_run(
     cloud: LocalCloud, services: Services, tmp_path: Path
 ) -> None:
     (tmp_path / "timed.parquet").write_bytes(parquet(posts({})))

@@ -44,7 +44,7 @@ def counts(services: Services, day: date) -> dict[str, int]:
     return {topic.topic: topic.posts for topic in topics_of_day(services.lake, day, 1000).topics}
 
 
-def test_two_files_for_one_day_add_up_and_the_same_name_replaces(process: Process, services: Services) -> None:
+def test_two_files_of_one_day_add_up_and_a_file_of_the_same_name_replaces(process: Process, services: Services) -> None:
     day = date(2024, 3, 1)
     assert process("march-a.parquet", on(day, PYTHON, JAVA)).state is FileState.PUBLISHED
     assert process("march-b.parquet", on(day, PYTHON, {**ANSWER, "ParentId": 1})).state is FileState.PUBLISHED
@@ -56,7 +56,7 @@ def test_two_files_for_one_day_add_up_and_the_same_name_replaces(process: Proces
     assert not list(services.lake.list("landing"))
 
 
-def test_an_answer_inherits_from_an_earlier_file(process: Process, services: Services) -> None:
+def test_an_answer_takes_the_topic_of_a_question_of_an_earlier_file(process: Process, services: Services) -> None:
     day = date(2024, 4, 1)
     process("april-questions.parquet", on(day, {**JAVA, "Id": 700_001}))
     process("april-answers.parquet", on(day, {**ANSWER, "Id": 700_002, "ParentId": 700_001, "Body": "<p>No idea.</p>"}))
@@ -68,11 +68,11 @@ def test_three_deliveries_of_one_event_count_once(cloud: LocalCloud, services: S
     version = upload(services, "may.parquet", on(day, PYTHON, JAVA))
 
     def deliver(_: int) -> str | None:
-        """Why it failed, None where it did not."""
+        """The reason of a failure, or None."""
         try:
             error = invoke(cloud.state_dir, "land_posts", "posts/may.parquet")["error"]
         except LocalCloudError as refused:
-            if "posts/may.parquet' does not exist" not in str(refused):  # else the event itself was faster
+            if "posts/may.parquet' does not exist" not in str(refused):  # otherwise the event itself was faster
                 raise
             return None
         return None if error is None else str(error)
@@ -98,7 +98,7 @@ def test_three_deliveries_of_one_event_count_once(cloud: LocalCloud, services: S
         ("bool-id.parquet", parquet(posts(PYTHON).set_column(0, "Id", [[True]])), "Id is boolean"),
     ],
 )
-def test_a_file_that_breaks_its_contract_is_quarantined_at_once(
+def test_a_file_that_breaks_its_contract_is_quarantined_without_a_retry(
     cloud: LocalCloud, process: Process, services: Services, name: str, data: bytes, said: str
 ) -> None:
     record = process(name, data)
@@ -120,7 +120,7 @@ def test_a_failed_run_is_started_again(cloud: LocalCloud, process: Process, serv
 
 
 @pytest.mark.parametrize("fault", ["drop_answer", "too_many_requests", "unavailable"])
-def test_a_stumbling_databricks_starts_one_run(
+def test_errors_of_databricks_lead_to_only_one_run(
     cloud: LocalCloud, process: Process, services: Services, fault: str
 ) -> None:
     cloud.inject_fault(fault)
@@ -139,7 +139,7 @@ def test_a_message_of_unknown_shape_ends_in_the_poison_queue(services: Services)
     assert eventually(poison.length, "the poison message") == 1
 
 
-def test_topics_over_http(cloud: LocalCloud, process: Process, services: Services) -> None:
+def test_topics_are_served_over_http(cloud: LocalCloud, process: Process, services: Services) -> None:
     day = date(2024, 7, 1)
     process("july.parquet", on(day, PYTHON, PYTHON, JAVA))
     keys = json.loads((cloud.state_dir / "host-keys.json").read_text())
@@ -165,13 +165,13 @@ def test_topics_over_http(cloud: LocalCloud, process: Process, services: Service
 
 
 @pytest.mark.timeout(600)
-def test_a_file_of_years_is_published_by_day_and_a_second_time_changes_nothing(
+def test_a_file_of_several_years_is_published_by_day_and_a_second_upload_changes_nothing(
     process: Process, services: Services, real_posts: RealPosts
 ) -> None:
     table = pq.read_table(real_posts("posts-devops.parquet"))
-    table = table.filter(pc.less(pc.year(table["CreationDate"]), 2021))  # no other test has a file of these years
+    table = table.filter(pc.less(pc.year(table["CreationDate"]), 2021))  # no other test uses these years
     question = pc.coalesce(table["ParentId"], table["Id"])
-    table = table.filter(pc.equal(pc.bit_wise_and(question, 7), 0))  # each eighth question, with its answers
+    table = table.filter(pc.equal(pc.bit_wise_and(question, 7), 0))  # every eighth question, with its answers
     data = parquet(table)
     table = table.filter(pc.is_in(table["PostTypeId"], value_set=pc.cast([1, 2], table["PostTypeId"].type)))
     expected = Counter(moment.date() for moment in table["CreationDate"].to_pylist())
@@ -185,7 +185,7 @@ def test_a_file_of_years_is_published_by_day_and_a_second_time_changes_nothing(
         assert {day: pointer.posts for day, pointer in pointers.items() if pointer} == dict(expected)
 
 
-def test_the_operator_sees_it(cloud: LocalCloud, process: Process) -> None:
+def test_the_commands_show_topics_and_settings_without_secrets(cloud: LocalCloud, process: Process) -> None:
     process("august.parquet", on(date(2024, 8, 1), JAVA))
     assert json.loads(manage(cloud, "topics", "--day", "2024-08-01", "--json").stdout)["topics"][0]["topic"] == "java"
     assert "2024-08-01,1,java,1,1,0,1.0" in manage(cloud, "topics", "--day", "2024-08-01", "--csv").stdout

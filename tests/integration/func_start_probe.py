@@ -1,7 +1,7 @@
-"""What Microsoft's worker makes of the app with the settings of a file, as `func start` would run it.
+"""Loads the app in Microsoft's worker with the settings of a file, as `func start` does.
 
-Run as `python func_start_probe.py SETTINGS_FILE APP_FILE` under Python 3.13. Prints JSON: the settings that the file
-brings, the functions that are found, and what GET /api/health answers.
+Run as `python func_start_probe.py SETTINGS_FILE APP_FILE` under Python 3.13. Prints JSON: the settings of the file, the
+functions that the worker finds, and the response of GET /api/health.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.integration.runtime_parity_probe import http_answer, runtime_index, r
 
 
 def take_over(settings_file: Path) -> list[str]:
-    """Put the values of a file into the environment, as Core Tools does: what is set there already wins."""
+    """Put the values of a file into the environment, as Core Tools does; existing variables are kept."""
     document = json.loads(settings_file.read_text())
     assert document["IsEncrypted"] is False
     assert all(isinstance(value, str) for value in document["Values"].values())

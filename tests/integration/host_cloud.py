@@ -1,4 +1,4 @@
-"""What the tests of the functions host stand on: Azurite, its clients, and a host as a child process."""
+"""Helpers of the tests of the functions host: Azurite, its clients, and a host as a child process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Cloud:
             client.send_message(text)
 
     def peek(self, queue: str) -> list[str]:
-        """The raw texts of the messages that are visible; none when there is no such queue."""
+        """The raw texts of the visible messages; an empty list if the queue does not exist."""
         with QueueClient.from_connection_string(self.connection, queue) as client:
             try:
                 return [message.content for message in client.peek_messages(32)]
@@ -46,7 +46,7 @@ class Cloud:
                 return []
 
     def count(self, queue: str) -> int:
-        """How many messages there are, hidden ones too."""
+        """The number of messages, including hidden ones."""
         with QueueClient.from_connection_string(self.connection, queue) as client:
             return int(client.get_queue_properties().approximate_message_count or 0)
 
@@ -62,12 +62,12 @@ class Cloud:
 @dataclass(frozen=True)
 class Reply:
     status: int
-    headers: Message  # finds names in any case
+    headers: Message  # ignores the case of names
     body: str
 
 
 class HostProcess:
-    """`python -m localcloud.host` over the app of these tests, with its state in `folder`; `auth` asks for keys."""
+    """`python -m localcloud.host` with the app of these tests and its state in `folder`; `auth` requires keys."""
 
     def __init__(self, folder: Path, cloud: Cloud, *, auth: bool = False, **settings: str) -> None:
         self.folder = folder
@@ -98,14 +98,14 @@ class HostProcess:
         return keys
 
     def seen(self, function: str, **like: Any) -> list[dict[str, Any]]:
-        """What calls of a function observed, those whose observations hold `like`."""
+        """The observations of the calls of a function that include `like`."""
         if not self._observations.exists():
             return []
         lines = [json.loads(line) for line in self._observations.read_text().splitlines()]
         return [line for line in lines if line["function"] == function and like.items() <= line.items()]
 
     def wait_for(self, function: str, count: int = 1, **like: Any) -> list[dict[str, Any]]:
-        """Waits for `count` calls, or more, and returns them."""
+        """Waits for at least `count` calls, and returns them."""
 
         def look() -> list[dict[str, Any]]:
             seen = self.seen(function, **like)

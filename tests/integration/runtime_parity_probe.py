@@ -1,7 +1,7 @@
-"""What one side sees of an app: `host` (this project's) or `runtime` (Microsoft's, Python 3.13 only).
+"""The results of one side for an app: `host` (this project's) or `runtime` (Microsoft's, Python 3.13 only).
 
-Prints JSON: how each function is indexed, and what its parameter is given for a set of made-up events. The events are
-typed data that the host's own module makes; Microsoft's runtime gets them through stand-ins for its protobuf classes.
+Prints JSON: the index of each function, and the value of its parameter for a set of made-up events. The events are
+typed data from the host's own module; Microsoft's runtime gets them through stand-ins for its protobuf classes.
 Run as `python runtime_parity_probe.py SIDE APP_FILE` with the app's settings in the environment.
 """
 
@@ -40,7 +40,7 @@ ANSWER = func.HttpResponse("é", status_code=202, mimetype="text/csv", headers={
 
 
 def events(function: HostedFunction) -> list[TriggerValue]:
-    """Events of the function's kind."""
+    """Events for a function's kind of trigger."""
     return _EVENTS[function.kind](function)
 
 
@@ -85,7 +85,7 @@ _EVENTS: dict[str, Callable[[HostedFunction], list[TriggerValue]]] = {
 
 
 def described(value: Any) -> dict[str, Any]:
-    """A value's type and every public fact of it that can be written as JSON."""
+    """A value's type and all its public attributes and results that can be written as JSON."""
     facts = {}
     for name in dir(value):
         if name.startswith("_") or name in ("api_version", "closed"):
@@ -101,7 +101,7 @@ def described(value: Any) -> dict[str, Any]:
 
 
 def _attempt(call: Callable[[], Any]) -> Any:
-    """What a call returns, or the name of its ValueError (no JSON in the body, no secondary endpoint)."""
+    """The result of a call, or the name of its ValueError (no JSON in the body, no secondary endpoint)."""
     try:
         return call()
     except ValueError as error:
@@ -132,14 +132,14 @@ def _plain_reply() -> dict[str, Any]:
 
 
 class Proto(SimpleNamespace):
-    """Stands in for any protobuf message: fields are attributes, a `oneof` is the field that was given."""
+    """Stands in for any protobuf message: fields are attributes, and a `oneof` is the given field."""
 
     def WhichOneof(self, _group: str) -> str | None:
         return next(iter(vars(self)), None)
 
 
 class Protos:
-    """Stands in for the runtime's module of protobuf classes."""
+    """Stands in for the module of protobuf classes of the runtime."""
 
     StatusResult = type("StatusResult", (Proto,), {"Success": "success", "Failure": "failure"})
     BindingInfo = type("BindingInfo", (Proto,), {"undefined": None, "out": 1, "inout": 2})
@@ -159,7 +159,7 @@ def _typed_data(datum: Any) -> Proto:
 
 
 async def ask(call: Callable[[Any], Any], kind: str, **fields: Any) -> Any:
-    """What Microsoft's runtime answers to a request of its host."""
+    """The response of Microsoft's runtime to a request of its host."""
     properties = {"host": "127.0.0.1", "protos": Protos()}
     return await call(Proto(request=Proto(**{kind: Proto(**fields)}), properties=properties))
 
@@ -181,7 +181,7 @@ async def runtime_index(app_file: Path) -> list[Any]:
 
 
 async def runtime_invoke(function_id: str, parameter: str, value: TriggerValue) -> Any:
-    """How an invocation by Microsoft's runtime ended."""
+    """The result of an invocation by Microsoft's runtime."""
     from azure_functions_runtime import handle_event
 
     ended = await ask(
@@ -199,7 +199,7 @@ async def runtime_invoke(function_id: str, parameter: str, value: TriggerValue) 
 
 
 def http_answer(ended: Any) -> dict[str, Any]:
-    """What an HTTP function answered."""
+    """The response of an HTTP function."""
     sent = ended.return_value.http
     return {"status": sent.status_code, "headers": sent.headers, "body": sent.body.bytes.decode()}
 
@@ -252,7 +252,7 @@ def main() -> None:
     if side == "host":
         seen = host_side(functions)
     else:
-        # The runtime must import the app itself; what is loaded would be indexed a second time, which it refuses.
+        # The runtime must import the app itself. It refuses to index an app that is already loaded a second time.
         del sys.modules[app_file.stem]
         seen = asyncio.run(runtime_side(functions, app_file))
     sys.stdout.write(json.dumps(seen))

@@ -1,4 +1,4 @@
-"""What the Databricks stand-in runs in its tests: says what it was given, and ends as it is told."""
+"""The job of the tests of the Databricks stand-in: prints its parameters, and ends as they say."""
 
 import argparse
 import atexit
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def world() -> dict[str, object]:
-    """What a run finds."""
+    """The state of the process that a run finds."""
     return {
         "environment": os.environ.get("SAMPLE_LEFT"),
         "folder": str(Path.cwd()),
@@ -32,7 +32,7 @@ def world() -> dict[str, object]:
 
 
 def change_the_world() -> None:
-    """Leave everything otherwise than it was."""
+    """Change all of this state."""
     os.environ["SAMPLE_LEFT"] = "1"
     os.chdir("/")
     logging.basicConfig(level=logging.DEBUG, filename=os.devnull)
@@ -78,5 +78,5 @@ time.sleep(given.sleep_seconds)
 if given.leave == "another world":
     change_the_world()
 if given.exit_code:
-    os.write(2, b"ValueError: as told\n")
+    os.write(2, b"ValueError: on request\n")
 sys.exit(given.exit_code)

@@ -1,4 +1,4 @@
-"""docs/changing-it.md: each recipe, as it stands on the page, does what the page says."""
+"""docs/changing-it.md: each recipe works exactly as it is written on the page."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ BINDINGS = {
 
 
 def block(language: str) -> str:
-    """The page's one block of code in a language."""
+    """The only code block of the page in a language."""
     (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     return str(found)
 
 
 def app_with(folder: Path, more: str = "", **changes: str) -> dict[str, HostedFunction]:
-    """The functions of the app, with more code at its end and other settings."""
+    """The functions of the app, with additional code at its end and other settings."""
     file = folder / f"app_{uuid.uuid4().hex}.py"
     file.write_text((PROJECT / "function_app.py").read_text() + "\n\n" + more)
     return {function.name: function for function in load_functions(file, BINDINGS | changes)}
@@ -59,9 +59,9 @@ def app_with(folder: Path, more: str = "", **changes: str) -> dict[str, HostedFu
 
 @pytest.fixture
 def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What loading an app adds to the path, the modules and the registry of bindings is taken back.
+    """Undo the changes that loading an app makes to the path, the modules and the registry of bindings.
 
-    The registry has one converter for blobs in a process, and other tests register Microsoft's.
+    The registry has only one converter for blobs in a process, and other tests register Microsoft's.
     """
     before, modules = list(sys.path), set(sys.modules)
     monkeypatch.setattr(registry, "_bindings", {})
@@ -74,7 +74,7 @@ def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("path")
-def test_a_schedule_is_a_setting(tmp_path: Path) -> None:
+def test_a_schedule_is_changed_by_a_setting(tmp_path: Path) -> None:
     (given,) = re.findall(r'--set "REFERENCE_SCHEDULE=([^"]+)"', PAGE)
     functions = app_with(tmp_path, REFERENCE_SCHEDULE=given)
     schedule = Schedule.parse(functions["copy_reference"].trigger["schedule"])
@@ -82,7 +82,7 @@ def test_a_schedule_is_a_setting(tmp_path: Path) -> None:
     assert functions["retrain"].trigger["schedule"] == BINDINGS["RETRAIN_SCHEDULE"]
 
 
-def test_another_table_of_another_schema_is_copied(database: Database, tmp_path: Path) -> None:
+def test_a_table_of_another_schema_is_copied(database: Database, tmp_path: Path) -> None:
     (tables,) = re.findall(r"--set REFERENCE_TABLES=(\S+)", PAGE)
     database.run(
         "CREATE TABLE raw.users (id int PRIMARY KEY); CREATE TABLE raw.post_types (id int PRIMARY KEY);"
@@ -103,7 +103,7 @@ def test_another_table_of_another_schema_is_copied(database: Database, tmp_path:
     ]
 
 
-def test_a_model_of_ones_own_brings_the_topics_that_were_asked_for(local_cloud: LocalCloud, tmp_path: Path) -> None:
+def test_a_users_own_model_has_the_requested_topics(local_cloud: LocalCloud, tmp_path: Path) -> None:
     lake = services_of_its_own(local_cloud).settings.lake_file_system
     shutil.copy(local_cloud.settings_file, tmp_path / "local.settings.json")
     pq.write_table(sample_posts(date(2026, 11, 22), 600), tmp_path / "posts.parquet")
@@ -156,7 +156,7 @@ def test_every_queue_that_a_setting_names_has_its_poison_queue_looked_after() ->
 
 
 def services_of_its_own(cloud: LocalCloud) -> Services:
-    """Services over a container, queues and a file system that nobody else uses."""
+    """Services with their own container, queues and file system."""
     name = f"t{uuid.uuid4().hex}"
     made = Services(cloud.settings_file)
     own = {"posts_container": name, "posts_landed_queue": f"{name}-1", "classification_runs_queue": f"{name}-2"}
@@ -227,7 +227,7 @@ def test_a_column_is_added_to_the_topics_file(tmp_path: Path) -> None:
 
 
 def topics_file(copy: Path, lake: Path, step: str) -> list[str]:
-    """The lines of the day's CSV, as the code in `copy` shows it after a step."""
+    """The lines of the day's CSV, which the code in `copy` shows after a step."""
     command = [sys.executable, "-c", PUBLISH, str(lake), step]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr

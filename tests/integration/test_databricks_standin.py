@@ -1,4 +1,4 @@
-"""The Databricks stand-in, seen through the real databricks-sdk."""
+"""The Databricks stand-in, tested with the real databricks-sdk."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ def has_lines(log: Path, lines: int) -> bool:
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., StandIn]]:
-    """Starts stand-ins on one state folder; arguments change fields of `SETTINGS`."""
+    """A function that starts stand-ins on one state folder; its arguments change fields of `SETTINGS`."""
     no_other_databricks(tmp_path, monkeypatch)
     started: list[StandIn] = []
 
@@ -49,7 +49,7 @@ def stand_in(make: Callable[..., StandIn]) -> StandIn:
     return make()
 
 
-def test_a_run_that_succeeds(stand_in: StandIn) -> None:
+def test_a_successful_run_has_its_output_and_times(stand_in: StandIn) -> None:
     run = stand_in.wait(stand_in.start(say="naïve 'quotes' --and $dollars"))
     assert run.state.result_state == RunResultState.SUCCESS
     assert run.status.state == RunLifecycleStateV2State.TERMINATED
@@ -60,22 +60,22 @@ def test_a_run_that_succeeds(stand_in: StandIn) -> None:
     assert output.error is None
 
 
-def test_a_run_that_fails_tells_why(stand_in: StandIn) -> None:
+def test_a_failed_run_has_its_error(stand_in: StandIn) -> None:
     run = stand_in.wait(stand_in.start(exit_code="3"))
     assert run.state.result_state == RunResultState.FAILED
     assert run.status.termination_details.code.value == "RUN_EXECUTION_ERROR"
     output = stand_in.jobs.get_run_output(run.tasks[0].run_id)
-    assert output.error == "ValueError: as told"
+    assert output.error == "ValueError: on request"
     assert "said: " in output.error_trace
 
 
-def test_the_output_is_of_the_task_not_of_the_run(stand_in: StandIn) -> None:
+def test_the_output_belongs_to_the_task_and_not_to_the_run(stand_in: StandIn) -> None:
     run_id = stand_in.start()
     with pytest.raises(InvalidParameterValue, match="multiple tasks"):
         stand_in.jobs.get_run_output(run_id)
 
 
-def test_one_token_is_one_run_also_after_it_and_after_a_restart(make: Callable[..., StandIn]) -> None:
+def test_one_token_returns_one_run_also_after_its_end_and_after_a_restart(make: Callable[..., StandIn]) -> None:
     first = make()
     ids = [first.jobs.run_now(SAMPLE, idempotency_token="a").run_id for _ in range(2)]
     other = first.jobs.run_now(SAMPLE, idempotency_token="b").run_id
@@ -92,7 +92,7 @@ def test_a_token_of_65_characters_is_refused(stand_in: StandIn) -> None:
         stand_in.jobs.run_now(SAMPLE, idempotency_token="x" * 65)
 
 
-def test_cancelling_ends_the_run_and_what_it_started(stand_in: StandIn, tmp_path: Path) -> None:
+def test_cancelling_ends_the_run_and_its_processes(stand_in: StandIn, tmp_path: Path) -> None:
     pid_file = tmp_path / "child"
     run_id = stand_in.start(sleep_seconds="600", child_pid_file=str(pid_file))
     stand_in.wait_for(run_id, lambda _: pid_file.exists() and bool(pid_file.read_text()))
@@ -115,7 +115,7 @@ def test_a_queued_run_waits_its_turn_and_can_be_cancelled(stand_in: StandIn) -> 
     assert stand_in.jobs.get_run(queued).execution_duration == 0
 
 
-def test_two_runs_at_once_when_set_so(make: Callable[..., StandIn]) -> None:
+def test_two_runs_at_once_can_be_configured(make: Callable[..., StandIn]) -> None:
     stand_in = make(runs_at_once=2)
     for run_id in (stand_in.start(sleep_seconds="600"), stand_in.start(sleep_seconds="600")):
         run = stand_in.wait_for(run_id, lambda run: run.state.life_cycle_state == RunLifeCycleState.RUNNING)
@@ -128,7 +128,7 @@ def test_a_run_that_takes_too_long_is_ended(make: Callable[..., StandIn]) -> Non
     assert run.state.result_state == RunResultState.TIMEDOUT
 
 
-def test_a_run_cut_off_by_a_restart_has_failed(make: Callable[..., StandIn]) -> None:
+def test_a_run_that_a_restart_interrupts_has_failed(make: Callable[..., StandIn]) -> None:
     first = make()
     run_id = first.start(sleep_seconds="600")
     first.wait_for(run_id, lambda run: run.state.life_cycle_state == RunLifeCycleState.RUNNING)
@@ -143,7 +143,7 @@ def test_jobs_are_listed_and_described(stand_in: StandIn) -> None:
     assert stand_in.jobs.get(SAMPLE).settings.name == "tests.integration.sample_job"
 
 
-def test_what_does_not_exist(stand_in: StandIn) -> None:
+def test_unknown_jobs_and_runs_are_refused(stand_in: StandIn) -> None:
     with pytest.raises(ResourceDoesNotExist):
         stand_in.jobs.get(99)
     with pytest.raises(ResourceDoesNotExist):
@@ -152,7 +152,7 @@ def test_what_does_not_exist(stand_in: StandIn) -> None:
         stand_in.jobs.run_now(99)
 
 
-def test_a_wrong_token_and_none(stand_in: StandIn) -> None:
+def test_a_wrong_and_a_missing_token_are_refused(stand_in: StandIn) -> None:
     with pytest.raises(PermissionDenied, match="Invalid access token"):
         stand_in.connect("wrong").jobs.get(SAMPLE)
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -166,7 +166,7 @@ class TestWorkers:
 
     @staticmethod
     def output(stand_in: StandIn, expected: str = "SUCCESS", **parameters: str) -> list[str]:
-        """The lines that a run writes, which ends as expected; without the two that every run writes."""
+        """The lines that a run writes, without the two lines of every run; checks that the run ends as expected."""
         run = stand_in.wait(stand_in.start(**parameters))
         output = stand_in.jobs.get_run_output(run.tasks[0].run_id)
         assert run.state.result_state.value == expected, output.logs
@@ -174,14 +174,14 @@ class TestWorkers:
         assert lines[:2] == ["said: ", "lake: lake"]
         return lines[2:]
 
-    def test_one_interpreter_takes_run_after_run(self, stand_in: StandIn) -> None:
+    def test_one_interpreter_executes_several_runs(self, stand_in: StandIn) -> None:
         pids = {self.output(stand_in, describe="pid")[0] for _ in range(3)}
         assert len(pids) == 1
         failing = self.output(stand_in, "FAILED", describe="pid", exit_code="3")
-        assert failing == [*pids, "ValueError: as told"]
+        assert failing == [*pids, "ValueError: on request"]
         assert self.output(stand_in, describe="pid") == [*pids]
 
-    def test_a_run_finds_nothing_of_the_one_before(self, stand_in: StandIn) -> None:
+    def test_a_run_finds_no_traces_of_the_run_before(self, stand_in: StandIn) -> None:
         (before,) = self.output(stand_in, describe="world")
         (pid,) = self.output(stand_in, describe="pid", leave="another world")
         assert self.output(stand_in, describe="world") == [before]
@@ -192,22 +192,22 @@ class TestWorkers:
     @pytest.mark.parametrize(
         ("left", "last_words"), [("thread", "the thread's last words"), ("exit handler", "the handler's last words")]
     )
-    def test_what_a_run_leaves_behind_ends_with_its_interpreter(
+    def test_threads_and_exit_handlers_of_a_run_end_with_its_interpreter(
         self, stand_in: StandIn, left: str, last_words: str
     ) -> None:
         pid, *rest = self.output(stand_in, describe="pid", leave=left)
         assert rest == [last_words]
         wait_for_the_end(int(pid))
-        assert self.output(stand_in, "FAILED", leave=left, exit_code="3") == ["ValueError: as told", last_words]
+        assert self.output(stand_in, "FAILED", leave=left, exit_code="3") == ["ValueError: on request", last_words]
         assert self.output(stand_in, describe="pid") != [pid]
 
-    def test_a_process_that_a_run_leaves_behind_ends(self, stand_in: StandIn, tmp_path: Path) -> None:
+    def test_a_process_that_a_run_leaves_is_ended(self, stand_in: StandIn, tmp_path: Path) -> None:
         pid_file = tmp_path / "child"
         self.output(stand_in, child_pid_file=str(pid_file))
         assert not is_alive(int(pid_file.read_text()))
 
     @pytest.mark.parametrize(("death", "code"), [("exit", 5), ("kill", -9)])
-    def test_a_run_that_crashes_takes_its_interpreter_and_no_other_run_with_it(
+    def test_a_crash_of_a_run_ends_its_interpreter_but_no_other_run(
         self, stand_in: StandIn, death: str, code: int
     ) -> None:
         (pid,) = self.output(stand_in, "FAILED", describe="pid", die=death)
@@ -215,7 +215,7 @@ class TestWorkers:
         assert failed.state.state_message == f"The job ended with code {code}."
         assert self.output(stand_in, describe="pid") != [pid]
 
-    def test_a_cancelled_run_takes_its_interpreter_with_it(self, stand_in: StandIn) -> None:
+    def test_cancelling_a_run_ends_its_interpreter(self, stand_in: StandIn) -> None:
         running = stand_in.start(describe="pid", sleep_seconds="600")
         stand_in.wait_for(running, lambda run: run.state.life_cycle_state == RunLifeCycleState.RUNNING)
         following = stand_in.start(describe="pid")
@@ -226,7 +226,7 @@ class TestWorkers:
         assert done.state.result_state == RunResultState.SUCCESS
         assert stand_in.jobs.get_run_output(done.tasks[0].run_id).logs.splitlines()[-1] not in stopped
 
-    def test_an_interpreter_is_replaced_after_so_many_runs(
+    def test_an_interpreter_is_replaced_after_a_number_of_runs(
         self, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("localcloud.workers.RUNS_EACH", 2)
@@ -234,7 +234,7 @@ class TestWorkers:
         assert first == second != third
         wait_for_the_end(int(first[0]))
 
-    def test_who_edits_a_source_finds_it_in_the_next_run(
+    def test_the_next_run_uses_an_edited_source(
         self, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         (first,) = self.output(stand_in, describe="pid")
@@ -251,7 +251,7 @@ class TestWorkers:
         assert workers.source_files([package]) != edited
         assert workers.source_files([package, tmp_path / "no-package"]) == {(source, 1_000_000_000)}
 
-    def test_two_runs_at_once_have_one_each(self, make: Callable[..., StandIn], tmp_path: Path) -> None:
+    def test_two_concurrent_runs_have_separate_interpreters(self, make: Callable[..., StandIn], tmp_path: Path) -> None:
         stand_in = make(runs_at_once=2)
         pids = set()
         for run_id in [stand_in.start(describe="pid", sleep_seconds="600") for _ in range(2)]:
@@ -260,14 +260,14 @@ class TestWorkers:
             pids.add(log.read_text().splitlines()[2])
         assert len(pids) == 2
 
-    def test_imports_that_fail_are_told_by_the_run(self, make: Callable[..., StandIn]) -> None:
+    def test_a_failed_import_is_the_error_of_the_run(self, make: Callable[..., StandIn]) -> None:
         stand_in = make(preload=("no_such_module",))
         run = stand_in.wait(stand_in.start())
         assert run.state.result_state == RunResultState.FAILED
         output = stand_in.jobs.get_run_output(run.tasks[0].run_id)
         assert output.error == "ModuleNotFoundError: No module named 'no_such_module'"
 
-    def test_the_end_of_the_stand_in_ends_them_all(self, make: Callable[..., StandIn], tmp_path: Path) -> None:
+    def test_all_interpreters_end_with_the_stand_in(self, make: Callable[..., StandIn], tmp_path: Path) -> None:
         stand_in = make(runs_at_once=2)
         (idle,) = self.output(stand_in, describe="pid")
         running = stand_in.start(describe="pid", sleep_seconds="600")
@@ -279,19 +279,19 @@ class TestWorkers:
 
 
 class TestFaults:
-    def test_fail_and_then_not_again(self, stand_in: StandIn) -> None:
+    def test_the_fault_fail_applies_to_one_run(self, stand_in: StandIn) -> None:
         stand_in.fault("fail")
         failed, fine = stand_in.wait(stand_in.start()), stand_in.wait(stand_in.start())
         assert (failed.state.result_state, fine.state.result_state) == (RunResultState.FAILED, RunResultState.SUCCESS)
 
-    def test_hang_until_cancelled(self, stand_in: StandIn) -> None:
+    def test_the_fault_hang_lasts_until_the_run_is_cancelled(self, stand_in: StandIn) -> None:
         stand_in.fault("hang")
         run_id = stand_in.start()
         stand_in.wait_for(run_id, lambda run: run.state.life_cycle_state == RunLifeCycleState.RUNNING)
         stand_in.jobs.cancel_run(run_id)
         assert stand_in.wait(run_id).state.result_state == RunResultState.CANCELED
 
-    def test_an_answer_dropped_after_accepting(self, stand_in: StandIn) -> None:
+    def test_the_fault_drop_answer_starts_the_run_without_a_response(self, stand_in: StandIn) -> None:
         stand_in.fault("drop_answer")
         body = json.dumps({"job_id": SAMPLE, "idempotency_token": "t"}).encode()
         request = urllib.request.Request(
@@ -303,7 +303,7 @@ class TestFaults:
             assert json.load(answer)["number_in_job"] == 1
 
     @pytest.mark.parametrize(("kind", "status"), [("too_many_requests", 429), ("unavailable", 503)])
-    def test_the_sdk_gets_past_a_busy_service(
+    def test_the_sdk_retries_when_the_service_is_busy(
         self, stand_in: StandIn, kind: str, status: int, caplog: pytest.LogCaptureFixture
     ) -> None:
         stand_in.fault(kind)

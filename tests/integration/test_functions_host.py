@@ -1,4 +1,4 @@
-"""The functions host against Azurite: every trigger, retries, poison, receipts, leases, keys, start and stop."""
+"""The functions host with Azurite: every trigger, retries, poison, receipts, leases, keys, start and stop."""
 
 import asyncio
 import base64
@@ -38,7 +38,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 @pytest.fixture(scope="module")
 def host(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
-    """A host that asks for keys, shared by all tests that need no restart."""
+    """A host that requires keys, shared by all tests that need no restart."""
     cloud.create_queue("work")
     for container in ("inbox", "streams", "events"):
         cloud.blobs.create_container(container)
@@ -49,7 +49,7 @@ def host(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hos
 
 @pytest.fixture(scope="module")
 def open_host(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
-    """A host that asks for no keys."""
+    """A host that requires no keys."""
     cloud.blobs.create_container("open")
     settings: dict[str, Any] = {"INBOX": "open", "WORK_QUEUE": "none-here", "AzureFunctionsWebHost__hostid": "open"}
     running = HostProcess(tmp_path_factory.mktemp("open-host"), cloud, **settings)
@@ -58,7 +58,7 @@ def open_host(cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 class TestQueues:
-    def test_a_message_arrives_with_its_facts_and_is_deleted(self, cloud: Cloud, host: HostProcess) -> None:
+    def test_a_message_arrives_with_its_metadata_and_is_deleted(self, cloud: Cloud, host: HostProcess) -> None:
         before = datetime.now(UTC).replace(microsecond=0)
         cloud.send("work", "fine")
         (seen,) = host.wait_for("on_message", text="fine")
@@ -72,7 +72,7 @@ class TestQueues:
         assert f"on_message {seen['invocation'][:8]}: working on fine" in host.log
         eventually(lambda: cloud.count("work") == 0, "the message to be deleted")
 
-    def test_a_failing_message_is_tried_as_often_as_host_json_says_then_poison(
+    def test_a_failing_message_is_retried_as_configured_and_then_goes_to_poison(
         self, cloud: Cloud, host: HostProcess
     ) -> None:
         cloud.send("work", "fail")
@@ -85,7 +85,9 @@ class TestQueues:
         assert len(host.seen("on_message", text="fail")) == 3
         cloud.delete_queue("work-poison")
 
-    def test_wrong_encoding_goes_to_poison_with_a_word(self, cloud: Cloud, host: HostProcess) -> None:
+    def test_a_message_in_a_wrong_encoding_goes_to_poison_with_a_log_line(
+        self, cloud: Cloud, host: HostProcess
+    ) -> None:
         cloud.send("work", '{"not": "base64"}', encoded=False)
         eventually(lambda: "is not base64" in host.log, "the log line")
         eventually(lambda: cloud.count("work") == 0, "the message to go")
@@ -93,14 +95,14 @@ class TestQueues:
         assert host.seen("on_message", text='{"not": "base64"}') == []
         cloud.delete_queue("work-poison")
 
-    def test_a_queue_made_later_and_an_async_function(self, cloud: Cloud, host: HostProcess) -> None:
+    def test_a_queue_may_be_created_later_and_a_function_may_be_async(self, cloud: Cloud, host: HostProcess) -> None:
         cloud.create_queue("async-work")
         cloud.send("async-work", "ünï")
         assert host.wait_for("on_message_async")[0]["text"] == "ünï"
 
 
 class TestBlobs:
-    def test_a_blob_is_told_once_and_again_when_it_changes(self, cloud: Cloud, host: HostProcess) -> None:
+    def test_a_blob_is_delivered_once_and_again_after_a_change(self, cloud: Cloud, host: HostProcess) -> None:
         cloud.upload("inbox", "a/one.txt", "first")
         (seen,) = host.wait_for("on_blob", blob="a/one.txt")
         assert (seen["container"], seen["text"]) == ("inbox", "first")
@@ -111,7 +113,7 @@ class TestBlobs:
         assert [call["text"] for call in host.seen("on_blob", blob="a/one.txt")] == ["first", "second"]
         assert host.seen("on_blob", blob="other.csv") == []
 
-    def test_a_failing_blob_is_tried_five_times_then_poison(self, cloud: Cloud, host: HostProcess) -> None:
+    def test_a_failing_blob_is_tried_five_times_and_then_goes_to_poison(self, cloud: Cloud, host: HostProcess) -> None:
         cloud.upload("inbox", "bad.txt", "fail")
         etag = cloud.blobs.get_blob_client("inbox", "bad.txt").get_blob_properties().etag
         host.wait_for("on_blob", 5, blob="bad.txt")
@@ -126,12 +128,12 @@ class TestBlobs:
         }
         assert len(host.seen("on_blob", blob="bad.txt")) == 5
 
-    def test_an_input_stream(self, cloud: Cloud, host: HostProcess) -> None:
+    def test_a_blob_can_be_read_as_an_input_stream(self, cloud: Cloud, host: HostProcess) -> None:
         cloud.upload("streams", "s.bin", "stream")
         (seen,) = host.wait_for("on_stream")
         assert (seen["name"], seen["text"], seen["length"]) == ("streams/s.bin", "stream", 6)
 
-    def test_receipts_outlive_the_host(self, cloud: Cloud, tmp_path: Path) -> None:
+    def test_blob_receipts_are_kept_over_a_restart_of_the_host(self, cloud: Cloud, tmp_path: Path) -> None:
         cloud.blobs.create_container("restarted")
         settings: dict[str, Any] = {
             "INBOX": "restarted",
@@ -155,12 +157,12 @@ class TestEventGrid:
     def webhook(self, host: HostProcess) -> str:
         return f"/runtime/webhooks/blobs?functionName=Host.Functions.on_event&code={host.keys['blobs_extension']}"
 
-    def test_the_subscription_handshake(self, host: HostProcess, webhook: str) -> None:
+    def test_the_webhook_answers_the_subscription_handshake(self, host: HostProcess, webhook: str) -> None:
         event = {"eventType": "Microsoft.EventGrid.SubscriptionValidationEvent", "data": {"validationCode": "abc"}}
         reply = host.request("POST", webhook, [event], aeg_event_type="SubscriptionValidation")
         assert (reply.status, json.loads(reply.body)) == (200, {"validationResponse": "abc"})
 
-    def test_created_blobs_are_told_only_by_events(self, cloud: Cloud, host: HostProcess, webhook: str) -> None:
+    def test_created_blobs_are_delivered_only_by_events(self, cloud: Cloud, host: HostProcess, webhook: str) -> None:
         cloud.upload("events", "in/a.txt", "a")
         cloud.upload("events", "in/b.txt", "b")
         time.sleep(1.2)
@@ -173,14 +175,14 @@ class TestEventGrid:
         host.request("POST", webhook, events, aeg_event_type="Notification")
         host.wait_for("on_event", 2, blob="in/a.txt")
 
-    def test_refusals(self, host: HostProcess, webhook: str) -> None:
+    def test_invalid_webhook_requests_are_refused(self, host: HostProcess, webhook: str) -> None:
         assert host.request("POST", webhook.partition("&")[0], []).status == 401
         assert host.request("POST", webhook, "no json").status == 500
         assert host.request("POST", webhook, [{"specversion": "1.0"}]).status == 500
 
 
 class TestHttp:
-    def test_a_function_gets_the_request_and_gives_the_answer(self, host: HostProcess) -> None:
+    def test_a_function_gets_the_request_and_its_response_is_returned(self, host: HostProcess) -> None:
         reply = host.request("POST", "/api/echo/a%20b/7?q=1&q=2&code=x", '{"é": 1}', X_Given="yes")
         seen = json.loads(reply.body)
         assert reply.status == 201
@@ -194,15 +196,15 @@ class TestHttp:
             "body": '{"é": 1}',
         }
 
-    def test_routes_and_methods(self, host: HostProcess) -> None:
+    def test_requests_are_matched_by_route_and_method(self, host: HostProcess) -> None:
         assert json.loads(host.request("GET", "/api/echo/a").body)["route"] == {"kind": "a"}
         for method, path in (("GET", "/api/echo/a/b"), ("PUT", "/api/echo/a"), ("HEAD", "/api/echo/a"), ("GET", "/no")):
             assert host.request(method, path).status == 404
         assert host.request("GET", "/").status == 200
         assert host.request("GET", "/api/breaks").status == 500
-        assert "told to fail" in host.log
+        assert "failed on request" in host.log
 
-    def test_access_levels(self, host: HostProcess) -> None:
+    def test_a_function_requires_a_key_of_its_access_level(self, host: HostProcess) -> None:
         keys = host.keys
         refused = host.request("GET", "/api/guarded")
         assert (refused.status, refused.body) == (401, "")
@@ -213,7 +215,7 @@ class TestHttp:
         assert host.request("GET", "/api/owner", x_functions_key=keys["default"]).status == 401
         assert host.request("GET", "/api/owner", x_functions_key=keys["master"]).status == 200
 
-    def test_cors(self, host: HostProcess) -> None:
+    def test_cors_allows_only_the_configured_origin(self, host: HostProcess) -> None:
         path, wanted = "/api/echo/a", {"Access_Control_Request_Method": "GET"}
         assert host.request("OPTIONS", path, Origin="http://page", **wanted).status == 204
         assert host.request("OPTIONS", path, Origin="http://other", **wanted).status == 404
@@ -222,7 +224,7 @@ class TestHttp:
 
 
 class TestAdmin:
-    def test_the_master_key_is_needed(self, host: HostProcess) -> None:
+    def test_the_admin_api_requires_the_master_key(self, host: HostProcess) -> None:
         for method, path in (
             ("GET", "/admin/host/status"),
             ("GET", "/admin/functions"),
@@ -231,7 +233,7 @@ class TestAdmin:
             assert host.request(method, path, x_functions_key=host.keys["default"]).status == 401
         assert host.request("GET", "/admin/host/ping").status == 200
 
-    def test_status_and_functions(self, host: HostProcess) -> None:
+    def test_the_admin_api_has_the_status_and_the_functions(self, host: HostProcess) -> None:
         key = host.keys["master"]
         assert json.loads(host.request("GET", "/admin/host/status", x_functions_key=key).body)["state"] == "Running"
         functions = json.loads(host.request("GET", "/admin/functions", x_functions_key=key).body)
@@ -243,7 +245,7 @@ class TestAdmin:
         key = host.keys["master"]
         return host.request("POST", f"/admin/functions/{name}{query}", {"input": text}, x_functions_key=key)
 
-    def test_every_kind_can_be_fired(self, cloud: Cloud, host: HostProcess) -> None:
+    def test_every_kind_of_function_can_be_started_by_hand(self, cloud: Cloud, host: HostProcess) -> None:
         cloud.upload("events", "in/fired.txt", "x")
         for name, text in (("tick", ""), ("on_message", "fired"), ("on_event", "events/in/fired.txt")):
             outcome = json.loads(self.invoke(host, name, text).body)
@@ -254,13 +256,13 @@ class TestAdmin:
         assert host.seen("on_message", text="fired")[0]["count"] == 1
         assert len(host.seen("on_event", blob="in/fired.txt")) == 1
 
-    def test_without_wait_it_is_accepted_and_runs(self, host: HostProcess) -> None:
+    def test_without_wait_the_call_is_accepted_and_the_function_runs(self, host: HostProcess) -> None:
         assert self.invoke(host, "on_message", "later", "").status == 202
         host.wait_for("on_message", text="later")
 
-    def test_failures_are_told(self, host: HostProcess) -> None:
+    def test_a_failure_is_reported_to_the_caller(self, host: HostProcess) -> None:
         outcome = json.loads(self.invoke(host, "on_message", "fail").body)
-        assert (outcome["succeeded"], outcome["error"]) == (False, "RuntimeError: told to fail")
+        assert (outcome["succeeded"], outcome["error"]) == (False, "RuntimeError: failed on request")
         assert self.invoke(host, "nobody", "").status == 404
         assert self.invoke(host, "echo", "").status == 400
         assert "does not exist" in self.invoke(host, "on_blob", "inbox/absent.txt").body
@@ -268,20 +270,20 @@ class TestAdmin:
 
 
 class TestOpenHost:
-    """Without --auth, as with `func start`: nobody is asked for a key."""
+    """Without --auth, as with `func start`, no request needs a key."""
 
-    def test_functions_of_every_level(self, open_host: HostProcess) -> None:
+    def test_functions_of_every_access_level_need_no_key(self, open_host: HostProcess) -> None:
         assert open_host.request("GET", "/api/guarded").body == "open"
         assert open_host.request("GET", "/api/owner").body == "the owner"
         assert open_host.request("GET", "/api/guarded", x_functions_key="any").status == 200
 
-    def test_the_admin_api(self, open_host: HostProcess) -> None:
+    def test_the_admin_api_needs_no_key(self, open_host: HostProcess) -> None:
         assert json.loads(open_host.request("GET", "/admin/host/status").body)["state"] == "Running"
         assert len(json.loads(open_host.request("GET", "/admin/functions").body)) == 11
         outcome = json.loads(open_host.request("POST", "/admin/functions/tick?wait=true", {}).body)
         assert (outcome["function"], outcome["succeeded"]) == ("tick", True)
 
-    def test_the_webhook_of_blob_events(self, cloud: Cloud, open_host: HostProcess) -> None:
+    def test_the_webhook_of_blob_events_needs_no_key(self, cloud: Cloud, open_host: HostProcess) -> None:
         events = cloud.blobs.get_container_client("events")
         if not events.exists():
             events.create_container()
@@ -292,19 +294,21 @@ class TestOpenHost:
         assert reply.status == 202
         open_host.wait_for("on_event", blob="in/open.txt")
 
-    def test_it_makes_no_keys_and_listens_on_this_machine_only(self, open_host: HostProcess) -> None:
+    def test_an_open_host_creates_no_keys_and_listens_only_on_this_machine(self, open_host: HostProcess) -> None:
         assert not (open_host.folder / "host-keys.json").exists()
-        with socket.socket() as probe:  # as a neighbour would, at another address of this machine
+        with socket.socket() as probe:  # connects as another machine would, to another address of this machine
             assert probe.connect_ex(("127.0.0.2", int(open_host.url.rpartition(":")[2]))) != 0
 
 
 class TestTimers:
-    def test_run_on_startup_with_context(self, host: HostProcess) -> None:
+    def test_run_on_startup_calls_the_function_with_its_context(self, host: HostProcess) -> None:
         (seen,) = host.wait_for("at_startup")
         assert (seen["past_due"], seen["name"]) == (False, "at_startup")
         assert seen["id"] in host.log
 
-    def test_a_missed_beat_fires_once_at_the_start(self, cloud: Cloud, host: HostProcess, tmp_path: Path) -> None:
+    def test_a_missed_scheduled_time_fires_once_at_the_start(
+        self, cloud: Cloud, host: HostProcess, tmp_path: Path
+    ) -> None:
         status = cloud.blobs.get_blob_client("azure-webjobs-hosts", "timers/late/Host.Functions.tick/status")
         missed = {"Last": "2020-01-01T03:00:00+00:00", "Next": "2020-01-02T03:00:00+00:00"}
         status.upload_blob(json.dumps(missed | {"LastUpdated": missed["Last"]}))
@@ -348,7 +352,7 @@ class TestStartAndStop:
             check=False,
         )
 
-    def test_an_app_that_cannot_be_imported(self, tmp_path: Path) -> None:
+    def test_an_app_that_cannot_be_imported_stops_the_host(self, tmp_path: Path) -> None:
         (tmp_path / "host.json").write_text('{"version": "2.0"}')
         (tmp_path / "function_app.py").write_text("import no_such_module\n")
         ended = self.command(tmp_path, tmp_path / "function_app.py", {})
@@ -356,12 +360,12 @@ class TestStartAndStop:
         assert "No job functions found" in ended.stderr
         assert "ModuleNotFoundError: No module named 'no_such_module'" in ended.stderr
 
-    def test_missing_settings(self, tmp_path: Path) -> None:
+    def test_missing_settings_stop_the_host(self, tmp_path: Path) -> None:
         ended = self.command(tmp_path, APP, {"INBOX": "x", "WORK_QUEUE": "y"})
         assert ended.returncode == 1
         assert "TICK_SCHEDULE: function tick, binding timer, schedule = '%TICK_SCHEDULE%'" in ended.stderr
 
-    def test_a_port_that_is_taken(self, cloud: Cloud, host: HostProcess, tmp_path: Path) -> None:
+    def test_a_port_in_use_stops_the_host(self, cloud: Cloud, host: HostProcess, tmp_path: Path) -> None:
         values = {"INBOX": "x", "WORK_QUEUE": "y", "TICK_SCHEDULE": "0 0 3 * * *", "OBSERVATIONS": str(tmp_path / "o")}
         storage = {"AzureWebJobsStorage": cloud.connection, "DATA": cloud.connection}
         ended = self.command(tmp_path, APP, values | storage, int(host.url.rpartition(":")[2]))
@@ -370,12 +374,12 @@ class TestStartAndStop:
 
 
 class TestQueueListener:
-    """What takes too long, or too exact a clock, to be shown through a whole host."""
+    """Behaviour that would take too long, or too exact a clock, to test with a whole host."""
 
     def listen(
         self, cloud: Cloud, name: str, options: QueueOptions, handle: queues.Handler, until: Callable[[], bool]
     ) -> None:
-        """Listen until that is so, and what is at work has ended."""
+        """Listen until `until` returns true and the running calls have ended."""
 
         async def listen() -> None:
             async with (
@@ -422,14 +426,14 @@ class TestQueueListener:
         )
         assert times[1] - times[0] > 1
 
-    def test_batch_size_and_threshold_bound_what_runs_at_once(self, cloud: Cloud) -> None:
+    def test_batch_size_and_threshold_limit_concurrent_messages(self, cloud: Cloud) -> None:
         cloud.create_queue("many")
         for number in range(12):
             cloud.send("many", str(number))
         running, most, done = 0, 0, set()
 
         async def handle(delivery: queues.Delivery) -> bool:
-            """The first one stays until the next batch is there."""
+            """The first message waits until the next batch arrives."""
             nonlocal running, most
             running += 1
             most = max(most, running)
@@ -444,7 +448,7 @@ class TestQueueListener:
         self.listen(cloud, "many", options, handle, lambda: len(done) == 12)
         assert most == 5
 
-    def test_a_message_that_killed_its_hosts_goes_to_poison_untried(self, cloud: Cloud) -> None:
+    def test_a_message_that_killed_its_hosts_goes_to_poison_without_a_try(self, cloud: Cloud) -> None:
         cloud.create_queue("deadly")
         cloud.send("deadly", "x")
         tried: list[queues.Delivery] = []

@@ -23,7 +23,7 @@ from tests.places import PROJECT
 
 @pytest.fixture
 def services(local_cloud: LocalCloud) -> Iterator[Services]:
-    """The local cloud's, with no users and nothing in the container, before and afterwards."""
+    """The services of the local cloud, without users and with an empty container before and after the test."""
     made = Services(local_cloud.settings_file)
     _clear(made)
     yield made
@@ -48,8 +48,8 @@ def users(services: Services) -> int:
 
 
 def import_dump(settings: Path, cwd: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the command with the settings of a file in a folder of its own; of this process' variables, it sees none but
-    those that measure coverage."""
+    """Run the command in a folder with the settings of a file. Of this process's variables it gets only those that
+    measure coverage."""
     command = [sys.executable, str(PROJECT / "manage.py"), "import-dump", *map(str, arguments)]
     cwd.mkdir(exist_ok=True)
     coverage = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
@@ -64,7 +64,9 @@ def import_dump(settings: Path, cwd: Path, *arguments: str | Path) -> subprocess
     )
 
 
-def test_into_a_folder(local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path) -> None:
+def test_a_dump_is_imported_into_a_folder(
+    local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     options = ("--by", "month", "--workers", "2", "--out", out)
     done = import_dump(local_cloud.settings_file, tmp_path, dump, *options)
@@ -83,7 +85,9 @@ def test_into_a_folder(local_cloud: LocalCloud, services: Services, dump: Path, 
     assert "76 files with 1,073 rows were done by an earlier import" in again.stderr
 
 
-def test_into_the_posts_container(local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path) -> None:
+def test_a_dump_is_imported_into_the_posts_container(
+    local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path
+) -> None:
     options = ("--by", "month", "--prefix", "pi", "--no-users", "--work", tmp_path / "state")
     done = import_dump(local_cloud.settings_file, tmp_path / "here", dump, *options)
     assert done.returncode == 0, done.stderr
@@ -94,7 +98,9 @@ def test_into_the_posts_container(local_cloud: LocalCloud, services: Services, d
     assert [path.name for path in (tmp_path / "state").iterdir()] == [WORK_FOLDER]
 
 
-def test_users_alone_are_judged(local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path) -> None:
+def test_with_no_posts_a_truncated_file_of_users_is_refused_unless_forced(
+    local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path
+) -> None:
     settings = local_cloud.settings_file
     (tmp_path / "Users.xml").write_bytes((dump / "Users.xml").read_bytes()[:-2000])
     assert import_dump(settings, tmp_path, dump, "--no-posts").returncode == 0
@@ -109,7 +115,9 @@ def test_users_alone_are_judged(local_cloud: LocalCloud, services: Services, dum
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_a_cut_off_file_of_posts(local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_of_posts_is_imported_only_on_request(
+    local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path
+) -> None:
     folder, whole = tmp_path / "raspberrypi.meta", (dump / "Posts.xml").read_bytes()
     folder.mkdir()
     months = re.findall(rb' CreationDate="([^T]{7})', whole)
@@ -129,7 +137,9 @@ def test_a_cut_off_file_of_posts(local_cloud: LocalCloud, services: Services, du
     assert [name for name in before if after[name] != before[name]] == [max(before)]
 
 
-def test_what_is_given_wrongly_is_told(local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path) -> None:
+def test_wrong_arguments_are_reported_without_a_traceback(
+    local_cloud: LocalCloud, services: Services, dump: Path, tmp_path: Path
+) -> None:
     (tmp_path / "afile").write_text("mine")
     for arguments, words in (
         ((dump / "Posts.xml",), f"give its folder, {dump}"),
@@ -141,7 +151,9 @@ def test_what_is_given_wrongly_is_told(local_cloud: LocalCloud, services: Servic
     assert sql(services, "SELECT to_regclass('raw_st.users')") == [(None,)]
 
 
-def test_what_is_missing_is_told_before_the_posts(local_cloud: LocalCloud, dump: Path, tmp_path: Path) -> None:
+def test_missing_parts_are_reported_before_posts_are_imported(
+    local_cloud: LocalCloud, dump: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     (tmp_path / "Posts.xml").write_bytes((dump / "Posts.xml").read_bytes())
     failed = import_dump(local_cloud.settings_file, tmp_path, tmp_path, "--out", out)

@@ -1,4 +1,4 @@
-"""One lake port, three keepers: the ADLS client through the lake gateway, its blob calls on Azurite alone, a folder."""
+"""The lake port and its implementations: ADLS through the gateway, its blob calls on Azurite alone, and a folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from shared.storage import RangedReader, StorageBlob, crc64
 
 @pytest.fixture(params=["gateway", "folder"])
 def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
-    """Both keepers of the whole port."""
+    """Each implementation of the whole port."""
     if request.param == "folder":
         return FolderLake(tmp_path)
     return adls(request)
@@ -52,7 +52,7 @@ def source(blob_service: BlobServiceClient) -> Iterator[BlobClient]:
     container.delete_container()
 
 
-def test_a_document_is_written_whole_and_under_its_condition(lake: Lake) -> None:
+def test_a_document_is_written_in_full_and_under_its_condition(lake: Lake) -> None:
     first = lake.put("catalog/days/2026-11-22.json", b"1", if_absent=True)
     assert lake.read_with_etag("catalog/days/2026-11-22.json") == (b"1", first)
     with pytest.raises(Conflict):
@@ -68,7 +68,7 @@ def test_a_document_is_written_whole_and_under_its_condition(lake: Lake) -> None
     assert lake.read("catalog/days/2026-11-22.json") == b"4"
 
 
-def test_of_many_writers_one_wins(lake: Lake) -> None:
+def test_of_many_concurrent_writers_one_succeeds(lake: Lake) -> None:
     etag = lake.put("pointer.json", b"0")
 
     def move(number: int) -> bool:
@@ -82,7 +82,7 @@ def test_of_many_writers_one_wins(lake: Lake) -> None:
         assert sum(pool.map(move, range(8))) == 1
 
 
-def test_a_data_file_appears_whole_or_not_at_all(lake: Lake) -> None:
+def test_a_data_file_appears_complete_or_not_at_all(lake: Lake) -> None:
     path, block = "reference/users/users.parquet", b"x" * (3 << 20)
     before = datetime.now(UTC).replace(microsecond=0)
     with lake.create(path) as out:
@@ -114,7 +114,7 @@ def test_a_data_file_appears_whole_or_not_at_all(lake: Lake) -> None:
     assert lake.read("empty") == b""
 
 
-def test_a_reader_gets_ranges_of_one_content(lake: Lake) -> None:
+def test_a_reader_reads_ranges_of_a_file(lake: Lake) -> None:
     table = pa.table({"Id": range(100_000), "Body": [f"text {number}" for number in range(100_000)]})
     with lake.create("a/b.parquet") as out:
         pq.write_table(table, out, row_group_size=10_000)
@@ -128,7 +128,7 @@ def test_a_reader_gets_ranges_of_one_content(lake: Lake) -> None:
         lake.read("nowhere")
 
 
-def test_a_reader_is_bound_to_the_content_it_opened(lake: Lake) -> None:
+def test_a_reader_never_mixes_two_contents_of_a_file(lake: Lake) -> None:
     lake.put("a", b"old content")
     with lake.open("a") as file:
         assert file.read(3) == b"old"
@@ -173,7 +173,7 @@ def test_a_listing_says_the_same_of_a_file_as_a_look_at_it(lake: Lake) -> None:
         assert (listed.etag, listed.size) == (looked.etag, looked.size)
 
 
-def test_more_files_than_one_page_are_listed(azure_lake: AdlsLake) -> None:
+def test_a_listing_of_several_pages_is_complete(azure_lake: AdlsLake) -> None:
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda number: azure_lake.put(f"many/{number:05}", b""), range(600)))
     assert [info.path for info in azure_lake.list("many")] == [f"many/{number:05}" for number in range(600)]
@@ -181,7 +181,7 @@ def test_more_files_than_one_page_are_listed(azure_lake: AdlsLake) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 20 << 20])
 @pytest.mark.parametrize("by_ranges", [False, True])
-def test_a_source_blob_is_copied_bound_to_its_version(
+def test_a_source_blob_is_copied_only_in_its_version(
     lake: Lake, source: BlobClient, size: int, by_ranges: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if by_ranges:
@@ -219,11 +219,11 @@ def test_a_source_is_deleted_with_its_snapshots_and_not_while_it_is_leased(sourc
 
 
 @pytest.mark.parametrize("size", [1, 5 << 20])
-def test_between_accounts_the_service_fetches_the_blocks_itself(
+def test_between_accounts_the_service_reads_the_blocks_itself(
     azure_lake: AdlsLake, source: BlobClient, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "_same_account", lambda *_: False)
-    monkeypatch.setattr(copying, "_by_ranges", lambda *_: pytest.fail("bytes passed through us"))
+    monkeypatch.setattr(copying, "_by_ranges", lambda *_: pytest.fail("bytes passed through this process"))
     monkeypatch.setattr(copying, "URL_BLOCK", 1 << 20)
     data = bytes(range(256)) * (size // 256) + b"a" * (size % 256)
     source.upload_blob(data, overwrite=True)
@@ -237,7 +237,7 @@ def test_between_accounts_the_service_fetches_the_blocks_itself(
 
 
 @pytest.mark.parametrize("way", ["blocks_from_url", "_by_ranges"])
-def test_the_service_sums_up_each_block_it_has_stored(
+def test_the_service_returns_the_checksum_of_each_stored_block(
     azure_lake: AdlsLake, source: BlobClient, blob_service: BlobServiceClient, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "URL_BLOCK", 3000)
@@ -253,7 +253,7 @@ def test_the_service_sums_up_each_block_it_has_stored(
 
 
 @pytest.mark.parametrize("proof_share", [0.3, 1])
-def test_a_block_that_the_service_stored_otherwise_fails_the_proof(
+def test_a_block_that_the_service_stored_wrongly_fails_the_verification(
     azure_lake: AdlsLake, source: BlobClient, proof_share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "_same_account", lambda *_: False)
@@ -267,7 +267,7 @@ def test_a_block_that_the_service_stored_otherwise_fails_the_proof(
 
 
 def ranges_read(monkeypatch: pytest.MonkeyPatch, blob: BlobClient) -> list[int]:
-    """Where reading this blob by ranges begins, each time."""
+    """The offsets at which this blob is read by ranges, filled in as it is read."""
     found: list[int] = []
     download = BlobClient.download_blob
 
@@ -280,7 +280,7 @@ def ranges_read(monkeypatch: pytest.MonkeyPatch, blob: BlobClient) -> list[int]:
     return found
 
 
-def test_bytes_that_pass_through_us_are_held_against_the_md5_of_the_source(
+def test_bytes_that_pass_through_this_process_are_compared_with_the_source_md5(
     azure_lake: AdlsLake, source: BlobClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "_inside_the_account", lambda *_: None)
@@ -299,7 +299,7 @@ def test_bytes_that_pass_through_us_are_held_against_the_md5_of_the_source(
         assert azure_lake.read("landed") == data
 
 
-def test_what_is_read_wrongly_on_its_way_through_us_fails_the_proof(
+def test_a_wrong_read_of_the_source_fails_the_verification(
     azure_lake: AdlsLake, source: BlobClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "_inside_the_account", lambda *_: None)
@@ -315,7 +315,7 @@ def test_what_is_read_wrongly_on_its_way_through_us_fails_the_proof(
 
 
 @pytest.mark.parametrize("is_changed", [False, True])
-def test_the_archived_copy_is_held_against_the_sums_of_the_landed_one_without_reading(
+def test_the_archived_copy_is_verified_by_the_checksums_of_the_landed_one(
     azure_lake: AdlsLake, source: BlobClient, is_changed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "_inside_the_account", lambda *_: None)
@@ -326,7 +326,7 @@ def test_the_archived_copy_is_held_against_the_sums_of_the_landed_one_without_re
     landed = proof.copy_in(azure_lake, blob, blob.version(), "landed", 1)
     if is_changed:
         azure_lake.put("landed", data[:-1] + b"!")
-    monkeypatch.setattr(BlobClient, "download_blob", lambda *_, **__: pytest.fail("bytes passed through us"))
+    monkeypatch.setattr(BlobClient, "download_blob", lambda *_, **__: pytest.fail("bytes passed through this process"))
     if is_changed:
         with pytest.raises(TransientError, match="archived differs from landed as it was written"):
             proof.copy(azure_lake, "landed", "archived", 1, landed)
@@ -336,7 +336,7 @@ def test_the_archived_copy_is_held_against_the_sums_of_the_landed_one_without_re
         assert azure_lake.read("archived") == data
 
 
-def test_a_copy_within_the_lake_is_proved(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_within_the_lake_is_verified(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     lake.put("landed", b"some bytes")
     other = type(lake).open
 
@@ -349,7 +349,7 @@ def test_a_copy_within_the_lake_is_proved(lake: Lake, monkeypatch: pytest.Monkey
     proof.copy(lake, "landed", "archived", 0)
 
 
-def test_a_block_that_changes_on_its_way_through_us_is_not_committed(
+def test_a_block_that_changes_during_the_upload_is_not_committed(
     azure_lake: AdlsLake, source: BlobClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copying, "_inside_the_account", lambda *_: None)
@@ -362,7 +362,7 @@ def test_a_block_that_changes_on_its_way_through_us_is_not_committed(
     assert azure_lake.stat("landed") is None
 
 
-def test_what_the_server_refuses_is_copied_by_ranges(
+def test_a_copy_that_the_server_refuses_is_made_by_ranges(
     azure_lake: AdlsLake, source: BlobClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.upload_blob(b"some bytes")

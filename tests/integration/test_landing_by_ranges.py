@@ -1,4 +1,4 @@
-"""Landing a file whose every byte passes through the function: how much of it is held at a time."""
+"""The memory that landing takes when every byte of a file passes through the function."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RANGE = 16 << 10
 
 
 class Watched(StorageBlob):
-    """A source that notes what is asked of it."""
+    """A source that records the ranges that are read."""
 
     def __init__(self, client: BlobClient) -> None:
         super().__init__(client)
@@ -43,7 +43,7 @@ class Watched(StorageBlob):
         return reader
 
 
-def test_a_file_passes_through_us_in_ranges_of_which_few_are_held(
+def test_a_file_is_copied_in_ranges_of_which_few_are_in_memory(
     local_cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (copying, storage):
@@ -62,7 +62,7 @@ def test_a_file_passes_through_us_in_ranges_of_which_few_are_held(
     def noting(client: BlobClient, *given: Any, **named: Any) -> Any:
         nonlocal staged, most
         if not staged:
-            time.sleep(0.3)  # the reader may go on meanwhile, as far as it goes
+            time.sleep(0.3)  # meanwhile the reader may read ahead as far as it can
         answer = stage_block(client, *given, **named)
         with lock:
             most = max(most, sum(length == RANGE for _, length in blob.ranges) - staged)

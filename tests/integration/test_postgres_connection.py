@@ -1,4 +1,4 @@
-"""`connect` against real servers: what stands in the way is told apart, with the way out."""
+"""`connect` with real servers: each cause of a failure has its own error, which says what to do."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_connection_is_a_new_one_each_time(database: Database) -> None:
         ),
     ],
 )
-def test_what_stands_in_the_way_is_told_apart(
+def test_each_cause_of_a_failed_connection_has_its_own_error(
     database: Database, changes: dict[str, Any], error: type[StackTopicsError], said: str
 ) -> None:
     with pytest.raises(error, match=said) as raised:
@@ -64,12 +64,12 @@ def test_what_stands_in_the_way_is_told_apart(
     assert type(raised.value) is error
 
 
-def test_a_port_where_nobody_listens_is_transient(database: Database) -> None:
+def test_a_port_without_a_server_is_a_transient_error(database: Database) -> None:
     with pytest.raises(TransientError, match=r"cannot be reached: .*Connection refused"):
         connect(services(database, postgres_port=free_ports(1)[0]))
 
 
-def test_a_refused_password_is_read_anew(database: Database) -> None:
+def test_a_refused_password_is_read_again(database: Database) -> None:
     class Vault:
         vault_url = "https://vault"
         asked = 0
@@ -89,7 +89,7 @@ def test_a_refused_password_is_read_anew(database: Database) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Key and self-signed certificate of a server that calls itself localhost."""
+    """Key and self-signed certificate of a server with the name localhost."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is needed to make a certificate")
     folder = tmp_path_factory.mktemp("certificate")
@@ -102,7 +102,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @contextmanager
 def tls_before(database: Database, certificate: tuple[Path, Path]) -> Iterator[int]:
-    """A port that does Postgres' TLS handshake and passes what follows on to the server, which has none itself."""
+    """A port that does the TLS handshake of Postgres and forwards all later bytes to the server, which has no TLS."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -116,7 +116,7 @@ def tls_before(database: Database, certificate: tuple[Path, Path]) -> Iterator[i
         except OSError:
             return
         finally:
-            with suppress(OSError):  # closing alone would not wake who receives from it
+            with suppress(OSError):  # `close` alone would not wake the receiving thread
                 target.shutdown(socket.SHUT_RDWR)
 
     def serve(client: socket.socket) -> None:
@@ -154,7 +154,7 @@ def tls_before(database: Database, certificate: tuple[Path, Path]) -> Iterator[i
                 thread.join()
 
 
-def test_a_server_is_trusted_by_its_certificate_only(
+def test_a_server_is_trusted_only_by_its_certificate(
     database: Database, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusted = str(certificate[1])
@@ -171,6 +171,6 @@ def test_a_server_is_trusted_by_its_certificate_only(
             assert connection.info.ssl_in_use
         with pytest.raises(TerminalError, match="POSTGRES_HOST must be a name in the certificate"):
             connect(services(database, **verified, postgres_host="127.0.0.1", postgres_sslrootcert=trusted))
-        monkeypatch.setenv("SSL_CERT_FILE", trusted)  # where the system's certificates are
+        monkeypatch.setenv("SSL_CERT_FILE", trusted)  # in place of the system's certificates
         with closing(connect(services(database, **verified, postgres_host="localhost"))) as connection:
             assert connection.info.ssl_in_use

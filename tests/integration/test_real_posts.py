@@ -1,4 +1,4 @@
-"""What is promised of topics, on real posts: a model's figures on a fold that it has not seen."""
+"""The promised quality of topics on real posts: a model's figures on a fold that it has not seen."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from classify.learn.questions import folds_of, own_topics, primary_of, tagged_qu
 from tests.real_posts import RealPosts
 
 STRONG = 1.5
-"""Twice the shift of a report's shifted days."""
+"""A strong shift: twice that of the shifted days in a report."""
 
 
-def test_a_fold_of_real_questions(real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bounds are a little below what the worst of five folds reaches with 100 topics."""
+def test_figures_on_a_fold_of_real_questions_reach_their_bounds(
+    real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bounds are a little below the figures of the worst of five folds with 100 topics."""
     monkeypatch.setattr("classify.learn.evaluate.DAYS", 20)
     questions = tagged_questions(pq.read_table(real_posts("posts.parquet")))
     fold = folds_of(questions.ids, 5)

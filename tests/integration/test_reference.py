@@ -72,7 +72,7 @@ class Company:
         return pq.read_table(self.lake.root / paths.reference(name))
 
     def checksum(self, table: str) -> int:
-        """That of the published file, as this side computes it."""
+        """The checksum of the published file, computed on this side."""
         with closing(self.database.connect()) as connection:
             plan = reference.plan_of(connection, self.services().settings, table)
         return proof.file_checksum(self.lake, paths.reference(table), plan)[1]
@@ -81,7 +81,7 @@ class Company:
         return ReferenceRecord.model_validate_json(self.lake.read(paths.reference_record(week)))
 
     def files(self) -> dict[str, bytes]:
-        """Everything in the lake but the records."""
+        """All files of the lake except the records."""
         found = (path.relative_to(self.lake.root).as_posix() for path in self.lake.root.rglob("*") if path.is_file())
         return {path: (self.lake.root / path).read_bytes() for path in found if not path.startswith("runs/")}
 
@@ -117,7 +117,7 @@ def test_running_twice_gives_the_same_lake(company: Company) -> None:
     assert company.files() == before
 
 
-def test_the_snapshots_before_are_kept_for_some_weeks(company: Company) -> None:
+def test_earlier_snapshots_are_kept_for_the_set_number_of_weeks(company: Company) -> None:
     for week in range(5):
         company.copy(weeks_later=week, reference_keep_weeks=2)
         company.database.run(f"INSERT INTO raw.users (id) VALUES ({5000 + week})")
@@ -129,7 +129,7 @@ def test_the_snapshots_before_are_kept_for_some_weeks(company: Company) -> None:
     assert not list(folder.iterdir())
 
 
-def test_weeks_without_a_copy_count_as_weeks(company: Company) -> None:
+def test_weeks_without_a_copy_count_towards_the_kept_weeks(company: Company) -> None:
     for week in (0, 1, 7, 8):  # from 2026-W47; the year has 53 weeks
         company.copy(weeks_later=week, reference_keep_weeks=2)
     kept = {file.stem for file in (company.lake.root / "reference/users/previous").iterdir()}
@@ -138,7 +138,7 @@ def test_weeks_without_a_copy_count_as_weeks(company: Company) -> None:
     assert not list((company.lake.root / "reference/users/previous").iterdir())
 
 
-def test_both_tables_are_of_the_same_moment(company: Company) -> None:
+def test_both_tables_are_of_the_same_snapshot(company: Company) -> None:
     class BusyLake(FolderLake):
         def create(self, path: str) -> Any:
             company.database.run(
@@ -150,7 +150,8 @@ def test_both_tables_are_of_the_same_moment(company: Company) -> None:
     company.copy(reference_tables="users,post_types")
     assert (company.table().num_rows, company.table("post_types").num_rows) == (1000, 2)
     company.copy(reference_tables="post_types,users")
-    assert (company.table().num_rows, company.table("post_types").num_rows) == (1004, 6)  # late ones of the records too
+    # Writes of the first copy's records have added rows, too.
+    assert (company.table().num_rows, company.table("post_types").num_rows) == (1004, 6)
 
 
 def spoil_born(company: Company) -> None:
@@ -178,7 +179,7 @@ def drop(company: Company) -> None:
         (drop, NotFound, "failed", "users does not exist"),
     ],
 )
-def test_what_must_not_be_published_leaves_the_lake_as_it_was(
+def test_a_refused_or_failed_copy_leaves_the_lake_unchanged(
     company: Company, happens: Callable[[Company], None], error: type[StackTopicsError], state: str, said: str
 ) -> None:
     company.copy()
@@ -202,7 +203,7 @@ def test_a_table_may_shrink_by_the_set_share(company: Company) -> None:
     assert company.table().num_rows == 1
 
 
-def test_a_damaged_snapshot_is_named_with_the_way_out(company: Company) -> None:
+def test_the_error_of_a_damaged_snapshot_says_what_to_do(company: Company) -> None:
     company.copy()
     company.copy(weeks_later=1)
     published, before = company.lake.root / paths.reference("users"), paths.reference_previous("users", WEEK)
@@ -231,7 +232,7 @@ def test_a_first_copy_of_an_empty_table_is_refused(company: Company) -> None:
     assert company.files() == {}
 
 
-def test_a_table_that_may_be_empty_blocks_no_other(company: Company) -> None:
+def test_an_empty_table_is_published_only_if_a_setting_allows_it(company: Company) -> None:
     company.copy()
     empty(company)
     company.database.run("INSERT INTO raw.post_types VALUES (3, 'Wiki')")
@@ -252,9 +253,8 @@ def test_the_primary_key_is_the_key_unless_a_setting_names_another(company: Comp
     tables = company.copy(reference_keys="users.id, users.name").tables
     assert {name: table.key for name, table in tables.items()} == {"post_types": ["id"], "users": ["id", "name"]}
     company.database.run("ALTER TABLE raw.users ADD PRIMARY KEY (id)")
-    assert (
-        company.copy(reference_exclude_columns="users.id").tables["users"].key == []
-    )  # a key that is left out is none
+    # Without a column of the key there is no key.
+    assert company.copy(reference_exclude_columns="users.id").tables["users"].key == []
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_the_primary_key_is_the_key_unless_a_setting_names_another(company: Comp
         ("UPDATE raw.users SET id = NULL WHERE id IN (8, 9, 10)", "(id) is no key: 3 rows have NULL in it, 0 rows"),
     ],
 )
-def test_a_key_that_is_none_is_refused_with_the_numbers(company: Company, happens: str, said: str) -> None:
+def test_the_refusal_of_a_duplicate_or_null_key_has_the_numbers(company: Company, happens: str, said: str) -> None:
     company.copy(reference_keys="users.id")
     before = company.files()
     company.database.run(happens)
@@ -275,7 +275,7 @@ def test_a_key_that_is_none_is_refused_with_the_numbers(company: Company, happen
     assert company.record().state == "refused"
 
 
-def test_a_key_that_leads_nowhere_is_refused(company: Company) -> None:
+def test_a_key_of_unknown_columns_is_refused(company: Company) -> None:
     for key in ("users.Id", "users.secret"):
         with pytest.raises(BadInput, match=r"has no columns \['(Id|secret)'\] among those that are copied"):
             company.copy(reference_keys=key)
@@ -311,7 +311,7 @@ ALIKE = {"about": ("text", "jsonb", "to_jsonb(about)"), "name": ("text", "charac
 
 
 @pytest.mark.parametrize("column", ALIKE)
-def test_a_type_that_is_carried_as_the_one_before_is_still_another(
+def test_a_new_postgres_type_is_reported_even_if_the_arrow_type_is_the_same(
     company: Company, column: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     company.copy()
@@ -327,7 +327,7 @@ def test_a_type_that_is_carried_as_the_one_before_is_still_another(
     assert company.copy(weeks_later=1, reference_schema_policy="freeze").changes == []
 
 
-def test_a_snapshot_without_declared_types_is_compared_by_what_was_carried(company: Company) -> None:
+def test_a_snapshot_without_declared_types_is_compared_by_its_arrow_types(company: Company) -> None:
     company.copy()
     path = company.lake.root / paths.reference("users")
     old = pq.read_table(path)
@@ -335,7 +335,7 @@ def test_a_snapshot_without_declared_types_is_compared_by_what_was_carried(compa
     assert company.copy(reference_schema_policy="freeze").changes == []
 
 
-def test_values_emptied_by_a_setting_are_counted_and_still_proved(company: Company) -> None:
+def test_values_that_a_setting_replaces_by_null_are_counted_and_verified(company: Company) -> None:
     spoil_born(company)
     record = company.copy(reference_infinity="null")
     assert record.tables["users"].nulled == {"born: infinity": 10}
@@ -365,7 +365,7 @@ def two_values_swapped(batches: Batches) -> Batches:
 
 
 @pytest.mark.parametrize("damage", [one_value_wrong, one_row_lost, two_values_swapped])
-def test_damage_on_the_way_is_found_by_the_checksum(
+def test_the_checksum_detects_damage_during_the_copy(
     company: Company, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Batches], Batches]
 ) -> None:
     company.copy()
@@ -381,7 +381,7 @@ def test_damage_on_the_way_is_found_by_the_checksum(
 
 
 @pytest.mark.parametrize("proof", ["checksum", "rows"])
-def test_a_file_that_was_damaged_on_its_way_is_copied_again(
+def test_a_file_that_was_damaged_during_the_copy_is_copied_again(
     company: Company, monkeypatch: pytest.MonkeyPatch, proof: str
 ) -> None:
     class DamagingLake(FolderLake):
@@ -405,7 +405,7 @@ def test_a_file_that_was_damaged_on_its_way_is_copied_again(
     assert company.copy(reference_proof=proof, reference_attempts=2).state == "published"
 
 
-def test_a_lake_that_fails_half_way_leaves_no_thread_and_no_file(company: Company) -> None:
+def test_a_lake_that_fails_during_a_copy_leaves_no_thread_and_no_file(company: Company) -> None:
     class FullLake(FolderLake):
         @contextmanager
         def create(self, path: str) -> Iterator[Any]:
@@ -436,13 +436,15 @@ def test_a_lake_that_fails_half_way_leaves_no_thread_and_no_file(company: Compan
     assert company.files() == {}
 
 
-def test_counting_is_proof_enough_where_the_settings_say_so(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_reduces_the_verification_to_the_number_of_rows(
+    company: Company, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(proof, "server_checksum")
     assert company.copy(reference_proof="rows").tables["users"].checksum is None
     assert company.table().num_rows == 1000
 
 
-def test_trouble_that_passes_is_tried_again(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transient_error_is_retried(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "BACK_OFF", wait_none())
     services, tries = company.services(reference_attempts=3), []
 
@@ -463,8 +465,8 @@ def test_trouble_that_passes_is_tried_again(company: Company, monkeypatch: pytes
 
 
 def test_all_tables_and_attempts_share_one_deadline(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writing a table takes 50 of the 80 seconds that both have, by a clock of the test's own; then the server has none
-    left for the second one's proof, and nobody for a second attempt."""
+    """By the test's own clock, writing a table takes 50 of the 80 seconds for both tables. Then no time is left for the
+    verification of the second table, or for a second attempt."""
     monkeypatch.setattr(reference, "BACK_OFF", wait_none())
     company.database.run("""
         CREATE FUNCTION raw.slow() RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1 FROM pg_sleep(0.05)';
@@ -499,8 +501,8 @@ def test_all_tables_and_attempts_share_one_deadline(company: Company, monkeypatc
     assert company.copy(**tables, reference_deadline_seconds=120).state == "published"
 
 
-def test_a_server_that_ends_the_copy_is_asked_again(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend dies while it sends rows, once."""
+def test_a_copy_that_the_server_ends_is_retried(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend dies once while it sends rows."""
     monkeypatch.setattr(reference, "BACK_OFF", wait_none())
     company.database.run("INSERT INTO raw.users SELECT i, md5(i::text) FROM generate_series(1001, 400000) i")
     services, backends = company.services(reference_attempts=2), []
@@ -524,7 +526,7 @@ def test_a_server_that_ends_the_copy_is_asked_again(company: Company, monkeypatc
             return True
 
         def write(self, data: Any) -> int:
-            if self.out.tell() == 0:  # the first row group: rows wait on both sides
+            if self.out.tell() == 0:  # at the first row group, rows wait on both sides
                 assert company.database.run(
                     f"SELECT state FROM pg_stat_activity WHERE pid = {backends[0]} AND query LIKE 'COPY%'"
                 ) == [("active",)]
@@ -542,7 +544,7 @@ def test_a_server_that_ends_the_copy_is_asked_again(company: Company, monkeypatc
     assert company.files().keys() == {paths.reference("users"), paths.reference("post_types")}
 
 
-def test_a_connection_that_is_gone_at_once_is_tried_again(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_is_lost_at_once_is_retried(company: Company, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "BACK_OFF", wait_none())
     services, tries = company.services(reference_attempts=2), []
 
@@ -558,7 +560,7 @@ def test_a_connection_that_is_gone_at_once_is_tried_again(company: Company, monk
     assert len(tries) == 2
 
 
-def test_every_error_is_recorded_and_what_was_published_stays_in_the_record(
+def test_an_error_is_recorded_beside_the_tables_that_were_published(
     company: Company, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = company.copy()
@@ -571,7 +573,7 @@ def test_every_error_is_recorded_and_what_was_published_stays_in_the_record(
     assert record.published_at is not None
 
 
-def test_a_lake_that_fails_altogether_does_not_hide_why(company: Company, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_lake_does_not_hide_the_first_error(company: Company, caplog: pytest.LogCaptureFixture) -> None:
     class LostLake(FolderLake):
         def delete(self, path: str) -> None:
             raise TransientError(f"no {path}")
@@ -587,7 +589,7 @@ def test_a_lake_that_fails_altogether_does_not_hide_why(company: Company, caplog
         assert said in caplog.text
 
 
-def test_a_file_that_cannot_be_read_back_does_not_wait_for_the_server(company: Company) -> None:
+def test_an_error_of_reading_back_does_not_wait_for_the_server(company: Company) -> None:
     class UnreadableLake(FolderLake):
         def open(self, path: str) -> RangedReader:
             raise TransientError("the service is busy")
@@ -608,7 +610,7 @@ class Crash(BaseException):
 
 
 class MortalLake(FolderLake):
-    """A lake whose `fatal` rename, from 1, is the last thing its process did before it."""
+    """A lake whose process dies before the rename with the number `fatal`, counted from 1."""
 
     fatal: int | None = 2
     renames = 0
@@ -620,7 +622,7 @@ class MortalLake(FolderLake):
         super().rename(source, target)
 
 
-def test_renames_that_a_crash_prevented_are_made_up_for(company: Company) -> None:
+def test_renames_that_a_crash_prevented_are_completed_later(company: Company) -> None:
     company.copy()
     company.database.run("INSERT INTO raw.users (id) VALUES (5000); INSERT INTO raw.post_types VALUES (3, 'Wiki')")
     company.lake = MortalLake(company.lake.root)
@@ -642,8 +644,8 @@ def test_renames_that_a_crash_prevented_are_made_up_for(company: Company) -> Non
     assert reference.finish_publication(services) is None
 
 
-def test_a_damaged_snapshot_does_not_stop_renames_that_are_left(company: Company) -> None:
-    """What was proved replaces it."""
+def test_a_damaged_snapshot_does_not_stop_the_remaining_renames(company: Company) -> None:
+    """The verified new file replaces it."""
     company.copy()
     company.database.run("INSERT INTO raw.users (id) VALUES (5000); INSERT INTO raw.post_types VALUES (3, 'Wiki')")
     company.lake = MortalLake(company.lake.root)
@@ -658,7 +660,7 @@ def test_a_damaged_snapshot_does_not_stop_renames_that_are_left(company: Company
     assert company.files().keys() == {paths.reference("users"), paths.reference("post_types"), *kept}
 
 
-def test_the_next_copy_first_finishes_the_one_before(company: Company) -> None:
+def test_the_next_copy_first_completes_the_one_before(company: Company) -> None:
     company.lake = MortalLake(company.lake.root)
     with pytest.raises(Crash):
         company.copy()
@@ -670,7 +672,7 @@ def test_the_next_copy_first_finishes_the_one_before(company: Company) -> None:
     assert (company.record().state, company.record("2026-W48").state) == ("published", "failed")
 
 
-def test_a_lake_that_fails_at_a_rename_leaves_a_record_to_go_on_from(company: Company) -> None:
+def test_after_a_failed_rename_the_next_copy_continues_from_the_record(company: Company) -> None:
     class BusyLake(MortalLake):
         def rename(self, source: str, target: str) -> None:
             try:
@@ -687,13 +689,13 @@ def test_a_lake_that_fails_at_a_rename_leaves_a_record_to_go_on_from(company: Co
     assert (finished.state, finished.reason, company.table("post_types").num_rows) == ("published", None, 2)
 
 
-def test_a_record_of_another_shape_does_not_stop_the_copy(company: Company, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_of_another_format_does_not_stop_the_copy(company: Company, caplog: pytest.LogCaptureFixture) -> None:
     company.lake.put(paths.reference_record("2026-W46"), b'{"format": 7}')
     assert company.copy().state == "published"
     assert "holds no ReferenceRecord" in caplog.text
 
 
-def test_a_refused_login_is_not_tried_again(company: Company) -> None:
+def test_a_refused_login_is_not_retried(company: Company) -> None:
     services, tries = company.services(reference_attempts=3), []
 
     def postgres() -> Any:
@@ -706,7 +708,7 @@ def test_a_refused_login_is_not_tried_again(company: Company) -> None:
     assert len(tries) == 1
 
 
-def test_leftovers_of_dead_runs_are_deleted_after_a_day(company: Company) -> None:
+def test_files_left_by_dead_runs_are_deleted_after_a_day(company: Company) -> None:
     dead = f"reference/users/{snapshot.INCOMING}dead"
     company.lake.put(dead, b"half")
     unfinished = company.lake.root / "reference/users" / f"{paths.TEMPORARY_PREFIX}0-{snapshot.INCOMING}killed"
@@ -721,13 +723,13 @@ def test_leftovers_of_dead_runs_are_deleted_after_a_day(company: Company) -> Non
 
 
 @pytest.mark.parametrize("name", ["secret", "user.secret", "users.Secret"])
-def test_an_exclusion_that_leads_nowhere_lets_nothing_through(company: Company, name: str) -> None:
+def test_an_exclusion_of_an_unknown_column_publishes_nothing(company: Company, name: str) -> None:
     with pytest.raises((SettingsError, BadInput), match=name.rpartition(".")[2]):
         company.copy(reference_exclude_columns=name)
     assert company.files() == {}
 
 
-def test_the_file_is_laid_out_for_its_readers(company: Company) -> None:
+def test_the_file_has_the_intended_row_groups_and_encodings(company: Company) -> None:
     company.database.run("""
         CREATE TABLE raw.wide AS
         SELECT i AS id, timestamp '2026-01-01' + i * interval '1 s' AS at, md5(i::text) AS name,
@@ -742,7 +744,7 @@ def test_the_file_is_laid_out_for_its_readers(company: Company) -> None:
     assert {name for name, column in columns.items() if "DELTA_BINARY_PACKED" in column["encodings"]} == {"id", "at"}
 
 
-def test_a_snapshot_tells_its_week_rows_and_columns(company: Company) -> None:
+def test_a_snapshot_has_its_week_rows_and_columns(company: Company) -> None:
     assert read_snapshot(company.lake, "users") is None
     company.copy()
     snapshot = read_snapshot(company.lake, "users")
@@ -750,8 +752,10 @@ def test_a_snapshot_tells_its_week_rows_and_columns(company: Company) -> None:
     assert (snapshot.week, snapshot.rows, snapshot.schema.names) == (WEEK, 1000, ["id", "name", "about", "born"])
 
 
-def test_the_copy_through_a_real_lake(company: Company, local_cloud: LocalCloud, file_system: FileSystemClient) -> None:
-    """ADLS calls through the gateway: the same rows, the snapshot before kept, nothing left over."""
+def test_a_copy_through_the_gateway_keeps_the_earlier_snapshot(
+    company: Company, local_cloud: LocalCloud, file_system: FileSystemClient
+) -> None:
+    """By ADLS calls through the gateway: the same rows, the earlier snapshot kept, and no temporary files left."""
     url = azurite.endpoint(local_cloud.ports["blob"])
     with ContainerClient(url, file_system.file_system_name, credential=CREDENTIAL) as blobs:
         company.lake = AdlsLake(file_system, blobs)
@@ -772,8 +776,8 @@ def test_the_copy_through_a_real_lake(company: Company, local_cloud: LocalCloud,
     }
 
 
-def test_a_check_reads_a_table_as_the_copy_does(company: Company) -> None:
-    """With the columns left out, with the keys, and with rights on every column that is copied."""
+def test_a_check_reads_a_table_with_the_settings_of_the_copy(company: Company) -> None:
+    """It uses the excluded columns and the keys, and needs rights on every column that is copied."""
     assert check._table(company.services(reference_keys="users.id"), "users") == "4 columns, key id"
     assert check._table(company.services(), "post_types") == "2 columns, no key"
     with pytest.raises(BadInput, match="excluded column hidden does not exist"):
@@ -798,10 +802,10 @@ def test_a_check_reads_a_table_as_the_copy_does(company: Company) -> None:
 
 
 @pytest.mark.parametrize(("rows", "bytes_a_row"), [(40_000, 1_000), (60, 1_000_000), (3, 20_000_000)])
-def test_however_wide_the_rows_are_little_is_held_at_once(
+def test_memory_is_bounded_for_rows_of_any_width(
     company: Company, rows: int, bytes_a_row: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is decoded, written and read back at once is so many bytes, or one row that is larger."""
+    """The rows decoded, written and read back at once are limited in bytes, except for a single larger row."""
     company.database.run(f"""
         CREATE TABLE raw.wide AS SELECT i, repeat(md5(i::text), {bytes_a_row // 32}) AS s
         FROM generate_series(1, {rows}) i

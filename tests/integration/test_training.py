@@ -1,4 +1,4 @@
-"""A training run as the timer function starts it, in the Databricks stand-in, on a lake in a folder."""
+"""A training run that the timer function starts in the Databricks stand-in, on a lake in a folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ended(runs: JobRuns, run_id: int | None) -> RunState:
     )
 
 
-def test_a_run_that_found_nothing_is_followed_by_one_that_trains(runs: JobRuns, tmp_path: Path) -> None:
+def test_a_run_without_questions_is_followed_by_one_that_trains(runs: JobRuns, tmp_path: Path) -> None:
     lake = FolderLake(tmp_path / "lake")
     values = {"databricks_training_job_id": TRAINING_JOB, "lake_root_for_jobs": str(lake.root)}
     services = Services().replace(settings=settings(**values, training_topics=4, training_margin=-1), job_runs=runs)

@@ -1,6 +1,6 @@
-"""The project in the environments that it is deployed in and that `make demo` and `make up` make, on every Python.
+"""The project in the environments of a deployment and of `make demo` and `make up`, on every version of Python.
 
-What only the tests bring, pandas for one, is missing there.
+Packages that only tests need, such as pandas, are missing there.
 """
 
 import json
@@ -28,7 +28,7 @@ from tests.environments import EVERY_VERSION, make_environment
 from tests.places import PROJECT
 from tests.reach import modules_reached
 
-pytestmark = pytest.mark.timeout(1200)  # an environment may have to be fetched
+pytestmark = pytest.mark.timeout(1200)  # an environment may have to be downloaded
 
 STARTER = PROJECT / "classify" / "starter"
 IMPORT_ALL = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
@@ -43,19 +43,19 @@ with LocalCloud(Path(sys.argv[1])) as cloud:
 MOMENT = datetime(2014, 1, 2, 3, 4, 5, 678000)
 USER = {"Reputation": 1, "CreationDate": MOMENT, "LastAccessDate": MOMENT, "Views": 0, "UpVotes": 0, "DownVotes": 0}
 USERS = [{"Id": number, "DisplayName": f'the "{number}"', **USER} for number in range(-1, 2500)]
-"""More than the demo has: a reference table that shrinks is refused."""
+"""More users than in the demo, because a reference table that shrinks is refused."""
 POSTS = exports.posts(30)
-"""Questions and answers of one day, here spread over two months."""
+"""Questions and answers of one sample day, spread over two months here."""
 
 
 def _environment() -> dict[str, str]:
-    """That of this process without what the tests set."""
+    """The environment of this process without the variables that tests set."""
     return {name: text for name, text in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))}
 
 
 @dataclass(frozen=True)
 class User:
-    """Who has an interpreter and this project, and calls it at its root."""
+    """A user with an interpreter and this project, who runs commands in its folder."""
 
     python: Path
 
@@ -70,14 +70,14 @@ class User:
         )
 
     def gets(self, *arguments: str | Path) -> str:
-        """What is said to a command that succeeds, on one line."""
+        """The output of a command, which must succeed, in one line."""
         done = self.runs(*arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         return " ".join((done.stdout + done.stderr).split())
 
 
 @pytest.mark.parametrize("version", EVERY_VERSION)
-def test_the_functions_need_no_more_than_their_requirements(version: str) -> None:
+def test_the_functions_run_with_only_their_requirements(version: str) -> None:
     user = User(make_environment(version, "requirements.txt"))
     assert user.runs("-c", "import numba").returncode == 1, "the environment has more than requirements.txt"
     user.gets("-c", IMPORT_ALL, *sorted(modules_reached("function_app")))
@@ -85,7 +85,7 @@ def test_the_functions_need_no_more_than_their_requirements(version: str) -> Non
 
 @pytest.fixture(scope="module", params=EVERY_VERSION)
 def user(request: pytest.FixtureRequest) -> User:
-    """Somebody with what `make demo` and `make up` install."""
+    """A user with the packages that `make demo` and `make up` install."""
     user = User(make_environment(request.param, "requirements-local.txt"))
     assert user.runs("-c", "import pandas").returncode == 1, "the environment has more than requirements-local.txt"
     return user
@@ -93,7 +93,7 @@ def user(request: pytest.FixtureRequest) -> User:
 
 @pytest.fixture(scope="module")
 def state(user: User) -> Iterator[Path]:
-    """The folder of a local cloud on which the demo has run."""
+    """The state folder of a local cloud after a run of the demo."""
     folder = Path(tempfile.mkdtemp(prefix="stacktopics-"))
     folder.chmod(0o755)
     said = user.gets("-m", "localcloud", "demo", "--state", folder)
@@ -104,7 +104,7 @@ def state(user: User) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def settings(user: User, state: Path) -> Iterator[Path]:
-    """The settings of that cloud, which runs again."""
+    """The settings file of that cloud, which is started again."""
     command = [str(user.python), "-c", CLOUD, str(state)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=PROJECT, env=_environment(), text=True, stdin=pipe, stdout=pipe) as cloud:
@@ -130,21 +130,21 @@ def _commands(group: Any, *names: str) -> Iterator[tuple[str, ...]]:
         yield from _commands(command, *names, name)
 
 
-def test_every_command_says_how_it_is_used(user: User) -> None:
+def test_every_command_shows_its_usage(user: User) -> None:
     commands = [*_commands(typer.main.get_command(cli.main.app))]
     assert ("models", "promote") in commands
     for command in commands:
         assert f"Usage: manage.py {' '.join(command)}".strip() in user.gets("manage.py", *command, "--help")
 
 
-def test_the_demo_takes_a_dump(user: User, state: Path, small_dump: Path) -> None:
+def test_the_demo_imports_a_dump(user: User, state: Path, small_dump: Path) -> None:
     said = user.gets("-m", "localcloud", "demo", "--dump", small_dump, "--state", state)
     assert f"{len(USERS):,} rows in, {len(USERS):,} out, 0 set aside" in said
     assert f"{len(POSTS)} rows in, {len(POSTS)} out, 0 set aside, 2 files" in said
     assert f"{len(POSTS)} posts on 2 days" in said
 
 
-def test_an_operator_looks_at_the_cloud(user: User, settings: Path) -> None:
+def test_an_operator_can_inspect_the_cloud(user: User, settings: Path) -> None:
     def manage(*arguments: str) -> str:
         return user.gets("manage.py", *arguments, "--settings", settings)
 
@@ -158,14 +158,14 @@ def test_an_operator_looks_at_the_cloud(user: User, settings: Path) -> None:
     assert "counted anew, 0 topics files changed" in manage("republish")
 
 
-def test_an_operator_drops_an_export(user: User, settings: Path, tmp_path: Path) -> None:
+def test_an_operator_can_drop_an_export(user: User, settings: Path, tmp_path: Path) -> None:
     (tmp_path / "export.csv").write_bytes(exports.explorer_csv(POSTS))
     said = user.gets("manage.py", "drop", tmp_path / "export.csv", "--settings", settings)
     assert f"export.parquet: published: {len(POSTS)} posts on " in said
     assert "counts" in user.gets("manage.py", "open", "show", "export.parquet", "--settings", settings)
 
 
-def test_an_operator_imports_a_dump(user: User, settings: Path, small_dump: Path, tmp_path: Path) -> None:
+def test_an_operator_can_import_a_dump(user: User, settings: Path, small_dump: Path, tmp_path: Path) -> None:
     given = ("manage.py", "import-dump", small_dump, "--settings", settings)
     said = user.gets(*given, "--by", "month", "--out", tmp_path / "out", "--workers", "2")
     assert "2 files" in said
@@ -178,7 +178,7 @@ def test_an_operator_imports_a_dump(user: User, settings: Path, small_dump: Path
     assert f"{len(POSTS)} rows in, {len(POSTS)} out, 0 set aside" in said
 
 
-def test_an_operator_trains_measures_and_scores(user: User, settings: Path, tmp_path: Path) -> None:
+def test_an_operator_can_train_evaluate_and_score(user: User, settings: Path, tmp_path: Path) -> None:
     def models(*arguments: str | Path) -> str:
         return user.gets("manage.py", "models", "--settings", settings, *arguments)
 

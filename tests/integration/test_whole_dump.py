@@ -1,4 +1,4 @@
-"""Data dumps, made and genuine: every value against an independent reading, into a folder, a container and Postgres."""
+"""Generated and real dumps, imported into a folder, a container and Postgres; another parser checks all values."""
 
 import json
 import os
@@ -52,14 +52,14 @@ def any_dump(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def raw_st(postgres_server: Postgres) -> Database:
-    """The schema that users are imported into, which isn't there yet."""
+    """The schema for imported users, which does not exist yet."""
     database = Database(postgres_server, "raw_st")
     database.run("DROP SCHEMA IF EXISTS raw_st CASCADE")
     return database
 
 
 def by_etree(file: Path, table: XmlTable) -> list[dict[str, Any]]:
-    """The rows as Python's own parser reads them, typed by other means than the product's."""
+    """The rows as Python's own XML parser reads them, with types converted independently of the product."""
     rows = [element.attrib for element in ET.parse(file).getroot()]
     return [
         {
@@ -71,13 +71,13 @@ def by_etree(file: Path, table: XmlTable) -> list[dict[str, Any]]:
 
 
 def unknown_attributes(file: Path, table: XmlTable) -> Counter[str]:
-    """How often rows have an attribute without a column."""
+    """The number of rows with each attribute that has no column."""
     rows = ET.parse(file).getroot()
     return Counter(name for row in rows for name in row.attrib if name not in table.schema.names)
 
 
 @pytest.mark.parametrize(("by", "digits"), [("day", 10), ("month", 7), ("year", 4), ("all", 0)])
-def test_every_value_of_every_post(any_dump: Path, tmp_path: Path, by: Any, digits: int) -> None:
+def test_every_value_of_every_post_is_imported(any_dump: Path, tmp_path: Path, by: Any, digits: int) -> None:
     def period(post: dict[str, Any]) -> str:
         return post["CreationDate"].isoformat()[:digits] or "all"
 
@@ -99,7 +99,7 @@ def test_every_value_of_every_post(any_dump: Path, tmp_path: Path, by: Any, digi
     assert {path.name for path in tmp_path.iterdir()} == {*report.files, WORK_FOLDER}
 
 
-def test_every_value_of_every_user(any_dump: Path, raw_st: Database, tmp_path: Path) -> None:
+def test_every_value_of_every_user_is_imported(any_dump: Path, raw_st: Database, tmp_path: Path) -> None:
     with closing(raw_st.connect()) as connection:
         report = import_users(any_dump, connection, rejected=tmp_path / "rejected-users.jsonl")
         again = import_users(any_dump, connection, rejected=tmp_path / "rejected-users.jsonl")
@@ -114,7 +114,7 @@ def test_every_value_of_every_user(any_dump: Path, raw_st: Database, tmp_path: P
     assert raw_st.run("SELECT id, name FROM raw_st.post_types ORDER BY id") == list(POST_TYPES)
 
 
-def test_sample_users_keep_null_and_empty_apart(raw_st: Database) -> None:
+def test_null_and_empty_values_of_sample_users_are_distinguished(raw_st: Database) -> None:
     samples = sample_users(200)
     with closing(raw_st.connect()) as connection:
         fill(connection, samples)
@@ -124,7 +124,7 @@ def test_sample_users_keep_null_and_empty_apart(raw_st: Database) -> None:
     assert {None, ""} <= {user[1] for user in found}
 
 
-def test_users_that_the_table_cannot_hold_are_set_aside(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+def test_users_that_do_not_fit_the_table_are_set_aside(dump: Path, raw_st: Database, tmp_path: Path) -> None:
     rows = (dump / "Users.xml").read_bytes().split(b"\r\n")
     user = rows[4]
     rows[3:3] = [
@@ -157,7 +157,7 @@ def users_xml(folder: Path, lines: list[bytes]) -> Path:
     return folder
 
 
-def test_users_are_replaced_whole_or_not_at_all(
+def test_users_are_replaced_completely_or_not_at_all(
     dump: Path, raw_st: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = (dump / "Users.xml").read_bytes().split(b"\r\n")
@@ -166,7 +166,7 @@ def test_users_are_replaced_whole_or_not_at_all(
         import_users(dump, connection, rejected=tmp_path / "rejected.jsonl")
         reader.set_session(isolation_level="REPEATABLE READ", readonly=True)
         with reader.cursor() as cursor:
-            cursor.execute("SELECT 1 FROM raw_st.post_types")  # the reader's snapshot is older than the next import
+            cursor.execute("SELECT 1 FROM raw_st.post_types")  # so the reader's snapshot is older than the next import
             with monkeypatch.context() as without:
                 without.setattr(users, "LATER", "SELECT no_such_column FROM incoming_users")
                 with pytest.raises(TerminalError, match="no_such_column"):
@@ -178,7 +178,7 @@ def test_users_are_replaced_whole_or_not_at_all(
     assert raw_st.run("SELECT count(*) FROM raw_st.users") == [(10,)]
 
 
-def test_of_users_with_one_id_the_first_stays(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+def test_of_users_with_the_same_id_the_first_is_kept(dump: Path, raw_st: Database, tmp_path: Path) -> None:
     lines = (dump / "Users.xml").read_bytes().split(b"\r\n")
     again = re.sub(rb'DisplayName="[^"]*"', b'DisplayName="again"', lines[5])
     invalid = lines[20].replace(b'Reputation="', b'Reputation="x')
@@ -213,7 +213,7 @@ def test_of_users_with_one_id_the_first_stays(dump: Path, raw_st: Database, tmp_
     ],
     ids=["no end", "cut off", "empty", "shrunk", "all malformed"],
 )
-def test_users_that_are_too_few_replace_nothing_unless_forced(
+def test_too_few_users_replace_nothing_unless_forced(
     dump: Path, raw_st: Database, tmp_path: Path, cut: Any, words: str
 ) -> None:
     source = users_xml(tmp_path / "less", cut((dump / "Users.xml").read_bytes().split(b"\r\n")))
@@ -228,7 +228,9 @@ def test_users_that_are_too_few_replace_nothing_unless_forced(
     assert report.rows_out < 3588 or report.truncated
 
 
-def test_users_are_loaded_again_only_when_file_or_table_changed(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+def test_users_are_loaded_again_only_after_a_change_of_file_or_table(
+    dump: Path, raw_st: Database, tmp_path: Path
+) -> None:
     def resumed() -> int:
         with closing(raw_st.connect()) as connection:
             return import_users(source, connection, rejected=tmp_path / "rejected.jsonl").resumed_rows
@@ -246,7 +248,9 @@ def test_users_are_loaded_again_only_when_file_or_table_changed(dump: Path, raw_
 
 
 @pytest.mark.parametrize("torn", [0, 1, 300])
-def test_a_torn_record_of_users_loads_them_again(dump: Path, raw_st: Database, tmp_path: Path, torn: int) -> None:
+def test_after_damage_of_their_record_users_are_loaded_again(
+    dump: Path, raw_st: Database, tmp_path: Path, torn: int
+) -> None:
     with closing(raw_st.connect()) as connection:
         import_users(dump, connection, rejected=tmp_path / "rejected.jsonl")
         (record,) = tmp_path.rglob("loaded.json")
@@ -260,7 +264,7 @@ def test_a_torn_record_of_users_loads_them_again(dump: Path, raw_st: Database, t
 
 @pytest.fixture
 def role(raw_st: Database) -> Iterator[str]:
-    """A role without any right of its own, and none that all have."""
+    """A role without any rights, not even the TEMPORARY right that PUBLIC usually has."""
     name = f"importer_{uuid.uuid4().hex[:8]}"
     database = raw_st.server.database
     raw_st.run(f"CREATE ROLE {name} LOGIN PASSWORD '{raw_st.server.password}'")
@@ -270,7 +274,9 @@ def role(raw_st: Database) -> Iterator[str]:
     raw_st.run(f"GRANT TEMPORARY ON DATABASE {database} TO public")
 
 
-def test_a_role_needs_no_right_to_make_what_is_there(dump: Path, raw_st: Database, role: str, tmp_path: Path) -> None:
+def test_a_role_needs_no_right_to_create_existing_objects(
+    dump: Path, raw_st: Database, role: str, tmp_path: Path
+) -> None:
     def imported() -> int:
         with closing(Database(raw_st.server, "raw_st", role).connect()) as connection:
             return import_users(dump, connection, rejected=tmp_path / "rejected.jsonl").rows_out
@@ -294,7 +300,7 @@ def test_a_role_needs_no_right_to_make_what_is_there(dump: Path, raw_st: Databas
     assert imported() == 3588
 
 
-def test_tables_of_other_columns_are_named(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+def test_the_refusal_of_a_table_with_other_columns_names_it(dump: Path, raw_st: Database, tmp_path: Path) -> None:
     def imported() -> int:
         with closing(raw_st.connect()) as connection:
             return import_users(dump, connection, rejected=tmp_path / "rejected.jsonl").rows_out
@@ -311,7 +317,9 @@ def test_tables_of_other_columns_are_named(dump: Path, raw_st: Database, tmp_pat
         imported()
 
 
-def test_a_database_that_is_not_in_utf8_takes_the_users_it_can(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+def test_a_database_in_another_encoding_gets_the_users_that_it_can_store(
+    dump: Path, raw_st: Database, tmp_path: Path
+) -> None:
     server = replace(raw_st.server, database=f"latin_{uuid.uuid4().hex[:8]}")
     lines = (dump / "Users.xml").read_bytes().split(b"\r\n")
     rename = rb'DisplayName="[^"]*"'
@@ -333,7 +341,7 @@ def test_a_database_that_is_not_in_utf8_takes_the_users_it_can(dump: Path, raw_s
                         user=server.user,
                         password=server.password,
                     )
-                ) as connection:  # which speaks LATIN1 unless told otherwise
+                ) as connection:  # whose client encoding is LATIN1 by default
                     report = import_users(source, connection, rejected=tmp_path / "rejected.jsonl")
                 found = Database(server).run("SELECT id, display_name, about_me FROM raw_st.users ORDER BY id")
             finally:
@@ -350,7 +358,7 @@ def is_latin(*texts: str | None) -> bool:
     return all(ord(character) < 256 for text in texts for character in text or "")
 
 
-def test_an_archive_holds_the_same(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+def test_an_archive_gives_the_same_result_as_its_folder(dump: Path, raw_st: Database, tmp_path: Path) -> None:
     archive = tmp_path / "raspberrypi.meta.stackexchange.com.7z"
     with py7zr.SevenZipFile(archive, "w") as packed:
         for name in ("Posts.xml", "Users.xml", "Tags.xml"):
@@ -365,7 +373,7 @@ def test_an_archive_holds_the_same(dump: Path, raw_st: Database, tmp_path: Path)
     assert not list(out.rglob("*.xml"))
     told.clear()
     assert import_dump(archive, out, by="month", progress=lambda progress: told.update([progress.step])) != report
-    assert not told  # not even unpacked
+    assert not told  # the archive was not even unpacked
 
 
 def packed(archive: Path, *files: Path) -> Path:
@@ -375,7 +383,7 @@ def packed(archive: Path, *files: Path) -> Path:
     return archive
 
 
-def test_an_archive_leaves_the_files_of_the_user_alone(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+def test_an_archive_does_not_change_files_of_the_user(dump: Path, raw_st: Database, tmp_path: Path) -> None:
     archive = packed(tmp_path / "raspberrypi.meta.stackexchange.com.7z", dump / "Posts.xml", dump / "Users.xml")
     out = tmp_path / "out"
     own = [out / "Users.xml", out / "Posts.xml", out / "unpacking" / "Users.xml", out / WORK_FOLDER / "Posts.xml"]
@@ -390,14 +398,14 @@ def test_an_archive_leaves_the_files_of_the_user_alone(dump: Path, raw_st: Datab
     assert sorted(out.rglob("*.xml")) == sorted(own)
 
 
-def test_what_was_unpacked_is_used_again_only_if_it_is_whole(dump: Path, tmp_path: Path) -> None:
+def test_unpacked_files_are_used_again_only_if_they_are_complete(dump: Path, tmp_path: Path) -> None:
     archive = packed(tmp_path / "a.7z", dump / "Users.xml")
     told: list[str] = []
 
     def unpacked() -> Path:
         told.clear()
         opened = dump_file(archive, "Users.xml", tmp_path, lambda progress: told.append(progress.step))
-        xml = opened.__enter__()  # and never left: the import fails, and the file stays
+        xml = opened.__enter__()  # without `__exit__`: the import fails, and the file stays
         assert xml.read_bytes() == (dump / "Users.xml").read_bytes()
         return xml
 
@@ -410,8 +418,8 @@ def test_what_was_unpacked_is_used_again_only_if_it_is_whole(dump: Path, tmp_pat
     assert told
 
 
-def test_archives_of_one_file_each(dump: Path, raw_st: Database, tmp_path: Path) -> None:
-    """As Stack Overflow's; given one by one, or by their folder."""
+def test_several_archives_of_one_file_each_are_one_dump(dump: Path, raw_st: Database, tmp_path: Path) -> None:
+    """Stack Overflow's dump has this form. The archives are given one by one, or by their folder."""
     files = {
         name: packed(tmp_path / f"stackoverflow.com-{name}.7z", dump / f"{name}.xml") for name in ("Posts", "Users")
     }
@@ -428,7 +436,7 @@ def test_archives_of_one_file_each(dump: Path, raw_st: Database, tmp_path: Path)
         import_dump(tmp_path, tmp_path / "out")
 
 
-def test_an_archive_that_is_none(dump: Path, tmp_path: Path) -> None:
+def test_an_invalid_archive_is_refused(dump: Path, tmp_path: Path) -> None:
     (tmp_path / "damaged.7z").write_bytes(b"7z\xbc\xaf\x27\x1c" + b"damaged" * 9)
     with pytest.raises(BadInput, match="can't be unpacked"):
         import_dump(tmp_path / "damaged.7z", tmp_path / "out")
@@ -439,7 +447,7 @@ def test_an_archive_that_is_none(dump: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "method", [py7zr.FILTER_LZMA2, py7zr.FILTER_BZIP2, py7zr.FILTER_DEFLATE, py7zr.FILTER_ZSTD], ids=hex
 )
-def test_a_damaged_archive_is_bad_input(dump: Path, tmp_path: Path, method: int) -> None:
+def test_a_damaged_archive_is_refused_as_bad_input(dump: Path, tmp_path: Path, method: int) -> None:
     archive = tmp_path / "damaged.7z"
     with py7zr.SevenZipFile(archive, "w", filters=[{"id": method}]) as opened:
         opened.write(dump / "Posts.xml", "Posts.xml")
@@ -452,7 +460,9 @@ def test_a_damaged_archive_is_bad_input(dump: Path, tmp_path: Path, method: int)
     assert import_dump(archive, tmp_path / "whole", by="month").rows_out == 1073
 
 
-def test_into_the_incoming_container(dump: Path, blob_service: BlobServiceClient, tmp_path: Path) -> None:
+def test_the_files_of_a_dump_are_uploaded_to_a_container(
+    dump: Path, blob_service: BlobServiceClient, tmp_path: Path
+) -> None:
     with blob_service.create_container(f"t{uuid.uuid4().hex}") as container:
         report = import_dump(dump, container, by="month", work=tmp_path)
         assert tuple(sorted(container.list_blob_names())) == report.files
@@ -483,7 +493,7 @@ def test_a_large_file_is_uploaded_in_blocks(
     assert blocks > 2 * len(report.files)
 
 
-def test_an_archive_of_what_was_imported_is_refused_and_leaves_nothing(dump: Path, tmp_path: Path) -> None:
+def test_an_archive_of_posts_that_were_imported_is_refused_and_leaves_no_file(dump: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     import_dump(dump, out, by="month")
     archive = packed(tmp_path / "download.7z", dump / "Posts.xml")
@@ -495,8 +505,8 @@ def test_an_archive_of_what_was_imported_is_refused_and_leaves_nothing(dump: Pat
     assert len(list(out.glob("*.parquet"))) == 76
 
 
-def test_two_imports_at_once(dump: Path, tmp_path: Path) -> None:
-    """Of processes that start at one time one works; the others are told so, or find that all is done."""
+def test_only_one_of_two_concurrent_imports_works(dump: Path, tmp_path: Path) -> None:
+    """Of processes that start together, one works; the others report this, or find a finished import."""
     program = (
         "import sys; from pathlib import Path; from ingest.dump import import_dump\n"
         "print(import_dump(Path(sys.argv[1]), Path(sys.argv[2])).rows_out)"
@@ -512,8 +522,8 @@ def test_two_imports_at_once(dump: Path, tmp_path: Path) -> None:
     assert sum(pq.read_metadata(file).num_rows for file in tmp_path.glob("*.parquet")) == 1073
 
 
-def test_killed_in_the_middle_and_started_again(dump: Path, tmp_path: Path) -> None:
-    """SIGKILL at any moment loses nothing and doubles nothing; each start gets further."""
+def test_an_import_that_is_killed_and_restarted_loses_and_doubles_nothing(dump: Path, tmp_path: Path) -> None:
+    """SIGKILL at any moment loses nothing and doubles nothing, and each start makes progress."""
     program = (
         "import sys; from pathlib import Path; from ingest.dump import import_dump, posts\n"
         "posts.TASK_BYTES = 1\n"

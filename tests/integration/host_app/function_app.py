@@ -22,9 +22,9 @@ def observe(function: str, **seen: Any) -> None:
 
 
 def behave(text: str) -> None:
-    """Messages and blobs say what shall happen to them: `fail`, `sleep 3`, anything else succeeds."""
+    """Behave as the text of a message or blob says: `fail`, `sleep 3`; any other text succeeds."""
     if text == "fail":
-        raise RuntimeError("told to fail")
+        raise RuntimeError("failed on request")
     if text.startswith("sleep "):
         time.sleep(float(text.split()[1]))
 
@@ -99,7 +99,7 @@ async def guarded(req: func.HttpRequest) -> str:
 
 @app.route(route="breaks", auth_level=func.AuthLevel.ANONYMOUS)
 def breaks(req: func.HttpRequest) -> func.HttpResponse:
-    raise RuntimeError("told to fail")
+    raise RuntimeError("failed on request")
 
 
 @app.route(route="owner", auth_level=func.AuthLevel.ADMIN)

@@ -26,7 +26,7 @@ NOTEBOOKS = PROJECT / "classify" / "notebooks"
 
 
 class Notebook:
-    """A stand-in for `dbutils`: widgets keep the value a job gave them, `exit` keeps its own."""
+    """A stand-in for `dbutils`: widgets return the job's parameters, and `exit` stores its result."""
 
     def __init__(self, **given: str) -> None:
         self.values = given
@@ -36,7 +36,7 @@ class Notebook:
 
 
 def run_on_databricks(monkeypatch: pytest.MonkeyPatch, name: str, **given: str) -> str:
-    """Run a notebook in its own folder with these parameters; returns what it exits with."""
+    """Run a notebook in its own folder with these parameters; returns its exit value."""
     monkeypatch.chdir(NOTEBOOKS)
     dbutils = Notebook(**given)
     runpy.run_path(str(NOTEBOOKS / name), init_globals={"dbutils": dbutils})
@@ -52,7 +52,7 @@ def landed(tmp_path: Path) -> tuple[FolderLake, dict[str, str]]:
     return lake, {"lake_root": str(tmp_path), **given}
 
 
-def test_the_classification_takes_the_jobs_parameters_from_widgets(
+def test_the_classification_notebook_reads_the_parameters_of_the_job_from_widgets(
     landed: tuple[FolderLake, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake, given = landed
@@ -63,7 +63,9 @@ def test_the_classification_takes_the_jobs_parameters_from_widgets(
     assert Summary.model_validate_json(lake.read(f"{output}/{SUMMARY_FILE}")) == summary
 
 
-def test_the_classification_is_plain_python_too(landed: tuple[FolderLake, dict[str, str]], tmp_path: Path) -> None:
+def test_the_classification_notebook_runs_as_plain_python_too(
+    landed: tuple[FolderLake, dict[str, str]], tmp_path: Path
+) -> None:
     lake, given = landed
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     subprocess.run([sys.executable, NOTEBOOKS / "classify_posts.py", *arguments], cwd=tmp_path, check=True)
@@ -78,7 +80,7 @@ def test_a_missing_parameter_stops_the_notebook(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def archived(tmp_path: Path) -> tuple[FolderLake, dict[str, str]]:
-    """A lake with 400 questions of one day in its archive, and the parameters of a training that is promoted."""
+    """A lake with 400 questions of one day in its archive, and the parameters of a training whose model is promoted."""
     lake = FolderLake(tmp_path / "lake")
     table = questions(400)
     created = pa.repeat(pa.scalar(datetime(2026, 11, 20), pa.timestamp("us")), len(table))
@@ -87,7 +89,7 @@ def archived(tmp_path: Path) -> tuple[FolderLake, dict[str, str]]:
     return lake, {"lake_root": str(lake.root), **given}
 
 
-def test_the_training_takes_the_jobs_parameters_from_widgets(
+def test_the_training_notebook_reads_the_parameters_of_the_job_from_widgets(
     archived: tuple[FolderLake, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake, given = archived
@@ -103,7 +105,9 @@ def test_the_training_takes_the_jobs_parameters_from_widgets(
         run_on_databricks(monkeypatch, "train_topics.py", **given | {"days": "2"})
 
 
-def test_the_training_is_plain_python_too(archived: tuple[FolderLake, dict[str, str]], tmp_path: Path) -> None:
+def test_the_training_notebook_runs_as_plain_python_too(
+    archived: tuple[FolderLake, dict[str, str]], tmp_path: Path
+) -> None:
     lake, given = archived
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     subprocess.run([sys.executable, NOTEBOOKS / "train_topics.py", *arguments], cwd=tmp_path, check=True)
@@ -113,7 +117,7 @@ def test_the_training_is_plain_python_too(archived: tuple[FolderLake, dict[str, 
 
 
 @pytest.mark.parametrize("name", ["classify_posts.py", "train_topics.py"])
-def test_databricks_knows_them_as_notebooks(name: str) -> None:
+def test_databricks_recognises_the_files_as_notebooks(name: str) -> None:
     lines = (NOTEBOOKS / name).read_text().splitlines()
     assert lines[0] == "# Databricks notebook source"
     assert lines.count("# COMMAND ----------") >= 3

@@ -1,4 +1,4 @@
-"""What a Posts file must look like, and what becomes of the types it may use."""
+"""The contract of a Posts file, and how its column types are converted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check(table: pa.Table) -> int:
         ("CreationDate", [datetime(2026, 1, 1), None], pa.timestamp("ns", "Asia/Tokyo")),
     ],
 )
-def test_a_column_may_come_in_several_types(name: str, values: Any, kind: pa.DataType) -> None:
+def test_a_column_may_have_one_of_several_types(name: str, values: Any, kind: pa.DataType) -> None:
     assert check(with_column(name, values, kind)) == 2
 
 
@@ -62,7 +62,7 @@ def test_a_column_may_come_in_several_types(name: str, values: Any, kind: pa.Dat
         ("Body", [["a"], ["b"]], pa.list_(pa.string()), "column Body is group and must be text"),
     ],
 )
-def test_a_wrong_type_is_named_with_the_way_out(name: str, values: Any, kind: pa.DataType, said: str) -> None:
+def test_the_error_of_a_wrong_type_names_the_right_type(name: str, values: Any, kind: pa.DataType, said: str) -> None:
     with pytest.raises(BadInput, match="breaks the contract for Posts") as refused:
         check(with_column(name, values, kind))
     assert said in str(refused.value)
@@ -96,7 +96,7 @@ NAMED_BY_KIND = {
 }
 
 
-def test_types_are_named_as_they_are_stored() -> None:
+def test_types_have_the_names_of_their_stored_form() -> None:
     table = posts({}, {}).slice(0, 0)  # a column without any value would be named null
     expected = {}
     for named, kinds in NAMED_BY_KIND.items():
@@ -107,7 +107,7 @@ def test_types_are_named_as_they_are_stored() -> None:
     assert dict(found[len(posts({}).schema) :]) == expected
 
 
-def test_every_fault_is_named_at_once() -> None:
+def test_one_error_names_every_fault_of_a_file() -> None:
     table = with_column("Id", [True, False], pa.bool_()).drop_columns(["Body", "Title"])
     with pytest.raises(BadInput, match=r"Id is boolean.*Title is missing.*Body is missing"):
         check(table)
@@ -140,7 +140,7 @@ def damaged(change: str) -> bytes:
 
 
 @pytest.mark.parametrize("change", ["cut", "short", "footer too long", "footer of noise", "columns gone"])
-def test_a_file_that_lies_about_itself_is_refused(change: str) -> None:
+def test_a_file_with_a_damaged_or_false_footer_is_refused(change: str) -> None:
     with pytest.raises(BadInput, match=r"^a\.parquet (is not a Parquet file|declares)"):
         check_posts(io.BytesIO(damaged(change)), "a.parquet")
 
@@ -150,8 +150,8 @@ def moments(values: Any, kind: pa.DataType) -> list[str]:
     return [str(np.datetime64(int(day), "D")) for day in found]
 
 
-def test_the_check_needs_no_arrow() -> None:
-    """It takes 43 MiB, more than twice what landing a large file does."""
+def test_the_check_does_not_import_pyarrow() -> None:
+    """PyArrow takes 43 MiB, more than twice the memory of landing a large file."""
     script = "import io, sys; from ingest.contracts import check_posts; check_posts(sys.stdin.buffer, 'a'); "
     script += "raise SystemExit('pyarrow' in sys.modules)"
     with tempfile.TemporaryFile() as file:
@@ -186,7 +186,7 @@ def test_the_day_of_a_post_is_the_utc_date_of_its_creation() -> None:
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
-def test_a_day_that_no_calendar_has_is_the_day_of_the_file(unit: str) -> None:
+def test_a_timestamp_outside_the_calendar_counts_on_the_day_of_the_file(unit: str) -> None:
     extremes = pa.array([2**63 - 1, -(2**63), 0]).cast(pa.timestamp(unit))
     found = [str(np.datetime64(int(day), "D")) for day in clean.days(extremes, FILE_DAY)]
     assert found == (
@@ -194,7 +194,7 @@ def test_a_day_that_no_calendar_has_is_the_day_of_the_file(unit: str) -> None:
     )
 
 
-def test_the_first_and_the_last_day_of_the_calendar_are_days() -> None:
+def test_the_first_and_the_last_day_of_the_calendar_are_valid() -> None:
     edges = pa.array([-719_163, -719_162, 2_932_896, 2_932_897], pa.int32())
     expected = [date(2026, 1, 2), date.min, date.max, date(2026, 1, 2)]
     for array in (edges.cast(pa.date32()), edges.cast(pa.date32()).cast(pa.date64())):
@@ -204,7 +204,7 @@ def test_the_first_and_the_last_day_of_the_calendar_are_days() -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
-def test_a_text_that_is_no_utf8_is_no_date_and_hinders_no_other(kind: pa.DataType) -> None:
+def test_a_date_in_invalid_utf8_does_not_affect_other_dates(kind: pa.DataType) -> None:
     array = (
         pa.array([b"2012-06-12", b"\xff012-06-12", b"2012-06-1\xc3", None])
         .cast(pa.large_binary())
@@ -228,7 +228,7 @@ def test_the_day_of_a_file_is_the_date_in_its_name(name: str, day: date) -> None
     assert paths.file_day(name, datetime(2026, 11, 22, 5, tzinfo=UTC)) == day
 
 
-def test_real_posts_keep_the_contract(real_posts: RealPosts) -> None:
+def test_files_of_real_posts_meet_the_contract(real_posts: RealPosts) -> None:
     for name in ("posts.parquet", "posts-devops.parquet"):
         with real_posts(name).open("rb") as file:
             assert check_posts(file, name).rows > 1_000

@@ -1,4 +1,4 @@
-"""Footers that were written to do harm, and those that honest writers make."""
+"""Hostile and damaged footers, and those of ordinary writers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check(footer_bytes: bytes) -> Any:
     return check_posts(io.BytesIO(with_ends(footer_bytes)), "a.parquet")
 
 
-def test_the_footers_made_here_are_read_by_arrow_too() -> None:
+def test_arrow_reads_the_footers_made_here() -> None:
     read = pq.read_metadata(io.BytesIO(with_ends(one_column(chunk(), chunk(data=200), rows=2))))
     assert (read.num_rows, read.num_row_groups, read.num_columns) == (2, 2, 1)
     assert read.row_group(1).column(0).data_page_offset == 200
@@ -90,7 +90,7 @@ def test_the_footers_made_here_are_read_by_arrow_too() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_no_writer_makes_is_refused(bytes_: bytes, said: str) -> None:
+def test_a_footer_that_no_writer_makes_is_refused(bytes_: bytes, said: str) -> None:
     with pytest.raises(BadInput, match=rf"^a\.parquet is not a Parquet file that can be read: .*({said})"):
         check(bytes_)
 
@@ -119,7 +119,7 @@ def test_what_no_writer_makes_is_refused(bytes_: bytes, said: str) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_sizes_places_and_rows_must_be_possible(bytes_: bytes, said: str) -> None:
+def test_impossible_sizes_offsets_and_row_counts_are_refused(bytes_: bytes, said: str) -> None:
     with pytest.raises(BadInput, match=rf"^a\.parquet .*{said}"):
         check(bytes_)
 
@@ -147,14 +147,14 @@ def test_sizes_places_and_rows_must_be_possible(bytes_: bytes, said: str) -> Non
         (2, [(10, STRUCT, struct((99, STRUCT, struct())))], "int64 of another kind"),
     ],
 )
-def test_a_type_is_told_by_older_and_newer_annotations(physical: int, annotations: list[Field], named: str) -> None:
+def test_older_and_newer_annotations_of_a_type_are_read(physical: int, annotations: list[Field], named: str) -> None:
     column = struct((1, I32, integer(physical)), (3, I32, integer(1)), (4, BINARY, binary(b"Id")), *annotations)
     read = footer.read_footer(file_of([element(b"schema", 1), column]), DATA_BYTES)
     assert read.columns == [("Id", named)]
 
 
-def test_an_empty_list_may_be_of_no_type() -> None:
-    """As fastparquet writes what it has nothing to say of."""
+def test_an_empty_list_may_have_no_type() -> None:
+    """fastparquet writes such lists for facts that it does not have."""
     nothing = (9, LIST, b"\x00")
     bytes_ = struct(
         (1, I32, integer(2)),
@@ -167,7 +167,7 @@ def test_an_empty_list_may_be_of_no_type() -> None:
     assert footer.read_footer(bytes_, DATA_BYTES).columns == [("Id", "int64")]
 
 
-def test_a_nested_column_has_as_many_values_as_it_likes_and_no_fewer_than_rows() -> None:
+def test_a_nested_column_may_have_more_values_than_rows() -> None:
     table = posts({}, {}, {})
     nested = pa.array([[{"a": [1, 2], "b": {}}], [], None], pa.list_(pa.struct([("a", pa.list_(pa.int8()))])))
     assert check_posts(io.BytesIO(parquet(table.append_column("Extra", nested))), "a.parquet").rows == 3
@@ -176,7 +176,7 @@ def test_a_nested_column_has_as_many_values_as_it_likes_and_no_fewer_than_rows()
 @pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "zstd", "lz4", "brotli"])
 @pytest.mark.parametrize("version", ["1.0", "2.6"])
 @pytest.mark.parametrize("use_dictionary", [True, False])
-def test_constant_columns_compress_as_far_as_they_like(compression: str, version: str, use_dictionary: bool) -> None:
+def test_any_compression_of_constant_columns_is_accepted(compression: str, version: str, use_dictionary: bool) -> None:
     table = posts({"Body": "<p>the same</p>" * 20}).take(pa.array([0] * 200_000))
     out = io.BytesIO()
     pq.write_table(table, out, compression=compression, version=version, use_dictionary=use_dictionary)
@@ -184,21 +184,21 @@ def test_constant_columns_compress_as_far_as_they_like(compression: str, version
 
 
 @pytest.mark.parametrize("rows", [0, 1, 100_000])
-def test_columns_that_are_null_throughout_are_fine(rows: int) -> None:
+def test_columns_with_nothing_but_null_are_accepted(rows: int) -> None:
     columns = {field.name: pa.nulls(rows, field.type) for field in posts({}).schema}
     numbers = {name: pa.array(range(rows), pa.int64()) for name in ("Id", "PostTypeId")}
     assert check_posts(io.BytesIO(parquet(pa.table(columns | numbers))), "a.parquet").rows == rows
 
 
 @pytest.mark.parametrize("column", ["Id", "PostTypeId"])
-def test_without_any_id_or_type_no_post_can_be_counted(column: str) -> None:
+def test_a_file_without_any_id_or_type_is_refused(column: str) -> None:
     table = posts({}, {})
     table = table.set_column(table.schema.names.index(column), column, pa.nulls(2, pa.int64()))
     with pytest.raises(BadInput, match=f"column {column} has no value in any row"):
         check_posts(io.BytesIO(parquet(table)), "a.parquet")
 
 
-def test_cut_anywhere_a_footer_is_refused() -> None:
+def test_a_footer_cut_at_any_byte_is_refused() -> None:
     data = parquet(posts({}, {}))
     size = int.from_bytes(data[-8:-4], "little")
     whole = data[-8 - size : -8]
@@ -208,10 +208,10 @@ def test_cut_anywhere_a_footer_is_refused() -> None:
 
 
 @pytest.mark.parametrize("made", LARGEST)
-def test_of_a_footer_only_what_says_something_of_a_chunk_is_held(made: str) -> None:
-    """Not what is passed over, though there may be a million entries of it."""
+def test_the_reader_keeps_only_the_facts_of_column_chunks_in_memory(made: str) -> None:
+    """It skips the other entries, of which there may be a million."""
     whole, chunks = LARGEST[made](10)
-    footer.read_footer(with_ends(one_column(chunk()))[DATA_BYTES:-8], DATA_BYTES)  # what is made once
+    footer.read_footer(with_ends(one_column(chunk()))[DATA_BYTES:-8], DATA_BYTES)  # makes what is made only once
     tracemalloc.start()
     with suppress(BadInput):
         footer.read_footer(whole, DATA_BYTES)
@@ -221,6 +221,6 @@ def test_of_a_footer_only_what_says_something_of_a_chunk_is_held(made: str) -> N
 
 
 @pytest.mark.parametrize("made", LARGEST)
-def test_the_largest_footers_are_within_what_is_read(made: str) -> None:
-    """Those of the test above, ten times as large: `python -m bench hostile` shows what they take."""
+def test_the_largest_test_footers_are_below_the_limit(made: str) -> None:
+    """`python -m bench hostile` measures the time and memory of the same footers in the largest size."""
     assert 10_000 < len(LARGEST[made](1)[0]) < MAX_FOOTER_BYTES

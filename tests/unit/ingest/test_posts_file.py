@@ -1,4 +1,4 @@
-"""Ordinary files are taken: whatever holds whole numbers, texts and dates, and whatever else a file carries."""
+"""Ordinary files are accepted, with the usual types of whole numbers, texts and dates, and with other columns."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CASES = SAMPLES / "cases" / "parquet"
 def through_the_pipeline(root: Path, name: str, content: pa.Table | bytes) -> tuple[World, FileRecord]:
     world = World(root)
     with world.undisturbed():
-        world.lake.delete(paths.CURRENT_MODEL)  # the lake gets the starter
+        world.lake.delete(paths.CURRENT_MODEL)  # the lake then gets the starter model
     world.upload(name, content)
     world.work(tries=0)
     (record,) = world.services.ledger.records()
@@ -40,7 +40,7 @@ def through_the_pipeline(root: Path, name: str, content: pa.Table | bytes) -> tu
 
 
 @pytest.mark.parametrize("conversion", exports.CONVERSIONS)
-def test_what_people_make_of_a_data_explorer_export_is_counted(tmp_path: Path, conversion: str) -> None:
+def test_every_usual_conversion_of_a_data_explorer_export_is_counted(tmp_path: Path, conversion: str) -> None:
     made, csv, converted = exports.posts(10), tmp_path / "QueryResults.csv", tmp_path / "posts.parquet"
     csv.write_bytes(exports.explorer_csv(made))
     exports.CONVERSIONS[conversion](csv, converted)
@@ -73,7 +73,7 @@ TAKEN_FOR_WHOLE: list[tuple[pa.DataType, list[Any], list[int]]] = [
 
 
 @pytest.mark.parametrize(("kind", "values", "expected"), TAKEN_FOR_WHOLE, ids=lambda value: str(value))
-def test_whole_numbers_are_whole_numbers_whatever_holds_them(
+def test_whole_numbers_are_read_from_every_accepted_type(
     kind: pa.DataType, values: list[Any], expected: list[int]
 ) -> None:
     table = column(kind, values)
@@ -98,7 +98,7 @@ def test_whole_numbers_are_whole_numbers_whatever_holds_them(
         (pa.string(), ["9" * 30], "does not hold whole numbers of 64 bits"),
     ],
 )
-def test_a_value_that_is_not_whole_sends_the_file_to_quarantine_by_name(
+def test_a_value_that_is_not_a_whole_number_sends_the_file_to_quarantine(
     tmp_path: Path, kind: pa.DataType, values: list[Any], said: str
 ) -> None:
     table = column(kind, values)
@@ -135,7 +135,7 @@ def test_dates_may_be_text(text: str) -> None:
 
 
 def test_a_column_without_any_value_may_be_of_any_type(tmp_path: Path) -> None:
-    """pandas makes doubles of columns in which every value is missing."""
+    """pandas writes a column without any value as double."""
     answers = posts(*({"Id": number, "PostTypeId": 2} for number in (1, 2, 3)))
     for name in ("Title", "Tags", "ParentId"):
         place = answers.schema.names.index(name)
@@ -150,7 +150,7 @@ def test_a_column_without_any_value_may_be_of_any_type(tmp_path: Path) -> None:
     assert record.reason == "answers.parquet: column Title must hold text, but holds numbers, such as 1.5"
 
 
-def test_columns_that_nobody_reads_are_never_a_reason(tmp_path: Path) -> None:
+def test_no_file_is_refused_because_of_an_unused_column(tmp_path: Path) -> None:
     strangers = {
         "ViewCount": pa.array([1.5, None]),
         "Score": pa.array(["many", "few"]),
@@ -167,7 +167,7 @@ def test_columns_that_nobody_reads_are_never_a_reason(tmp_path: Path) -> None:
     assert world.lake.read(record.archive) == parquet(table)
 
 
-def test_a_name_in_another_case_is_taken_unless_there_are_two(tmp_path: Path) -> None:
+def test_a_column_name_in_another_case_is_accepted_unless_it_is_ambiguous(tmp_path: Path) -> None:
     table = posts(PYTHON, JAVA)
     lower = table.rename_columns([name.lower() for name in table.schema.names])
     world, record = through_the_pipeline(tmp_path / "lower", "a.parquet", lower)
@@ -179,7 +179,7 @@ def test_a_name_in_another_case_is_taken_unless_there_are_two(tmp_path: Path) ->
     assert "columns Id and id are both there, and one of them must go" in str(record.reason)
 
 
-def test_a_csv_file_in_the_container_is_refused_as_one(tmp_path: Path) -> None:
+def test_the_refusal_of_a_csv_file_names_the_command_that_converts_it(tmp_path: Path) -> None:
     csv = exports.explorer_csv(exports.posts(3))
     world, record = through_the_pipeline(tmp_path, "2026-11-22.csv", csv)
     assert record.reason == (
@@ -191,12 +191,12 @@ def test_a_csv_file_in_the_container_is_refused_as_one(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not CASES.is_dir(), reason=f"needs the sample files of {CASES.name} beside the project")
 @pytest.mark.parametrize("name", ["good", "viewcount-double", "pandas-default", "id-decimal"])
-def test_a_file_that_people_sent_is_taken(tmp_path: Path, name: str) -> None:
+def test_every_sample_file_of_the_usual_writers_is_accepted(tmp_path: Path, name: str) -> None:
     _, record = through_the_pipeline(tmp_path, f"{name}.parquet", (CASES / f"{name}.parquet").read_bytes())
     assert (record.state, record.reason) == (FileState.PUBLISHED, None)
 
 
-def test_an_encrypted_file_is_refused_as_one() -> None:
+def test_an_encrypted_file_is_refused_as_encrypted() -> None:
     if CASES.is_dir():
         with (CASES / "encrypted-plain-footer.parquet").open("rb") as file, pytest.raises(BadInput, match="encrypted"):
             check_posts(file, "a.parquet")
@@ -204,7 +204,7 @@ def test_an_encrypted_file_is_refused_as_one() -> None:
         check_posts(io.BytesIO(parquet(posts({}))[:-4] + b"PARE"), "a.parquet")
 
 
-def test_the_documents_table_is_that_of_the_contract() -> None:
+def test_the_table_of_columns_in_the_document_matches_the_contract() -> None:
     page = (PROJECT / "docs" / "posts-file.md").read_text()
     for wanted in POST_COLUMNS:
         need = "required" if wanted.required else "optional"

@@ -1,4 +1,4 @@
-"""What `drop` makes of a person's file: CSV becomes Parquet, dates become today's."""
+"""How `drop` converts a user's file: CSV becomes Parquet, and dates may become today's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def made_of(path: Path, today: date | None = None) -> tuple[str, bytes]:
         return name, content.read()
 
 
-def test_a_parquet_file_goes_as_it_is(tmp_path: Path) -> None:
+def test_a_parquet_file_is_sent_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "posts.parquet"
     file.write_bytes(parquet(posts({}, {})))
     assert made_of(file) == ("posts.parquet", file.read_bytes())
@@ -39,7 +39,7 @@ def test_a_data_explorer_export_becomes_parquet_value_by_value(tmp_path: Path) -
     assert check_posts(io.BytesIO(content), name).rows == 20
     table = pq.read_table(io.BytesIO(content)).to_pylist()
     shown = [{column: None if value is None else str(value) for column, value in row.items()} for row in rows]
-    assert table == shown  # bodies with quotes, commas and line breaks, names in other scripts, and NULLs among them
+    assert table == shown  # with quotes, commas and line breaks in bodies, names in other scripts, and NULLs
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_data_explorer_export_becomes_parquet_value_by_value(tmp_path: Path) -
         (b"\x00\x01\x02", "its first line must name the columns"),
     ],
 )
-def test_what_is_no_file_of_posts_is_refused_by_name(tmp_path: Path, content: bytes, said: str) -> None:
+def test_the_refusal_of_another_file_names_it_and_the_fault(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / "mine.csv"
     file.write_bytes(content)
     with pytest.raises(BadInput) as refused:
@@ -66,7 +66,7 @@ def test_what_is_no_file_of_posts_is_refused_by_name(tmp_path: Path, content: by
         made_of(tmp_path / "nothing.csv")
 
 
-def test_a_csv_file_may_begin_with_a_mark_and_have_a_header_alone(tmp_path: Path) -> None:
+def test_a_csv_file_may_begin_with_a_byte_order_mark_and_have_only_a_header(tmp_path: Path) -> None:
     file = tmp_path / "mine.csv"
     file.write_bytes(b"\xef\xbb\xbfid,posttypeid,creationdate,title,body\n")
     name, content = made_of(file)

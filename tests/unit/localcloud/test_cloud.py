@@ -45,18 +45,18 @@ class TestConditions:
             ({"If-Unmodified-Since": EARLIER}, "ConditionNotMet"),
         ],
     )
-    def test_refused_for_what_is_there(self, headers: dict[str, str], code: str) -> None:
+    def test_a_condition_that_the_file_does_not_meet_is_refused(self, headers: dict[str, str], code: str) -> None:
         with pytest.raises(StorageError) as refused:
             check_conditions(headers, FILE)
         assert refused.value.code == code
 
     @pytest.mark.parametrize("headers", [{"If-Match": "*"}, {"If-Match": '"0x1"'}, {"If-Unmodified-Since": LATER}])
-    def test_refused_only_where_nothing_is(self, headers: dict[str, str]) -> None:
+    def test_a_condition_that_the_file_meets_is_refused_without_a_file(self, headers: dict[str, str]) -> None:
         check_conditions(headers, FILE)
         with pytest.raises(StorageError, match="412"):
             check_conditions(headers, None)
 
-    def test_conditions_on_a_source_are_apart_from_those_on_a_target(self) -> None:
+    def test_conditions_on_a_source_do_not_apply_to_the_target(self) -> None:
         headers = {"x-ms-source-If-Match": '"0x2"'}
         check_conditions(headers, FILE)
         with pytest.raises(StorageError, match="SourceConditionNotMet"):
@@ -66,13 +66,13 @@ class TestConditions:
 class TestListing:
     MARKED = Blob("d", 0, '"0x2"', MODIFIED, {DIRECTORY_MARK: "true"})
 
-    def test_a_directory_with_a_blob_of_its_own_is_listed_once_with_its_etag(self) -> None:
+    def test_a_directory_with_its_own_blob_is_listed_once_with_its_etag(self) -> None:
         paths = paths_below("", [self.MARKED, FILE], recursive=True)
         assert list(paths) == ["d", "d/f"]
         assert (paths["d"]["isDirectory"], paths["d"]["etag"]) == ("true", "0x2")
         assert "isDirectory" not in paths["d/f"]
 
-    def test_implied_directories_at_every_depth(self) -> None:
+    def test_implied_directories_are_listed_at_every_depth(self) -> None:
         blobs = [Blob("a/b/c/f", 1, '"1"', MODIFIED)]
         assert sorted(paths_below("a", blobs, recursive=True)) == ["a/b", "a/b/c", "a/b/c/f"]
         assert sorted(paths_below("a", blobs, recursive=False)) == ["a/b"]
@@ -86,7 +86,7 @@ class TestListing:
         ("PUT", "/fs/f?comp=block&blockid=MDA%3D", {"Content-Length": "12", "Content-Type": "text/plain", "Range": ""}),
     ],
 )
-def test_the_signature_is_that_of_the_sdk(method: str, path: str, headers: dict[str, str]) -> None:
+def test_the_signature_equals_that_of_the_sdk(method: str, path: str, headers: dict[str, str]) -> None:
     request = SimpleNamespace(
         method=method,
         url=f"http://127.0.0.1:10000/{ACCOUNT}{path}",
@@ -105,7 +105,7 @@ class TestPorts:
 
     @pytest.fixture(autouse=True)
     def taken(self, monkeypatch: pytest.MonkeyPatch) -> int:
-        """A port that something listens on, as the only one: what else runs on this machine does not matter."""
+        """The only port that is in use, so that the test does not depend on other programs of this machine."""
         monkeypatch.setattr("localcloud.cloud.is_free", lambda port: port != self.TAKEN)
         return self.TAKEN
 
@@ -115,24 +115,22 @@ class TestPorts:
             server.listen()
             assert not is_free(server.getsockname()[1])
 
-    def test_they_are_all_different_and_the_same_the_next_time(self, tmp_path: Path) -> None:
+    def test_ports_are_all_different_and_the_same_the_next_time(self, tmp_path: Path) -> None:
         first = choose_ports(tmp_path / "ports.json", {}, pytest.fail)
         assert (set(first), len(set(first.values()))) == (set(PORT_NAMES), len(PORT_NAMES))
         assert choose_ports(tmp_path / "ports.json", {}, pytest.fail) == first
 
-    def test_an_unknown_name_is_refused_with_those_there_are(self, tmp_path: Path) -> None:
+    def test_the_refusal_of_an_unknown_name_lists_the_known_ones(self, tmp_path: Path) -> None:
         with pytest.raises(LocalCloudError, match="no such port name: tables; there are blob, queue"):
             choose_ports(tmp_path / "ports.json", {"tables": 1}, pytest.fail)
 
-    def test_the_preferred_ones_go_before_those_of_the_last_run(self, tmp_path: Path) -> None:
+    def test_preferred_ports_are_chosen_before_those_of_the_last_run(self, tmp_path: Path) -> None:
         file = tmp_path / "ports.json"
         assert choose_ports(file, {}, pytest.fail) != self.PREFERRED
         assert choose_ports(file, {}, pytest.fail, self.PREFERRED) == self.PREFERRED
         assert json.loads(file.read_text()) == self.PREFERRED
 
-    def test_a_preferred_one_that_is_taken_is_told_and_the_last_runs_comes_back(
-        self, tmp_path: Path, taken: int
-    ) -> None:
+    def test_a_taken_preferred_port_is_reported_and_the_last_port_is_used(self, tmp_path: Path, taken: int) -> None:
         file = tmp_path / "ports.json"
         said: list[str] = []
         before = choose_ports(file, {}, pytest.fail)
@@ -140,7 +138,7 @@ class TestPorts:
         assert chosen == {**self.PREFERRED, "lake": before["lake"]}
         assert said == [f"port {taken} of lake is in use; this time it is {before['lake']}"]
 
-    def test_of_two_clouds_that_start_at_once_one_has_the_preferred_ones(
+    def test_only_one_of_two_clouds_that_start_together_gets_the_preferred_ports(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where clouds claim ports
@@ -148,7 +146,7 @@ class TestPorts:
         assert claim is not None
         assert claim_ports(self.PREFERRED) is None
         file = tmp_path / "ports.json"
-        file.write_text(json.dumps(self.PREFERRED))  # what the other one had when it was alone
+        file.write_text(json.dumps(self.PREFERRED))  # the ports of the other cloud's last run
         chosen = choose_ports(file, {}, pytest.fail, avoided=tuple(self.PREFERRED.values()))
         assert not set(chosen.values()) & set(self.PREFERRED.values())
         os.close(claim)
@@ -156,19 +154,19 @@ class TestPorts:
         assert again is not None
         os.close(again)
 
-    def test_given_ones_win(self, tmp_path: Path, taken: int) -> None:
+    def test_given_ports_are_used_or_refused(self, tmp_path: Path, taken: int) -> None:
         (other,) = free_ports(1)
         chosen = choose_ports(tmp_path / "ports.json", {"blob": other}, pytest.fail, self.PREFERRED)
         assert chosen == {**self.PREFERRED, "blob": other}
         with pytest.raises(LocalCloudError, match=f"in use: blob {taken}. Give another port"):
             choose_ports(tmp_path / "ports.json", {"blob": taken}, pytest.fail, self.PREFERRED)
 
-    def test_the_port_that_func_start_opens_may_be_open(self, tmp_path: Path, taken: int) -> None:
+    def test_the_port_of_func_start_may_be_in_use(self, tmp_path: Path, taken: int) -> None:
         preferred = {**self.PREFERRED, "functions": taken}
         chosen = choose_ports(tmp_path / "ports.json", {}, pytest.fail, preferred, opened=PORT_NAMES[:-1])
         assert chosen == preferred
 
-    def test_no_two_parts_get_one_port(self, tmp_path: Path) -> None:
+    def test_two_parts_never_get_the_same_port(self, tmp_path: Path) -> None:
         (port,) = free_ports(1)
         said: list[str] = []
         chosen = choose_ports(tmp_path / "ports.json", {}, said.append, {"blob": port, "queue": port})
@@ -181,14 +179,14 @@ class TestAzuritePackage:
         resolved = {package.get("resolved", "") for package in lock["packages"].values()}
         assert not [address for address in resolved if "://" in address]
 
-    def test_the_lock_pins_what_the_package_asks_for(self) -> None:
+    def test_the_lock_pins_the_versions_of_the_package(self) -> None:
         asked = json.loads((tools.AZURITE_PACKAGE / "package.json").read_text())["dependencies"]
         locked = json.loads((tools.AZURITE_PACKAGE / "package-lock.json").read_text())["packages"]
         assert re.fullmatch(r"\d+\.\d+\.\d+", asked["azurite"])
         assert locked["node_modules/azurite"]["version"] == asked["azurite"]
         assert all(locked[f"node_modules/{name}"].get("link") for name in asked if name != "azurite")
 
-    def test_a_changed_file_is_another_installation(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_changed_file_makes_a_new_installation(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tools, "AZURITE_PACKAGE", tmp_path)
         (tmp_path / "package.json").write_text("{}")
         before = tools.azurite_fingerprint()
@@ -197,7 +195,7 @@ class TestAzuritePackage:
 
 
 class TestLogs:
-    def test_lines_are_shown_once_when_they_are_whole(self, tmp_path: Path) -> None:
+    def test_each_line_is_shown_once_when_it_is_complete(self, tmp_path: Path) -> None:
         shown: list[str] = []
         log = tmp_path / "azurite.log"
         follower = LogFollower(tmp_path, shown.append)
@@ -216,7 +214,7 @@ class TestLogs:
             ["      job-7", "late"],
         ]
 
-    def test_following_many_logs_keeps_none_open(self, tmp_path: Path) -> None:
+    def test_following_many_logs_keeps_no_file_open(self, tmp_path: Path) -> None:
         shown: list[str] = []
         for number in range(50):
             (tmp_path / f"job-{number}.log").write_text("a line\n")
@@ -226,18 +224,18 @@ class TestLogs:
         assert len(shown) == 50
         assert len(list(Path("/proc/self/fd").iterdir())) == before
 
-    def test_the_last_lines_of_a_log(self, tmp_path: Path) -> None:
+    def test_the_last_lines_of_a_log_are_found(self, tmp_path: Path) -> None:
         (tmp_path / "log").write_text("".join(f"line {number}\n" for number in range(100_000)))
         assert last_lines(tmp_path / "log", 2) == "line 99998\nline 99999"
         assert last_lines(tmp_path / "none", 2) == ""
 
 
-def test_invoking_without_a_host_says_so(tmp_path: Path) -> None:
+def test_invoking_without_a_host_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LocalCloudError, match="no functions host"):
         invoke(tmp_path, "copy_reference")
 
 
-def test_func_start_says_only_that_it_started_the_function(tmp_path: Path) -> None:
+def test_func_start_reports_only_the_start_of_the_function(tmp_path: Path) -> None:
     asked: list[tuple[str, str | None]] = []
 
     class FuncStart(BaseHTTPRequestHandler):
@@ -262,9 +260,9 @@ def test_a_connection_string_names_each_endpoint() -> None:
     assert f"BlobEndpoint=http://127.0.0.1:1/{ACCOUNT};DfsEndpoint=http://127.0.0.1:2/{ACCOUNT};" in text
 
 
-def test_the_processes_of_a_group_are_the_same_by_proc_and_by_ps() -> None:
+def test_proc_and_ps_list_the_same_processes_of_a_group() -> None:
     if not Path("/proc/self/stat").exists() or not shutil.which("ps"):
-        pytest.skip("only Linux has /proc, and not every Linux ps")
+        pytest.skip("needs /proc, which only Linux has, and ps")
     program = """
         import os, subprocess
         from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which settings are the local cloud's own, and local.settings.json as `up` keeps it."""
+"""The settings that the local cloud sets itself, and the local.settings.json that `up` maintains."""
 
 import json
 import os
@@ -25,24 +25,24 @@ def written(folder: Path, document: Any) -> Path:
 
 
 def keep(path: Path, given: dict[str, str] | None = None) -> dict[str, Any]:
-    """What `up` makes of a file, with every port moved by one."""
+    """Let `up` update a settings file, with every port moved by one; returns its content."""
     SettingsFile.read(path).with_cloud(MOVED, given or {}, 7072).write()
     document: dict[str, Any] = json.loads(path.read_text())
     return document
 
 
 class TestSample:
-    def test_it_is_what_up_writes_with_the_default_ports(self, tmp_path: Path) -> None:
+    def test_the_sample_equals_the_file_that_up_writes_with_the_default_ports(self, tmp_path: Path) -> None:
         SettingsFile.read(tmp_path / "new.json").with_cloud(OWN, {}, DEFAULT_PORTS["functions"]).write()
         assert (tmp_path / "new.json").read_text() == (PROJECT_ROOT / "local.settings.sample.json").read_text()
 
-    def test_every_line_of_it_is_a_setting(self) -> None:
+    def test_every_line_of_the_sample_is_a_setting(self) -> None:
         values = SettingsFile.read(PROJECT_ROOT / "local.settings.sample.json").values
         assert values.pop("FUNCTIONS_WORKER_RUNTIME") == "python"
         of_the_user = {name: value for name, value in values.items() if not is_own(name)}
         assert checked([f"{name}={value}" for name, value in of_the_user.items()]) == of_the_user
 
-    def test_it_settles_every_setting_that_has_no_default(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_sample_has_every_required_setting(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("os.environ", {})
         settings = Settings.load(PROJECT_ROOT / "local.settings.sample.json")
         assert settings.posts_storage.endpoint("blob") == "http://127.0.0.1:10000/devstoreaccount1"
@@ -50,7 +50,7 @@ class TestSample:
 
 
 class TestKeeping:
-    def test_what_the_user_changed_stays_and_only_addresses_ports_and_keys_are_written(self, tmp_path: Path) -> None:
+    def test_changes_of_the_user_stay_and_only_addresses_ports_and_keys_are_written(self, tmp_path: Path) -> None:
         mine = {
             "REFERENCE_TABLES": "users,badges",
             "REFERENCE_SCHEDULE": "0 30 6 * * *",
@@ -69,14 +69,14 @@ class TestKeeping:
         assert after["Host"] == {"LocalHttpPort": 7072, "CORS": "*"}
         assert after["ConnectionStrings"] == {"x": "y"}
 
-    def test_what_is_missing_is_added(self, tmp_path: Path) -> None:
+    def test_missing_settings_are_added(self, tmp_path: Path) -> None:
         assert keep(written(tmp_path, {"Values": {"REFERENCE_TABLES": ""}}))["Values"] == {
             **DEFAULTS,
             **MOVED,
             "REFERENCE_TABLES": "",
         }
 
-    def test_parts_of_a_connection_that_contradict_the_clouds_own_go(self, tmp_path: Path) -> None:
+    def test_settings_that_contradict_the_connections_of_the_cloud_are_removed(self, tmp_path: Path) -> None:
         parts = {
             "POSTS_STORAGE__blobServiceUri": "http://127.0.0.1:10000/devstoreaccount1",
             "posts_storage__credential": "managedidentity",
@@ -87,12 +87,12 @@ class TestKeeping:
         values = keep(written(tmp_path, {"Values": {**parts, "POSTGRES_SSLROOTCERT": "mine"}}))["Values"]
         assert values == {**DEFAULTS, **MOVED, "POSTGRES_SSLROOTCERT": "mine"}
 
-    def test_given_ones_are_written_for_good(self, tmp_path: Path) -> None:
+    def test_given_settings_are_kept_in_the_file(self, tmp_path: Path) -> None:
         path = tmp_path / "local.settings.json"
         keep(path, {"REFERENCE_TABLES": "users,badges"})
         assert keep(path)["Values"]["REFERENCE_TABLES"] == "users,badges"
 
-    def test_comments_are_read_and_not_kept(self, tmp_path: Path) -> None:
+    def test_comments_are_accepted_but_not_kept(self, tmp_path: Path) -> None:
         text = """{ // mine
             "Values": {
                 /* of two
@@ -103,7 +103,7 @@ class TestKeeping:
         values = keep(written(tmp_path, text))["Values"]
         assert (values["A"], values["B"]) == ("http://x // no comment", '" /* "')
 
-    def test_a_file_that_is_right_is_not_written_again(self, tmp_path: Path) -> None:
+    def test_a_correct_file_is_not_written_again(self, tmp_path: Path) -> None:
         path = written(tmp_path, "")
         path.unlink()
         keep(path)
@@ -132,7 +132,7 @@ class TestKeeping:
             ('{"Values": {"POSTGRES_PORT": 5432}}', "Values.POSTGRES_PORT must be a string"),
         ],
     )
-    def test_what_cannot_be_kept_is_told(self, tmp_path: Path, text: str, said: str) -> None:
+    def test_an_invalid_settings_file_is_refused(self, tmp_path: Path, text: str, said: str) -> None:
         with pytest.raises(LocalCloudError, match=said):
             SettingsFile.read(written(tmp_path, text))
 
@@ -155,7 +155,9 @@ class TestElsewhere:
             ("KEY_VAULT_URL", "https://acme.vault.azure.net"),
         ],
     )
-    def test_a_file_that_leads_to_another_machine(self, tmp_path: Path, name: str, value: str) -> None:
+    def test_a_file_with_an_address_on_another_machine_is_recognised(
+        self, tmp_path: Path, name: str, value: str
+    ) -> None:
         path = written(tmp_path, {"Values": {**DEFAULTS, **OWN, name: value}})
         assert SettingsFile.read(path).elsewhere == f"its {name} leads elsewhere"
 
@@ -174,16 +176,16 @@ class TestElsewhere:
             ("KEY_VAULT_URL", ""),
         ],
     )
-    def test_a_file_that_leads_to_this_one(self, tmp_path: Path, name: str, value: str) -> None:
+    def test_a_file_with_addresses_on_this_machine_is_accepted(self, tmp_path: Path, name: str, value: str) -> None:
         assert SettingsFile.read(written(tmp_path, {"Values": {**DEFAULTS, **OWN, name: value}})).elsewhere is None
 
-    def test_an_encrypted_file(self, tmp_path: Path) -> None:
+    def test_an_encrypted_settings_file_is_recognised(self, tmp_path: Path) -> None:
         path = written(tmp_path, {"IsEncrypted": True, "Values": {"A": "CfDJ8"}})
         assert SettingsFile.read(path).elsewhere == "it is encrypted"
 
 
 class TestSet:
-    def test_settings_of_the_app_and_of_its_host(self) -> None:
+    def test_settings_of_the_app_and_of_its_host_can_be_set(self) -> None:
         given = {
             "REFERENCE_TABLES": "users,post_types,badges",
             "REFERENCE_SCHEDULE": "0 */5 * * * *",
@@ -212,20 +214,20 @@ class TestSet:
             ("TOPIC_SOURCE=guess", "--set TOPIC_SOURCE: Input should be 'tags' or 'model'"),
         ],
     )
-    def test_what_makes_no_sense_is_refused_by_name(self, assignment: str, said: str) -> None:
+    def test_the_refusal_of_an_invalid_setting_names_it(self, assignment: str, said: str) -> None:
         with pytest.raises(LocalCloudError, match=said):
             checked([assignment])
 
     @pytest.mark.parametrize(
         "name", [*OWN, "LAKE_STORAGE__dfsServiceUri", "KEY_VAULT_URL", "POSTGRES_PASSWORD_SECRET", "DATABRICKS_AUTH"]
     )
-    def test_addresses_and_keys_are_refused_by_name(self, name: str) -> None:
+    def test_the_refusal_of_an_address_or_key_names_it(self, name: str) -> None:
         with pytest.raises(LocalCloudError, match=f"--set {name}: addresses and keys"):
             checked([f"{name}=x"])
 
 
 class TestEnvironment:
-    def test_the_clouds_own_settings_win_over_it_and_the_rest_of_it_stays(self) -> None:
+    def test_the_environment_does_not_override_the_settings_of_the_cloud(self) -> None:
         environ = {
             "PATH": "/bin",
             "POSTS_CONTAINER": "incoming",
@@ -245,7 +247,7 @@ class TestEnvironment:
             "postgres_host",
         ]
 
-    def test_it_goes_before_the_file_in_what_the_cloud_uses(
+    def test_the_environment_overrides_the_file_for_all_other_settings(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = written(tmp_path, {"Values": {"POSTS_CONTAINER": "of-the-file", "LAKE_FILE_SYSTEM": "of-the-file"}})
@@ -264,7 +266,7 @@ class TestEnvironment:
         assert values["LAKE_FILE_SYSTEM"] == "of-the-file"
         assert values["LAKE_ROOT_FOR_JOBS"].endswith("/of-the-file")
 
-    def test_every_setting_is_the_clouds_own_or_the_users(self) -> None:
+    def test_every_setting_belongs_to_the_cloud_or_to_the_user(self) -> None:
         own = {name for name in (field.upper() for field in Settings.model_fields) if is_own(name)}
         assert own == {
             *(name for name in OWN if name.lower() in Settings.model_fields),

@@ -1,4 +1,4 @@
-"""The demo: what it hands on, what it says, and that it waits as long as something happens."""
+"""The demo: the options it passes on, its output, and its wait for files."""
 
 import io
 import os
@@ -61,7 +61,7 @@ def named(count: int) -> list[Uploaded]:
 class TestWaiting:
     @pytest.fixture
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-        """The time by which files are followed: it passes in sleep, and where a test says so."""
+        """A clock for the wait for files: it advances only in `sleep`, and where a test sets it."""
         clock = SimpleNamespace(now=0.0, slept=0.0)
 
         def sleep(seconds: float) -> None:
@@ -72,7 +72,7 @@ class TestWaiting:
         return clock
 
     def wait(self, clock: SimpleNamespace, every: float, stops_after: int) -> list[FileRecord]:
-        """Wait for two files, one of which gets on by a step each `every` seconds, up to `stops_after` steps in all."""
+        """Wait for two files; one of them advances by a step every `every` seconds, `stops_after` steps in all."""
         files = named(2)
 
         def find(source: str, _: str) -> FileRecord | None:
@@ -82,16 +82,16 @@ class TestWaiting:
 
         return demo.wait(CLOUD, services_that_find(find), files, screen_on(False)[0])
 
-    def test_files_that_get_on_are_waited_for_beyond_the_patience(self, clock: SimpleNamespace) -> None:
+    def test_files_that_make_progress_are_awaited_beyond_the_time_limit(self, clock: SimpleNamespace) -> None:
         every = demo.PATIENCE_SECONDS - 1
         assert [record.state for record in self.wait(clock, every, 8)] == [FileState.PUBLISHED] * 2
         assert clock.now > 7 * every
 
-    def test_files_that_stand_still_are_not(self, clock: SimpleNamespace) -> None:
+    def test_files_without_progress_end_the_wait_with_an_error(self, clock: SimpleNamespace) -> None:
         with pytest.raises(LocalCloudError, match=r"nothing happened for 300 s to posts-.*the logs are in logs"):
             self.wait(clock, demo.PATIENCE_SECONDS - 1, 5)
 
-    def test_who_follows_many_files_leaves_most_of_the_time_to_them(self, clock: SimpleNamespace) -> None:
+    def test_following_many_files_takes_a_small_part_of_the_time(self, clock: SimpleNamespace) -> None:
         looks: list[str] = []
 
         def find(source: str, _: str) -> FileRecord:
@@ -105,23 +105,23 @@ class TestWaiting:
 
 class TestProgress:
     def followed(self, count: int, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
-        """What is shown while so many files are followed, each published when it is looked at first."""
+        """The output while `count` files are followed, each of which is published at the first look."""
         monkeypatch.setattr(demo, "PLAIN_LINE_SECONDS", 0)
         screen, output = screen_on(terminal)
         files = named(count)
         demo.wait(CLOUD, services_that_find(lambda source, _: record(source)), files, screen)
         return output.getvalue()
 
-    def test_many_files_are_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_many_files_are_shown_in_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
         shown = self.followed(76, True, monkeypatch)
         assert "76 of 76 published" in shown
         assert ".parquet" not in shown
         assert "\n" not in shown
 
-    def test_one_file_is_named_with_its_state(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_single_file_is_shown_with_its_name_and_state(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "posts-0.parquet: published" in self.followed(1, True, monkeypatch)
 
-    def test_without_a_terminal_lines_come_from_time_to_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_a_terminal_a_line_is_written_at_intervals(self, monkeypatch: pytest.MonkeyPatch) -> None:
         lines = self.followed(3, False, monkeypatch).splitlines()
         assert lines == [f"{number} of 3 published" for number in (1, 2, 3)]
         monkeypatch.setattr(demo, "PLAIN_LINE_SECONDS", 1e9)
@@ -129,7 +129,7 @@ class TestProgress:
         demo.wait(CLOUD, services_that_find(lambda source, _: record(source)), named(3), screen)
         assert output.getvalue() == ""
 
-    def test_what_ended_otherwise_is_counted(self) -> None:
+    def test_quarantined_and_failed_files_are_counted(self) -> None:
         states = [
             FileState.PUBLISHED,
             FileState.LANDED,
@@ -148,15 +148,13 @@ class TestEnd:
         demo._follow(CLOUD, services_that_find(lambda *_: None), [], time.monotonic(), screen)
         return output.getvalue().splitlines()
 
-    def test_of_many_files_the_last_few_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_only_the_last_few_of_many_files_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         lines = self.end([record(f"posts-{number}.parquet") for number in range(76)], monkeypatch)
         assert lines[0] == "76 of 76 published"
         names = [line.split(":")[0].strip() for line in lines[1:]]
         assert names == [f"posts-{number}.parquet" for number in (73, 74, 75)]
 
-    def test_files_that_are_not_published_make_the_demo_fail_and_a_few_are_named(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_demo_fails_if_files_are_not_published_and_names_a_few(self, monkeypatch: pytest.MonkeyPatch) -> None:
         bad = [record(f"bad-{number}.parquet", FileState.QUARANTINED, "no Parquet file") for number in range(5)]
         with pytest.raises(LocalCloudError) as failed:
             self.end([record("good.parquet"), *bad], monkeypatch)
@@ -165,7 +163,7 @@ class TestEnd:
         assert "and 2 more" in str(failed.value)
 
 
-def test_the_sample_posts_are_said_to_be_made_up() -> None:
+def test_the_demo_says_that_its_posts_are_made_up() -> None:
     screen, output = screen_on(False)
     name, data = demo.sample_day(screen)
     assert "posts of this demo are made up" in output.getvalue()
@@ -176,7 +174,7 @@ def test_the_sample_posts_are_said_to_be_made_up() -> None:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def calls(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-        """What the command hands to the demo, which is not run."""
+        """The arguments that the command passes to the demo, which itself is not run."""
         calls: dict[str, Any] = {"aside": []}
 
         @contextmanager
@@ -204,16 +202,16 @@ class TestCommand:
         return done.output.splitlines()
 
     @pytest.mark.parametrize("by", ["day", "month", "year", "all"])
-    def test_a_dump_goes_by_what_is_asked_for(self, calls: dict[str, Any], by: str) -> None:
+    def test_a_dump_is_imported_by_the_given_unit(self, calls: dict[str, Any], by: str) -> None:
         self.demo("--dump", "folder", "--by", by)
         assert calls["demo_dump"][:2] == (Path("folder"), by)
 
-    def test_a_dump_goes_by_month_unless_asked(self, calls: dict[str, Any]) -> None:
+    def test_a_dump_is_imported_by_month_by_default(self, calls: dict[str, Any]) -> None:
         self.demo("--dump", "folder")
         assert calls["demo_dump"][1] == "month"
         self.demo("--dump", "folder", "--by", "week", code=2)
 
-    def test_by_reaches_the_import(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_the_unit_is_passed_to_the_import(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.undo()
         asked: list[str] = []
 
@@ -231,7 +229,7 @@ class TestCommand:
             demo.demo_dump(cloud, tmp_path, "year", screen_on(False)[0])
         assert asked == ["year"]
 
-    def test_the_last_lines_say_what_to_try_next(self) -> None:
+    def test_the_last_lines_name_the_next_commands(self) -> None:
         first, second = (line.split("  ") for line in self.demo()[-2:])
         assert first[1] == "make up"
         assert second[1].endswith("manage.py drop FILE")
@@ -240,7 +238,7 @@ class TestCommand:
         self.demo()
         assert calls["cloud"]["preferred"] == DEFAULT_PORTS
 
-    def test_what_the_environment_says_of_other_places_is_left_aside_by_the_demo_too(
+    def test_the_demo_ignores_addresses_in_the_environment_too(
         self, calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("os.environ", {**os.environ, "POSTS_STORAGE": "elsewhere"})
@@ -248,7 +246,7 @@ class TestCommand:
         self.demo()
         assert "POSTS_STORAGE" not in calls["environment"]
 
-    def test_a_file_that_is_missing_is_told_before_anything_starts(self, calls: dict[str, Any]) -> None:
+    def test_a_missing_file_is_reported_before_anything_starts(self, calls: dict[str, Any]) -> None:
         (line,) = self.demo("--posts", "no-such.parquet", code=1)
         assert line == "localcloud: no-such.parquet is missing, or is no file"
         assert "cloud" not in calls

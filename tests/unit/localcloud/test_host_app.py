@@ -1,4 +1,4 @@
-"""Indexing: what the host reads from an app, and what it says of an app that it cannot run."""
+"""Indexing: what the host reads from an app, and its errors about an app that it cannot run."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ async def topics(req: func.HttpRequest) -> func.HttpResponse: ...
     assert [binding["type"] for binding in topics.bindings] == ["httpTrigger", "http"]
 
 
-def test_every_missing_setting_is_named_with_its_place(tmp_path: Path) -> None:
+def test_every_missing_setting_is_named_with_the_place_that_needs_it(tmp_path: Path) -> None:
     source = """
 @app.timer_trigger(arg_name="timer", schedule="%NOWHERE%")
 def nightly(timer: func.TimerRequest) -> None: ...
@@ -100,11 +100,11 @@ def test_an_import_error_is_reported_as_the_real_host_does(tmp_path: Path) -> No
         ),
     ],
 )
-def test_what_cannot_run_is_said(tmp_path: Path, source: str, said: str) -> None:
+def test_an_app_that_cannot_run_is_an_error(tmp_path: Path, source: str, said: str) -> None:
     with pytest.raises(HostError, match=said):
         indexed(source, tmp_path)
 
 
-def test_a_missing_app_is_said(tmp_path: Path) -> None:
+def test_a_missing_app_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NoFunctionsFound, match=r"absent\.py"):
         load_functions(tmp_path / "absent.py", {})

@@ -1,4 +1,4 @@
-"""Values: what the host knows of an event becomes what azure.functions gives a function."""
+"""Bindings: the host converts the facts of an event into the arguments that azure.functions defines."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -43,11 +43,11 @@ def queue_message(body: bytes, **changes: Any) -> Any:
 
 
 def status_of(timer: Any) -> Any:
-    """What the converters set and the class does not declare."""
+    """An attribute that the converters set but the class does not declare."""
     return timer.schedule_status
 
 
-def test_timer_request() -> None:
+def test_a_timer_request_has_the_state_of_its_schedule() -> None:
     function = hosted(nothing, {"type": "timerTrigger"})
     status = ScheduleStatus(MOMENT, MOMENT.replace(day=23), MOMENT)
     timer = argument(function, timer_value(past_due=True, status=status))
@@ -58,7 +58,7 @@ def test_timer_request() -> None:
     assert argument(function, timer_value(past_due=False, status=None)).schedule_status == {}
 
 
-def test_queue_message() -> None:
+def test_a_queue_message_has_its_text_and_metadata() -> None:
     message = queue_message('{"é": 1}'.encode())
     assert isinstance(message, func.QueueMessage)
     assert message.get_json() == {"é": 1}
@@ -68,13 +68,13 @@ def test_queue_message() -> None:
     assert message.time_next_visible == MOMENT.replace(minute=44, microsecond=0)
 
 
-def test_queue_message_that_is_no_text_keeps_its_bytes() -> None:
+def test_a_queue_message_that_is_not_text_keeps_its_bytes() -> None:
     assert queue_message(b"\xff\x00").get_body() == b"\xff\x00"
     assert queue_message(b"text", parameter_type=str) == "text"
     assert queue_message(b"text", parameter_type=bytes) == b"text"
 
 
-def test_blob_client_names_the_blob_and_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blob_client_has_the_blob_and_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", CONNECTION)
     function = hosted(
         nothing, {"type": "blobTrigger", "connection": "DATA"}, deferred=True, parameter_type=blob.BlobClient
@@ -84,7 +84,7 @@ def test_blob_client_names_the_blob_and_its_connection(monkeypatch: pytest.Monke
         assert client.url == "http://127.0.0.1:1/a/posts/a/b.parquet"
 
 
-def test_input_stream_and_plain_types() -> None:
+def test_input_streams_and_plain_types_are_converted() -> None:
     function = hosted(nothing, {"type": "blobTrigger"}, parameter_type=func.InputStream)
     stream = argument(function, blob_value(function, BLOB, b"abc"))
     assert (stream.name, stream.length, stream.uri) == ("posts/a/b.parquet", 3, "http://x/a/b.parquet")
@@ -93,7 +93,7 @@ def test_input_stream_and_plain_types() -> None:
     assert argument(text, blob_value(text, BLOB, b"abc")) == "abc"
 
 
-def test_http_request() -> None:
+def test_an_http_request_has_all_its_parts() -> None:
     function = hosted(nothing, {"type": "httpTrigger"})
     request = argument(
         function,
@@ -115,7 +115,7 @@ def test_http_request() -> None:
     assert (request.headers["x-one"], request.get_json(), request.get_body()) == ("a,b", {"a": 1}, b'{"a": 1}')
 
 
-def test_http_replies() -> None:
+def test_http_responses_are_converted() -> None:
     reply = http_reply(func.HttpResponse(b"\x00", status_code=202, mimetype="image/png", headers={"X-A": "1"}))
     assert (reply.status, reply.body) == (202, b"\x00")
     assert dict(reply.headers) == {"X-A": "1", "content-type": "image/png"}

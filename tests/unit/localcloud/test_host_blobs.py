@@ -25,22 +25,22 @@ from tests.host_functions import hosted
         ("posts", "any", {"blob": "any"}),
     ],
 )
-def test_paths(path: str, blob: str, expected: dict[str, str] | None) -> None:
+def test_blob_paths_are_matched(path: str, blob: str, expected: dict[str, str] | None) -> None:
     assert BlobPath.parse(path).match("posts", blob) == expected
     assert BlobPath.parse(path).match("other", blob) is None
 
 
-def test_only_the_fixed_start_of_a_path_is_listed() -> None:
+def test_only_the_literal_start_of_a_path_is_used_for_listing() -> None:
     assert BlobPath.parse("posts/in/day-{name}.x").prefix == "in/day-"
 
 
 @pytest.mark.parametrize("path", ["Posts/{name}", "{container}/x", "posts/{name", "posts/name}"])
-def test_paths_that_are_none_are_refused(path: str) -> None:
+def test_invalid_paths_are_refused(path: str) -> None:
     with pytest.raises(HostError, match=re.escape(repr(path))):
         BlobPath.parse(path)
 
 
-def test_messages_have_the_documented_form() -> None:
+def test_blob_messages_have_the_documented_format() -> None:
     message = BlobMessage("Host.Functions.land", "posts", "a.parquet", "0x1")
     document = json.loads(base64.b64decode(message.encode()))
     assert document == {
@@ -79,7 +79,7 @@ def test_events_announce_blobs_with_a_bare_etag_whatever_their_type_and_path() -
             list(announced_blobs([wrong], item))
 
 
-def test_message_encodings() -> None:
+def test_message_bodies_are_decoded_in_both_encodings() -> None:
     assert decode_body(base64.b64encode(b"\xffbytes").decode(), "base64") == b"\xffbytes"
     assert decode_body("plain é", "none") == "plain é".encode()
     for text in ("not base 64!", "abc", '{"a": 1}'):

@@ -17,7 +17,9 @@ def written(folder: Path, document: Any) -> Path:
     return path
 
 
-def test_settings_go_into_the_environment_and_what_is_set_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_go_into_the_environment_but_do_not_override_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOST_TEST_KEPT", "mine")
     monkeypatch.delenv("HOST_TEST_NEW", raising=False)
     settings = LocalSettings.read(
@@ -45,7 +47,7 @@ def test_settings_go_into_the_environment_and_what_is_set_wins(tmp_path: Path, m
         ({"Values": [], "Host": {}}, "Values must be a JSON object"),
     ],
 )
-def test_unusable_settings_are_refused(tmp_path: Path, document: Any, said: str) -> None:
+def test_invalid_settings_are_refused(tmp_path: Path, document: Any, said: str) -> None:
     with pytest.raises(HostError, match=said):
         LocalSettings.read(written(tmp_path, document))
 
@@ -59,12 +61,12 @@ def test_comments_are_read_as_func_reads_them(tmp_path: Path) -> None:
     assert HostConfig.read(config).function_timeout == timedelta(minutes=10)
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_missing_file(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="absent"):
         LocalSettings.read(tmp_path / "absent.json")
 
 
-def test_host_json_defaults_are_those_of_azure(tmp_path: Path) -> None:
+def test_the_defaults_of_host_json_are_those_of_azure(tmp_path: Path) -> None:
     config = HostConfig.read(written(tmp_path, {"version": "2.0"}))
     assert config.route_prefix == "api"
     assert config.queues == QueueOptions(16, 8, 5, timedelta(0), timedelta(minutes=1), "base64")
@@ -72,7 +74,7 @@ def test_host_json_defaults_are_those_of_azure(tmp_path: Path) -> None:
     assert config.function_timeout is None
 
 
-def test_host_json_is_honoured(tmp_path: Path) -> None:
+def test_the_options_of_host_json_are_used(tmp_path: Path) -> None:
     config = HostConfig.read(
         written(
             tmp_path,
@@ -137,23 +139,23 @@ def test_host_json_without_version_is_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_connections(name: str, environ: dict[str, str], expected: Connection) -> None:
+def test_every_form_of_a_connection_is_found(name: str, environ: dict[str, str], expected: Connection) -> None:
     assert find_connection(name, "queue", environ) == expected
 
 
-def test_missing_connection_names_what_was_tried() -> None:
+def test_the_error_of_a_missing_connection_lists_the_names_tried() -> None:
     with pytest.raises(HostError, match=r"AzureWebJobsDATA, .*DATA__blobServiceUri"):
         find_connection("DATA", "blob", {"DATA__queueServiceUri": "https://q"})
 
 
-def test_host_id() -> None:
+def test_the_host_id_is_checked_and_has_a_default() -> None:
     assert host_id({}) == "localcloud"
     assert host_id({"AzureFunctionsWebHost__hostid": "mine-2"}) == "mine-2"
     with pytest.raises(HostError, match="hostid"):
         host_id({"AzureFunctionsWebHost__hostid": "No Such"})
 
 
-def test_app_settings_go_before_host_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_app_settings_override_host_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "host.json"
     file.write_text('{"version": "2.0", "extensions": {"queues": {"visibilityTimeout": "00:00:30", "batchSize": 4}}}')
     monkeypatch.setenv("AzureFunctionsJobHost__extensions__queues__visibilityTimeout", "00:00:01")

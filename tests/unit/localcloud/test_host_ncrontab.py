@@ -1,4 +1,4 @@
-"""NCRONTAB schedules against times worked out by hand, and against a second-by-second reading of the rules."""
+"""NCRONTAB schedules, compared with times computed by hand and with a second-by-second check of the rules."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -29,7 +29,7 @@ START = datetime(2026, 11, 22, 13, 14, 15, tzinfo=UTC)  # a Sunday
         ("30 59 23 31 12 *", "2026-12-31T23:59:30"),
     ],
 )
-def test_next_time(expression: str, expected: str) -> None:
+def test_the_next_time_of_a_schedule_is_found(expression: str, expected: str) -> None:
     assert Schedule.parse(expression).next_after(START) == datetime.fromisoformat(expected).replace(tzinfo=UTC)
 
 
@@ -76,7 +76,7 @@ def test_other_time_zones_are_read_as_utc() -> None:
         "",
     ],
 )
-def test_what_is_no_schedule_is_refused(expression: str) -> None:
+def test_an_invalid_schedule_is_refused(expression: str) -> None:
     with pytest.raises(ValueError, match="schedule"):
         Schedule.parse(expression)
 

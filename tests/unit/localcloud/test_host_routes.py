@@ -43,29 +43,29 @@ def route(template: str | None, prefix: str = "api", methods: tuple[str, ...] = 
         ("{kind}/of/{name}", "/api/x/of/y%2Fz", {"kind": "x", "name": "y/z"}),
     ],
 )
-def test_templates(template: str | None, path: str, expected: dict[str, str] | None) -> None:
+def test_route_templates_are_matched(template: str | None, path: str, expected: dict[str, str] | None) -> None:
     assert route(template).match("GET", path) == expected
 
 
-def test_methods_and_prefix() -> None:
+def test_methods_and_the_route_prefix_are_matched() -> None:
     assert route("x", methods=("GET",)).match("GET", "/api/x") == {}
     assert route("x", methods=("GET",)).match("HEAD", "/api/x") is None
     assert route("x").match("OPTIONS", "/api/x") == {}
     assert route("x", prefix="").match("GET", "/x") == {}
 
 
-def test_literals_go_before_parameters_and_those_before_rests() -> None:
+def test_literals_match_before_parameters_and_parameters_before_catch_all() -> None:
     ordered = sorted([route("{*rest}"), route("topics/{day}"), route("topics/latest")], key=lambda item: item.rank)
     assert [item.function.trigger["route"] for item in ordered] == ["topics/latest", "topics/{day}", "{*rest}"]
 
 
 @pytest.mark.parametrize("template", ["{id:nosuch}", "a{b}", "{a}b", "{a"])
-def test_templates_that_cannot_be_read_are_refused(template: str) -> None:
+def test_invalid_templates_are_refused(template: str) -> None:
     with pytest.raises(HostError, match="function f"):
         route(template)
 
 
-def test_keys_are_made_once_and_kept(tmp_path: Path) -> None:
+def test_keys_are_created_once_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "state" / "host-keys.json"
     first = HostKeys.load(file, ["topics"])
     again = HostKeys.load(file, ["topics", "health"])
@@ -75,7 +75,7 @@ def test_keys_are_made_once_and_kept(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_what_each_key_opens(tmp_path: Path) -> None:
+def test_each_key_opens_exactly_its_levels(tmp_path: Path) -> None:
     keys = HostKeys.load(tmp_path / "host-keys.json", ["topics", "health"])
     opens = {
         "": ["anonymous"],

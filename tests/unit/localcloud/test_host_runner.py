@@ -21,7 +21,7 @@ TIMER = {"type": "timerTrigger"}
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    """Formatted log lines of everything that is logged."""
+    """The formatted lines of all log records."""
     said: list[str] = []
 
     class Collector(logging.Handler):
@@ -98,7 +98,7 @@ def test_no_error_of_a_function_reaches_the_host(error: BaseException) -> None:
     assert run(call).error is error
 
 
-def test_values_without_return_binding_are_errors() -> None:
+def test_a_returned_value_without_a_return_binding_is_an_error() -> None:
     def call(value: Any) -> int:
         return 1
 
@@ -106,7 +106,7 @@ def test_values_without_return_binding_are_errors() -> None:
     assert run(call, returns_value=True).result == 1
 
 
-def test_retry_policy_repeats_and_counts() -> None:
+def test_a_retry_policy_repeats_a_call_and_counts_the_retries() -> None:
     seen: list[tuple[int, int]] = []
 
     def call(value: Any, context: Any) -> None:
@@ -122,7 +122,7 @@ def test_retry_policy_repeats_and_counts() -> None:
     assert seen == [(0, 1), (1, 1)]
 
 
-def test_function_timeout_is_said(lines: list[str]) -> None:
+def test_a_function_timeout_is_logged(lines: list[str]) -> None:
     def call(value: Any) -> None:
         time.sleep(0.05)
 
@@ -130,7 +130,7 @@ def test_function_timeout_is_said(lines: list[str]) -> None:
     assert any("Timeout value of 0:00:00.010000 exceeded by function 'Functions.f'" in line for line in lines)
 
 
-def test_thread_count_bounds_what_runs_at_once() -> None:
+def test_the_number_of_threads_limits_concurrent_calls() -> None:
     most, now, lock, both = 0, 0, threading.Lock(), threading.Barrier(2, timeout=PATIENCE)
 
     def call(value: Any) -> None:
@@ -138,7 +138,7 @@ def test_thread_count_bounds_what_runs_at_once() -> None:
         with lock:
             now += 1
             most = max(most, now)
-        both.wait()  # goes on when two are at work
+        both.wait()  # continues when two calls run
         with lock:
             now -= 1
 

@@ -1,4 +1,4 @@
-"""The whole host where no storage is needed: HTTP, firing by hand, and stopping."""
+"""The whole host without storage: HTTP, starting a function by hand, and stopping."""
 
 import asyncio
 import sys
@@ -37,8 +37,10 @@ ENVIRON = {"AzureWebJobs.slow.Disabled": "true"}
 
 
 async def fire_and_stop(host: FunctionsHost, app: ModuleType, *, ends: bool) -> tuple[bool, bool]:
-    """Fires the slow function, and lets it end while `stop` waits or not before; returns what `stop` said, and whether
-    the function had ended by then."""
+    """Start the slow function and stop the host; the function ends while `stop` waits, or only afterwards.
+
+    Returns the result of `stop`, and whether the function had ended by then.
+    """
     port = await host.start(0)
     url = f"http://127.0.0.1:{port}"
     async with aiohttp.ClientSession() as session:
@@ -60,7 +62,7 @@ async def fire_and_stop(host: FunctionsHost, app: ModuleType, *, ends: bool) -> 
 
 
 @pytest.mark.parametrize(("patience", "ends"), [(PATIENCE, True), (0.5, False)])
-def test_stopping_waits_for_running_functions_but_not_for_ever(
+def test_stopping_waits_a_limited_time_for_running_functions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float, ends: bool
 ) -> None:
     monkeypatch.setattr(service, "STOP_SECONDS", patience)
@@ -79,7 +81,7 @@ def test_thread_counts_outside_azures_bounds_are_refused(count: str) -> None:
         FunctionsHost([], HostConfig(), None, {"PYTHON_THREADPOOL_THREAD_COUNT": count})
 
 
-def test_storage_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_storage_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(_store: HostStore) -> None:
         raise ServiceRequestError("connection refused")
 

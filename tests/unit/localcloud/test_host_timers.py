@@ -1,4 +1,4 @@
-"""Timers: what they start from, and how they fire."""
+"""Timers: their state at the start, and when they fire."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ def stored(last: datetime, updated: datetime | None = None) -> dict[str, str]:
     return {"Last": last.isoformat(), "Next": "2020-01-01T00:00:00+00:00", "LastUpdated": (updated or last).isoformat()}
 
 
-def test_a_first_start_waits_for_the_next_beat() -> None:
+def test_a_first_start_waits_for_the_next_scheduled_time() -> None:
     status, past_due = starting_status(None, WEEKLY, SUNDAY)
     assert (status.next, past_due) == (datetime(2026, 11, 23, 2, tzinfo=UTC), False)
 
@@ -46,12 +46,15 @@ def test_a_first_start_waits_for_the_next_beat() -> None:
         (stored(datetime.min.replace(tzinfo=UTC), datetime(2026, 11, 17, tzinfo=UTC)), False),
     ],
 )
-def test_a_missed_beat_is_past_due(record: dict[str, str], past_due: bool) -> None:
+def test_a_missed_scheduled_time_is_past_due(record: dict[str, str], past_due: bool) -> None:
     assert starting_status(record, WEEKLY, SUNDAY)[1] is past_due
 
 
 def listen(trigger: dict[str, Any], store: MemoryStore, runs: int, *, takes: float = 0) -> list[Any]:
-    """What a timer function was given until it had run so often, and a moment longer; fails when two runs overlap."""
+    """Listen until the timer function has run `runs` times, and 0.1 s longer; returns its arguments.
+
+    Fails if two runs overlap.
+    """
     given: list[Any] = []
     running, most = 0, 0
 
@@ -79,7 +82,7 @@ def listen(trigger: dict[str, Any], store: MemoryStore, runs: int, *, takes: flo
     return given
 
 
-def test_past_due_fires_once_and_writes_the_status() -> None:
+def test_a_past_due_timer_fires_once_and_writes_its_status() -> None:
     store = MemoryStore(stored(datetime(2020, 1, 1, tzinfo=UTC)))
     given = listen({"schedule": "0 0 2 * * 1", "runOnStartup": True}, store, 1)
     assert [value.past_due for value in given] == [True]
@@ -87,13 +90,13 @@ def test_past_due_fires_once_and_writes_the_status() -> None:
     assert datetime.fromisoformat(store.written[-1]["Next"]) > datetime.now(UTC)
 
 
-def test_run_on_startup_fires_though_nothing_is_due() -> None:
+def test_run_on_startup_fires_when_nothing_is_due() -> None:
     given = listen({"schedule": "0 0 2 * * 1", "runOnStartup": True}, MemoryStore(), 1)
     assert [value.past_due for value in given] == [False]
     assert listen({"schedule": "0 0 2 * * 1"}, MemoryStore(), 0) == []
 
 
-def test_beats_of_less_than_a_minute_fire_one_at_a_time_without_status() -> None:
+def test_schedules_below_a_minute_run_one_at_a_time_without_a_status() -> None:
     store = MemoryStore(stored(datetime(2020, 1, 1, tzinfo=UTC)))
     given = listen({"schedule": "* * * * * *"}, store, 2, takes=1.05)
     assert len(given) >= 2
@@ -101,7 +104,7 @@ def test_beats_of_less_than_a_minute_fire_one_at_a_time_without_status() -> None
     assert store.written == []
 
 
-def test_a_schedule_that_is_none_names_the_function() -> None:
+def test_the_error_of_an_invalid_schedule_names_the_function() -> None:
     async def make() -> None:
         TimerListener(hosted(print, {"type": "timerTrigger", "schedule": "soon"}), Runner(), MemoryStore())
 

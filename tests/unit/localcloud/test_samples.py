@@ -1,4 +1,4 @@
-"""The sample posts: a day of them looks like a day of the real site, and is the same each time."""
+"""The sample posts: one day of them resembles a day of the real site, and is the same each time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def answers(posts: pa.Table) -> list[dict[str, Any]]:
 
 
 class Balance(HTMLParser):
-    """Fails on a tag that is closed without being open, or is left open."""
+    """Fails on an end tag without a start tag, and on a start tag without an end tag."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def tags_of(question: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("topic", TOPICS)
-def test_six_different_questions_a_topic_tagged_with_it_first(topic: str) -> None:
+def test_every_topic_has_six_questions_with_it_as_the_first_tag(topic: str) -> None:
     written = sample_questions(topic)
     assert len(written) >= 6
     assert len({question.body for question in written}) == len(written)
@@ -72,7 +72,7 @@ def test_six_different_questions_a_topic_tagged_with_it_first(topic: str) -> Non
 
 
 @pytest.mark.parametrize("topic", TOPICS)
-def test_what_is_swapped_stands_in_the_text(topic: str) -> None:
+def test_every_swapped_word_occurs_in_the_text(topic: str) -> None:
     for question in sample_questions(topic):
         text = " ".join((*question.titles, question.body, question.answer))
         for group in question.swaps:
@@ -80,25 +80,25 @@ def test_what_is_swapped_stands_in_the_text(topic: str) -> None:
             assert [word for word in group[0] if word not in text] == []
 
 
-def test_no_title_is_written_twice() -> None:
+def test_no_title_occurs_twice_in_the_templates() -> None:
     titles = Counter(title for topic in TOPICS for question in sample_questions(topic) for title in question.titles)
     assert len(titles) >= 240
     assert titles.most_common(1)[0][1] == 1
 
 
-def test_twenty_topics_and_the_post_types_of_the_site() -> None:
+def test_there_are_twenty_topics_and_the_post_types_of_the_site() -> None:
     assert len(set(TOPICS)) == len(TOPICS) == 20
     assert POST_TYPES[:2] == ((1, "Question"), (2, "Answer"))
 
 
-def test_columns_and_types_are_those_of_the_real_posts(posts: pa.Table, real_posts: RealPosts) -> None:
+def test_columns_and_types_equal_those_of_real_posts(posts: pa.Table, real_posts: RealPosts) -> None:
     real = pq.read_schema(real_posts("posts.parquet"))
     assert [real.field(name) for name in posts.schema.names] == [
         posts.schema.field(name) for name in posts.schema.names
     ]
 
 
-def test_topics_are_frequent_tags_of_the_real_posts(real_posts: RealPosts) -> None:
+def test_topics_are_frequent_tags_of_real_posts(real_posts: RealPosts) -> None:
     tags = Counter[str]()
     for text in pq.read_table(real_posts("posts.parquet"), columns=["Tags"])["Tags"].to_pylist():
         tags.update(re.findall(r"<([^>]+)>", text or ""))
@@ -110,7 +110,7 @@ def test_the_same_arguments_give_the_same_posts(posts: pa.Table) -> None:
     assert not sample_posts(DAY, 100, seed=1).equals(sample_posts(DAY, 100, seed=2))
 
 
-def test_ids_rise_with_time_and_are_not_shared_by_days_or_seeds(posts: pa.Table) -> None:
+def test_ids_rise_with_time_and_differ_between_days_and_seeds(posts: pa.Table) -> None:
     ids = posts["Id"].to_pylist()
     moments = posts["CreationDate"].to_pylist()
     assert ids == sorted(set(ids))
@@ -119,12 +119,12 @@ def test_ids_rise_with_time_and_are_not_shared_by_days_or_seeds(posts: pa.Table)
         assert set(ids).isdisjoint(sample_posts(day, 100, seed)["Id"].to_pylist())
 
 
-def test_everything_happens_on_the_day(posts: pa.Table) -> None:
+def test_all_dates_are_on_the_given_day(posts: pa.Table) -> None:
     for column in ("CreationDate", "LastActivityDate", "ClosedDate"):
         assert {moment.date() for moment in posts[column].drop_null().to_pylist()} == {DAY}
 
 
-def test_as_many_questions_as_asked_for_and_some_more_answers(
+def test_there_are_the_given_number_of_questions_and_more_answers(
     questions: list[dict[str, Any]], answers: list[dict[str, Any]]
 ) -> None:
     assert len(questions) == 2000
@@ -150,13 +150,13 @@ def test_accepted_answers_are_answers_to_the_question(
     assert all(parents[question["AcceptedAnswerId"]] == question["Id"] for question in accepted)
 
 
-def test_bodies_are_well_formed_and_show_nothing_of_the_templates(posts: pa.Table) -> None:
+def test_bodies_are_well_formed_without_remains_of_the_templates(posts: pa.Table) -> None:
     for body in posts["Body"].to_pylist():
         Balance(body)
         assert not re.search(r"data-maybe|<aside|<h1|\{(code|topic|title|n|m)\}|\n\n\n", body)
 
 
-def test_no_question_is_asked_twice(questions: list[dict[str, Any]]) -> None:
+def test_no_question_occurs_twice(questions: list[dict[str, Any]]) -> None:
     assert len({question["Body"] for question in questions}) == len(questions)
     assert len({question["Title"] for question in questions}) > 400
 
@@ -173,21 +173,21 @@ def test_topics_are_skewed_and_shift_from_day_to_day(questions: list[dict[str, A
     assert 0.03 < moved < 0.4
 
 
-def test_untagged_is_the_share_of_questions_without_tags(questions: list[dict[str, Any]]) -> None:
+def test_the_given_share_of_questions_has_no_tags(questions: list[dict[str, Any]]) -> None:
     assert all(question["Tags"] for question in questions)
     some = sample_posts(DAY, questions=1000, untagged=0.3)
     tags = [row["Tags"] for row in some.to_pylist() if row["PostTypeId"] == 1]
     assert 0.25 < tags.count(None) / len(tags) < 0.35
 
 
-def test_users_cover_all_owners(posts: pa.Table) -> None:
+def test_all_owners_of_posts_are_among_the_users(posts: pa.Table) -> None:
     users = sample_users()
     assert users.num_rows == OWNERS
     assert set(posts["OwnerUserId"].drop_null().to_pylist()) <= set(users["Id"].to_pylist())
     assert 0 < posts["OwnerUserId"].null_count < 0.03 * posts.num_rows
 
 
-def test_users_tell_null_from_empty_and_are_the_same_each_time() -> None:
+def test_users_have_null_and_empty_values_and_are_the_same_each_time() -> None:
     users = sample_users(500, seed=3)
     assert users.equals(sample_users(500, seed=3))
     assert not users.equals(sample_users(500, seed=4))

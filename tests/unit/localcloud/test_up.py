@@ -1,4 +1,4 @@
-"""What `python -m localcloud up` shows, and what it hands to the cloud; the cloud itself is put in its place here."""
+"""The output of `python -m localcloud up`, and the options it passes to the cloud, which a stand-in replaces here."""
 
 import os
 import pty
@@ -23,7 +23,7 @@ PARTS = ["blobs", "queues", "lake", "postgres", "databricks", "functions"]
 
 
 class Cloud(LocalCloud):
-    """Starts nothing; ends the command, as Ctrl-C would, at its second look."""
+    """Starts nothing; ends the command as Ctrl-C does, at its second check."""
 
     made: ClassVar[list[Any]]
 
@@ -53,7 +53,7 @@ class Cloud(LocalCloud):
 
 @pytest.fixture(autouse=True)
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Cloud]]:
-    """The clouds that a command makes; the handlers of signals are put back."""
+    """The clouds that a command creates; the signal handlers are restored afterwards."""
     Cloud.made = []
     monkeypatch.setattr(command, "LocalCloud", Cloud)
     monkeypatch.setattr(command, "LOOK_SECONDS", 0.01)
@@ -64,14 +64,14 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Cloud]]:
 
 
 def up(tmp_path: Path, *options: str, code: int = 0) -> list[str]:
-    """The lines that the command writes."""
+    """Run the command; returns the lines that it writes."""
     arguments = ["up", "--state", str(tmp_path / "state"), *options]
     done = CliRunner().invoke(command.app, arguments)
     assert done.exit_code == code, done.output
     return done.output.splitlines()
 
 
-def test_it_shows_what_runs_where_one_line_a_part_and_what_to_try(tmp_path: Path) -> None:
+def test_up_shows_one_line_a_part_with_its_address_and_the_next_commands(tmp_path: Path) -> None:
     lines = up(tmp_path)
     start = lines.index("Starting the local cloud ...") + 1
     ready = lines.index("Ready")
@@ -88,23 +88,23 @@ def test_it_shows_what_runs_where_one_line_a_part_and_what_to_try(tmp_path: Path
     ]
 
 
-def test_logs_stay_in_their_files_unless_asked_for(tmp_path: Path) -> None:
+def test_logs_are_shown_only_on_request(tmp_path: Path) -> None:
     assert "a line of the lake" not in "\n".join(up(tmp_path))
     assert "       lake | a line of the lake" in up(tmp_path / "other", "--log")
 
 
-def test_ctrl_c_is_answered_by_one_line(tmp_path: Path) -> None:
+def test_ctrl_c_shows_one_line(tmp_path: Path) -> None:
     lines = up(tmp_path)
     assert lines[-2:] == ["Ctrl-C ends it; `up --log` shows the logs here.", "The local cloud has stopped."]
 
 
-def test_the_curl_carries_a_key_only_where_one_is_asked_for(tmp_path: Path, made: list[Cloud]) -> None:
+def test_the_curl_command_has_a_key_only_with_auth(tmp_path: Path, made: list[Cloud]) -> None:
     (curl,) = [line.strip() for line in up(tmp_path, "--auth") if line.startswith("  curl ")]
     assert curl == "curl -H 'x-functions-key: the-key' 'http://127.0.0.1:7071/api/topics?day=latest'"
     assert made[0].given["auth"] is True
 
 
-def test_without_host_func_start_is_the_next_step(tmp_path: Path, made: list[Cloud]) -> None:
+def test_without_a_host_the_next_step_is_func_start(tmp_path: Path, made: list[Cloud]) -> None:
     lines = up(tmp_path, "--no-host")
     assert lines[lines.index("Ready") + 1] == (
         "Next, in another terminal: func start (it listens on http://127.0.0.1:7071)"
@@ -113,14 +113,14 @@ def test_without_host_func_start_is_the_next_step(tmp_path: Path, made: list[Clo
     assert made[0].given["host"] is False
 
 
-def test_func_start_reads_only_the_projects_own_settings_and_is_not_named_as_if_it_read_others(tmp_path: Path) -> None:
+def test_with_another_settings_file_the_next_step_says_what_func_start_reads(tmp_path: Path) -> None:
     lines = up(tmp_path, "--no-host", "--settings-file", str(tmp_path / "mine.json"))
     after = lines[lines.index("Ready") + 1]
     assert after.startswith("Next: func start; it reads ")
     assert "must be copied there before" in after
 
 
-def test_the_default_ports_are_preferred_and_given_ones_win(tmp_path: Path, made: list[Cloud]) -> None:
+def test_default_ports_are_preferred_but_given_ports_override_them(tmp_path: Path, made: list[Cloud]) -> None:
     up(tmp_path, "--blob-port", "1234")
     assert made[0].given["preferred"] == DEFAULT_PORTS
     assert made[0].given["ports"] == {"blob": 1234}
@@ -152,14 +152,14 @@ def test_settings_are_set_by_name(tmp_path: Path, made: list[Cloud]) -> None:
         (["--no-host", "--auth"], "func start asks for no keys", 2),
     ],
 )
-def test_what_makes_no_sense_is_told_before_anything_starts(
+def test_invalid_options_are_reported_before_anything_starts(
     tmp_path: Path, made: list[Cloud], options: list[str], said: str, code: int
 ) -> None:
     assert said in " ".join(" ".join(up(tmp_path, *options, code=code)).replace("│", " ").split())
     assert made == []
 
 
-def test_what_a_part_says_at_its_end_is_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_part_is_shown_as_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(_: Cloud) -> None:
         raise LocalCloudError("azurite ended with code 1")
 
@@ -183,7 +183,7 @@ def test_no_color_means_plain_lines_on_a_terminal_too(variables: dict[str, str],
     assert written == (b"\x1b[1;32mReady\x1b[0m\r\n" if coloured else b"Ready\r\n")
 
 
-def test_commands_are_shown_as_one_would_type_them_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_shown_as_a_user_would_type_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = tmp_path / "my venv" / "bin" / "python"
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.chdir(tmp_path)
@@ -196,7 +196,7 @@ def test_commands_are_shown_as_one_would_type_them_here(tmp_path: Path, monkeypa
 
 
 class TestEditor:
-    """What Visual Studio Code runs and waits for."""
+    """The tasks that Visual Studio Code runs and waits for."""
 
     @staticmethod
     def read(name: str) -> Any:
@@ -227,7 +227,7 @@ class TestEditor:
         assert attach["connect"] == {"host": "localhost", "port": 9091}
         assert attach["preLaunchTask"] in {task["label"] for task in self.read("tasks.json")["tasks"]}
 
-    def test_the_extension_finds_the_project_and_nothing_of_it_is_deployed(self) -> None:
+    def test_the_extension_finds_the_project_and_its_folder_is_not_deployed(self) -> None:
         settings = self.read("settings.json")
         assert settings["azureFunctions.projectLanguage"] == "Python"
         assert settings["azureFunctions.projectLanguageModel"] == 2

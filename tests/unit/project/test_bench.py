@@ -1,4 +1,4 @@
-"""What `python -m bench` says before it begins, and what becomes of a broken bound."""
+"""The list of benchmarks of `python -m bench`, and its reaction to a broken bound."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from bench.common import Bound, conclude, options
 from tests.places import PROJECT
 
 
-def test_every_benchmark_is_listed_with_its_time_and_what_it_measures() -> None:
+def test_every_benchmark_is_listed_with_its_duration_and_purpose() -> None:
     modules = {file.stem for file in (PROJECT / "bench").glob("[!_]*.py")} - {"common", "parts", "stub_job"}
     assert modules == set(MINUTES)
     command = [sys.executable, "-m", "bench", "--list"]
@@ -20,7 +20,7 @@ def test_every_benchmark_is_listed_with_its_time_and_what_it_measures() -> None:
     assert all(f"about {MINUTES[line.split()[0]]:2} min  " in line and line.endswith(".") for line in lines)
 
 
-def test_an_unknown_benchmark_is_answered_by_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_refusal_of_an_unknown_benchmark_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["speed"]) == 2
     assert "unknown benchmark speed" in (said := capsys.readouterr().err)
     assert "hostile" in said
@@ -30,7 +30,7 @@ def test_an_unknown_benchmark_is_answered_by_those_there_are(capsys: pytest.Capt
     ("measured", "is_least", "held"), [(330, False, True), (331, False, False), (330, True, True), (329, True, False)]
 )
 @pytest.mark.parametrize("check", [True, False])
-def test_a_broken_bound_is_said_and_ends_the_command_where_that_is_asked_for(
+def test_a_broken_bound_is_reported_and_fails_the_command_with_check(
     measured: float, is_least: bool, held: bool, check: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bounds = [Bound("one", 1, 2), Bound("peak", measured, 330, "MB", is_least)]

@@ -1,4 +1,4 @@
-"""The documentation says what is there: settings, commands, options, links, pictures, files of the design."""
+"""The documentation matches the code: settings, commands, options, links, pictures, files of the design."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
 
 def examples() -> dict[str, dict[str, str]]:
-    """The settings that are shown: those of a laptop and those of Azure."""
+    """The two examples of settings: for a laptop and for Azure."""
     (azure,) = blocks(OPERATIONS, "json")
     sample = json.loads((PROJECT / "local.settings.sample.json").read_text())["Values"]
     return {"sample": sample, "azure": json.loads(azure)}
 
 
 @pytest.mark.parametrize("which", ["sample", "azure"])
-def test_settings_that_are_shown_are_known_and_none_that_is_required_is_missing(which: str) -> None:
+def test_examples_of_settings_have_only_known_and_all_required_names(which: str) -> None:
     values = examples()[which]
     hosts = ("FUNCTIONS_WORKER_RUNTIME", "AzureWebJobsStorage", "AzureFunctionsJobHost")
     secrets = {
@@ -68,7 +68,7 @@ def test_settings_that_are_shown_are_known_and_none_that_is_required_is_missing(
     assert required <= {name.split("__")[0] for name in values}
 
 
-def test_the_example_for_azure_is_taken_by_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_for_azure_can_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {name: "7" if name.endswith("JOB_ID") else value for name, value in examples()["azure"].items()}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
@@ -79,7 +79,7 @@ def test_the_example_for_azure_is_taken_by_the_settings(monkeypatch: pytest.Monk
 
 
 @EVERY_PAGE
-def test_settings_are_named_as_they_are(page: Path) -> None:
+def test_pages_name_only_existing_settings(page: Path) -> None:
     prefixes = (
         "POSTGRES_",
         "REFERENCE_",
@@ -97,7 +97,7 @@ def test_settings_are_named_as_they_are(page: Path) -> None:
     assert settings <= SETTINGS | secrets
 
 
-def test_the_deadline_of_a_copy_leaves_time_to_publish_it_in_a_function() -> None:
+def test_the_deadline_of_the_weekly_copy_leaves_the_function_time_to_publish() -> None:
     hours, minutes, seconds = json.loads((PROJECT / "host.json").read_text())["functionTimeout"].split(":")
     limit = int(hours) * 3600 + int(minutes) * 60 + int(seconds)
     assert Settings.model_fields["reference_deadline_seconds"].default <= limit - 600
@@ -122,17 +122,17 @@ COMMANDS: dict[str, set[str]] = {
     **dict(_commands(MANAGE, typer.main.get_command(main.app))),
     **dict(_commands(CLOUD, typer.main.get_command(localcloud_app))),
 }
-"""Each command, as `manage.py models add`, and the options that are its own."""
+"""Each command, such as `manage.py models add`, with its own options."""
 OF_ALL = {MANAGE: {"--settings", "--json"}, CLOUD: {"--state"}}
-"""Options that operations.md explains once for a program."""
+"""Options that operations.md explains once for each program."""
 OF_OTHERS = {"--network", "--skipApiVersionCheck", "--check"}
-"""Options of other programs (Docker, Azurite, bench), which stand alone on a page."""
+"""Options of other programs (Docker, Azurite, bench), which pages name without a command."""
 
 
 def _named(text: str) -> tuple[str, set[str]] | None:
-    """The command that a piece of code calls, and the options it is given; None where it calls none of ours.
+    """The command that a piece of code calls, and its options; None if it calls no command of this project.
 
-    `up --log` is short for `python -m localcloud up --log`. Raises KeyError for a command that is not there.
+    `up --log` is short for `python -m localcloud up --log`. Raises KeyError for an unknown command.
     """
     words = text.split()
     given = {word.partition("=")[0] for word in words if re.match("--[a-z]", word)}
@@ -150,12 +150,12 @@ def _named(text: str) -> tuple[str, set[str]] | None:
 
 
 def _known(command: str) -> set[str]:
-    """The options that may stand behind a command: its own, and those of the command it belongs to."""
+    """The options that a command accepts: its own, and those of its group."""
     return COMMANDS[command] | COMMANDS.get(command.rpartition(" ")[0], set())
 
 
 @EVERY_PAGE
-def test_every_command_and_option_that_a_page_names_is_there(page: Path) -> None:
+def test_every_command_and_option_on_a_page_exists(page: Path) -> None:
     for section in sections(page.read_text()):
         pieces = list(code(section))
         calls = [call for text in pieces if (call := _named(text))]
@@ -174,7 +174,7 @@ def test_operations_lists_every_command_with_all_its_options(command: str) -> No
     assert listed == COMMANDS[command] - OF_ALL[program]
 
 
-def test_the_options_that_all_commands_have_are_those_of_all() -> None:
+def test_every_command_has_the_common_options_of_its_program() -> None:
     alone = {"manage.py train", "manage.py evaluate", "manage.py score"}
     for command in COMMANDS:
         if command in ("manage.py open",):  # a group
@@ -187,7 +187,7 @@ def test_the_options_that_all_commands_have_are_those_of_all() -> None:
 
 
 @EVERY_PAGE
-def test_every_benchmark_and_make_target_that_a_page_names_is_there(page: Path) -> None:
+def test_every_benchmark_and_make_target_on_a_page_exists(page: Path) -> None:
     text = "\n".join(code(page.read_text()))
     benchmarks = {file.stem for file in (PROJECT / "bench").glob("[!_]*.py")}
     assert set(re.findall(r"-m bench ([a-z]\w*)", text)) <= benchmarks
@@ -205,7 +205,7 @@ def test_make_lists_the_promised_commands() -> None:
 
 
 @EVERY_PAGE
-def test_links_lead_somewhere(page: Path) -> None:
+def test_the_target_of_every_link_exists(page: Path) -> None:
     for link in links(page.read_text()):
         if "://" in link:
             continue
@@ -215,13 +215,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target.read_text()), link
 
 
-def test_the_index_leads_to_every_page_and_the_readme_to_the_index() -> None:
+def test_the_index_links_to_every_page_and_the_readme_to_the_index() -> None:
     led = {(DOCS / link).resolve() for link in links((DOCS / "README.md").read_text()) if "://" not in link}
     assert [page for page in DOCS.glob("**/*.md") if page.resolve() not in led | {DOCS / "README.md"}] == []
     assert {"docs/README.md", "docs/glossary.md"} <= set(links((PROJECT / "README.md").read_text()))
 
 
-def test_the_readme_is_read_at_one_sitting() -> None:
+def test_the_readme_has_at_most_150_lines() -> None:
     assert len((PROJECT / "README.md").read_text().splitlines()) <= 150
 
 
@@ -232,7 +232,7 @@ def test_the_changelog_has_a_line_for_each_feature() -> None:
 
 
 @pytest.mark.parametrize("name", ["flow"])
-def test_a_picture_is_the_one_that_its_command_makes(name: str) -> None:
+def test_a_picture_equals_the_output_of_its_command(name: str) -> None:
     made = runpy.run_path(str(DOCS / "pictures" / f"{name}.py"))[name]()
     assert made == (DOCS / "pictures" / f"{name}.svg").read_text(encoding="utf-8")
 
@@ -247,7 +247,7 @@ PEOPLES_PAGES = ("first-steps", "how-it-works", "posts-file", "operations", "wit
 
 
 def glossary() -> dict[str, str]:
-    """Each term and what it means; an entry may explain two."""
+    """Each term and its explanation; an entry may explain two terms."""
     entries = re.findall(
         r"^\*\*(.+?)\*\*: (.+?)(?:\n\n|\Z)", (DOCS / "glossary.md").read_text(), re.DOTALL | re.MULTILINE
     )
@@ -264,7 +264,7 @@ def test_the_glossary_explains_each_term_in_a_few_lines() -> None:
         assert "glossary.md" in links((DOCS / f"{page}.md").read_text()), page
 
 
-def test_first_steps_explain_every_folder_of_the_lake() -> None:
+def test_the_first_steps_explain_every_folder_of_the_lake() -> None:
     table = (DOCS / "first-steps.md").read_text()
     made = [paths.landing("s", "v"), paths.quarantine_reason("s", "v"), paths.reference("t"), paths.CURRENT_MODEL]
     made += [paths.post_topics("s", "v", "m", "tags"), paths.question_topics(0), paths.DAYS, paths.ARCHIVE]
@@ -273,12 +273,12 @@ def test_first_steps_explain_every_folder_of_the_lake() -> None:
         assert f"| `{path.partition('/')[0]}/" in table, path
 
 
-def test_what_to_do_is_said_of_every_alert() -> None:
+def test_operations_has_instructions_for_every_alert() -> None:
     for alert in Alert:
         assert f"| `{alert}` |" in OPERATIONS
 
 
-def test_the_design_draws_the_tree_that_there_is() -> None:
+def test_the_tree_in_the_design_lists_all_existing_files() -> None:
     design = (PROJECT / "docs" / "design.md").read_text()
     drawn: set[str] = set()
     rooms: list[str] = []
@@ -299,7 +299,7 @@ def test_the_design_draws_the_tree_that_there_is() -> None:
     assert drawn - {"function_app.py", "manage.py"} == there
 
 
-def test_the_table_of_postgres_types_says_what_the_entries_say() -> None:
+def test_the_table_of_postgres_types_matches_the_code() -> None:
     from ingest.postgres.types import TYPES
 
     table = (DOCS / "operations.md").read_text().split("| Postgres | in the lake |\n|---|---|\n")[1]
@@ -311,7 +311,7 @@ RETRIES = re.compile(r"`([\w.]+|host\.json: [\w.]+)` = ([\w.:]+)")
 
 
 def _limits_of_the_code() -> dict[str, object]:
-    """Every retry limit, pause and time-out of the product: constants by their names, settings, and host.json."""
+    """Every retry limit, pause and time-out of the product: constants (found by name), settings, and host.json."""
     found: dict[str, object] = {}
     for room in ("cli", "pipeline", "ingest", "classify", "serve", "shared"):
         for file in (PROJECT / room).rglob("*.py"):
@@ -336,7 +336,7 @@ def _limits_of_the_code() -> dict[str, object]:
     return found
 
 
-def test_the_table_of_retries_says_what_the_code_does() -> None:
+def test_the_table_of_retries_matches_the_code() -> None:
     table = OPERATIONS.split("## What is tried again")[1].split("\n## ")[0]
     said = dict(RETRIES.findall(table))
     code = {
@@ -350,7 +350,7 @@ def test_the_table_of_retries_says_what_the_code_does() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_posts_file_is_written_as_the_page_says(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipes_for_a_posts_file_work(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ingest.contracts import check_posts
     from tests import exports
 
@@ -367,9 +367,7 @@ def test_a_posts_file_is_written_as_the_page_says(number: int, tmp_path: Path, m
         assert check_posts(file, "2026-11-22.parquet").rows == 10
 
 
-def test_a_posts_file_of_a_table_with_other_names_is_written_as_the_page_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_recipe_for_a_table_with_other_names_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ingest.contracts import check_posts
 
     monkeypatch.chdir(tmp_path)
@@ -398,7 +396,7 @@ def unit() -> configparser.ConfigParser:
     return parsed
 
 
-def test_the_service_starts_the_local_cloud_on_its_own_folder() -> None:
+def test_the_systemd_unit_starts_the_local_cloud_on_its_own_folder() -> None:
     service = unit()["Service"]
     call = _named(service["ExecStart"])
     assert call == ("-m localcloud up", {"--state"})
@@ -407,7 +405,7 @@ def test_the_service_starts_the_local_cloud_on_its_own_folder() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-def test_systemd_takes_the_service(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     made = unit()
     made["Service"]["WorkingDirectory"] = str(PROJECT)
     made["Service"]["ExecStart"] = f"{sys.executable} -m localcloud up --state /var/lib/stacktopics"
@@ -419,7 +417,7 @@ def test_systemd_takes_the_service(tmp_path: Path) -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
-def test_the_files_of_real_posts_that_tests_look_for_are_described() -> None:
+def test_the_page_describes_every_file_of_real_posts_that_tests_use() -> None:
     page = (DOCS / "real-posts.md").read_text()
     looked_for = re.compile(r"""(?:real_posts\(|(?:shared_data|SHARED_DATA|DATA|"data") / )"([^"\n]+)""")
     places = [*(PROJECT / "tests").glob("**/*.py"), *(PROJECT / "bench").glob("*.py")]

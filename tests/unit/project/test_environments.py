@@ -1,4 +1,4 @@
-"""How the tests find the interpreters that they need."""
+"""How tests find the interpreters that they need."""
 
 import sys
 from collections.abc import Iterator
@@ -16,13 +16,15 @@ def _forget_interpreters() -> Iterator[None]:
     find_python.cache_clear()
 
 
-def test_a_missing_python_skips_a_test_and_says_how_to_give_one() -> None:
-    with pytest.raises(pytest.skip.Exception, match=r"no Python 3\.99: set PYTHON399 to one, or have it on PATH"):
+def test_a_missing_python_skips_a_test_with_a_hint() -> None:
+    with pytest.raises(
+        pytest.skip.Exception, match=r"Python 3\.99 is missing: set PYTHON399 to its path, or install it"
+    ):
         make_environment("3.99", "requirements.txt")
 
 
 @pytest.mark.parametrize("named", ["false", "/no/such/python", sys.executable])
-def test_an_interpreter_that_does_not_run_or_has_another_version_is_passed_over(
+def test_a_broken_interpreter_or_one_of_another_version_is_skipped(
     named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"PYTHON{THIS_VERSION.replace('.', '')}", named)
@@ -31,9 +33,7 @@ def test_an_interpreter_that_does_not_run_or_has_another_version_is_passed_over(
     assert find_python("3.99") is None
 
 
-def test_the_interpreter_that_a_variable_names_comes_before_all_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_interpreter_named_by_a_variable_has_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)

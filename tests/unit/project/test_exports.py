@@ -1,4 +1,4 @@
-"""The exports that other tests use: the CSV is what the Data Explorer writes, and each Parquet file holds its rows."""
+"""The exports that other tests use: the CSV has the Data Explorer's format, and each Parquet file has all its rows."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from tests.exports import COLUMNS, CONVERSIONS, answer, explorer_csv, posts, que
 
 
 def plain(value: Any) -> Any:
-    """A value without its type: a whole number for 7.0 or "7", text for a moment, None for what is empty."""
+    """A value without its type: a whole number for 7.0 or "7", text for a time, None for an empty value."""
     if value is None or value == "":
         return None
     if isinstance(value, date) and not isinstance(value, datetime):
@@ -24,7 +24,7 @@ def plain(value: Any) -> Any:
     return int(value) if whole else value
 
 
-def test_the_csv_is_written_as_the_data_explorer_writes_it() -> None:
+def test_the_csv_has_the_format_of_the_data_explorer() -> None:
     asked = question(7, Title='a "b", c', Body="one\ntwo", Tags="<ä>", AcceptedAnswerId=8, Score=-1)
     lines = explorer_csv([asked, answer(8, 7)], ["Id", "Title", "Body", "ParentId", "CreationDate", "Tags", "Score"])
     assert lines.decode() == (
@@ -34,14 +34,14 @@ def test_the_csv_is_written_as_the_data_explorer_writes_it() -> None:
     )
 
 
-def test_a_reader_of_csv_finds_every_value_of_the_export() -> None:
+def test_a_csv_reader_finds_every_value_of_the_export() -> None:
     made = posts()
     header, *rows = csv.reader(io.StringIO(explorer_csv(made).decode(), newline=""))
     assert tuple(header) == COLUMNS
     assert rows == [["" if plain(post[name]) is None else str(plain(post[name])) for name in COLUMNS] for post in made]
 
 
-def test_questions_and_answers_have_the_columns_that_are_theirs() -> None:
+def test_questions_and_answers_have_their_own_columns() -> None:
     made = posts()
     assert {post["PostTypeId"] for post in made} == {1, 2}
     for post in made:

@@ -1,4 +1,4 @@
-"""The guard over what belongs to the user of the project's folder, on a folder that stands for it."""
+"""The guard of the user's files in the project's folder, tested on another folder."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from tests.places import PROJECT
 
 
 def run(folder: Path, body: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    """A run of one test under the guard, with the folder in the project's place."""
+    """Run one test under the guard, with `folder` in place of the project's folder."""
     tests = folder / "tests"
     tests.mkdir()
     test = f"from pathlib import Path\ndef test_it():\n    folder = Path({str(folder)!r})\n    {body}\n"
@@ -42,19 +42,19 @@ def run(folder: Path, body: str, before: str = "") -> subprocess.CompletedProces
         ("(folder / '.import-dump').mkdir()", ".import-dump"),
     ],
 )
-def test_a_run_that_changes_something_of_the_user_fails_and_names_it(tmp_path: Path, body: str, changed: str) -> None:
+def test_a_run_that_changes_a_file_of_the_user_fails_and_names_it(tmp_path: Path, body: str, changed: str) -> None:
     ended = run(tmp_path, body)
     assert ended.returncode == 1
     assert "ERROR at teardown of test_it" in ended.stdout
-    assert "the tests changed what belongs to the user" in ended.stdout
+    assert "the tests changed files of the user" in ended.stdout
     assert changed in ended.stdout
 
 
-def test_a_run_that_changes_other_things_passes(tmp_path: Path) -> None:
+def test_a_run_that_changes_other_files_passes(tmp_path: Path) -> None:
     assert run(tmp_path, "(folder / 'other').touch()").returncode == 0
 
 
-def test_a_local_cloud_that_the_user_runs_meanwhile_is_none_of_the_tests_business(tmp_path: Path) -> None:
+def test_changes_by_a_running_local_cloud_of_the_user_are_ignored(tmp_path: Path) -> None:
     running = "lock = (folder / '.localcloud' / 'lock').open(); fcntl.flock(lock, fcntl.LOCK_EX)"
     body = "(folder / '.localcloud' / 'new').touch()"
     assert run(tmp_path, body, running).returncode == 0

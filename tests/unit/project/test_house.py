@@ -1,4 +1,4 @@
-"""What importing costs and pulls in: the app must be indexed fast, and a cluster has no Azure Functions."""
+"""The rules of imports: the function app must be indexed fast, and a cluster does not have Azure Functions."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.places import PROJECT
         ("classify.train", {"azure.functions", "azurefunctions", "psycopg2", "databricks"}),
     ],
 )
-def test_an_import_does_not_pull_in(module: str, forbidden: set[str]) -> None:
+def test_an_entry_point_does_not_import_unneeded_packages(module: str, forbidden: set[str]) -> None:
     script = f"import sys, {module}; print('\\n'.join(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert forbidden.isdisjoint(ended.stdout.split())
 
 
-def test_nothing_imports_the_entry_points_and_the_product_knows_no_localcloud() -> None:
+def test_nothing_imports_the_entry_points_and_the_product_does_not_import_localcloud() -> None:
     rooms = ("cli", "pipeline", "ingest", "classify", "serve", "shared", "localcloud")
     files = [(room, file) for room in rooms for file in (PROJECT / room).rglob("*.py")]
     assert len(files) > 50
@@ -40,7 +40,7 @@ def test_nothing_imports_the_entry_points_and_the_product_knows_no_localcloud() 
         assert [name for name in imported if not (room == "localcloud" and name == "localcloud")] == [], file
 
 
-def test_the_app_is_thin() -> None:
+def test_the_function_app_is_short_and_reads_one_variable_of_the_environment() -> None:
     lines = (PROJECT / "function_app.py").read_text().splitlines()
     assert len(lines) <= 150
     assert not re.search(r"os\.environ(?!\.get\(\"POSTS_TRIGGER_SOURCE\")", "\n".join(lines))
@@ -86,15 +86,17 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
-def test_packages_say_nothing_when_they_are_imported() -> None:
-    """So that importing one module of a room loads no other."""
+def test_package_init_files_are_empty() -> None:
+    """So the import of one module loads no other module of its package."""
     rooms = [PROJECT / room for room in ("cli", "pipeline", "ingest", "classify", "serve", "shared")]
     told = [file for room in rooms for file in room.rglob("__init__.py") if file.read_text().strip()]
-    assert [str(file.relative_to(PROJECT)) for file in told] == ["ingest/dump/__init__.py"]  # a room with one door
+    assert [str(file.relative_to(PROJECT)) for file in told] == [
+        "ingest/dump/__init__.py"
+    ]  # a package with one public interface
 
 
-def test_only_the_settings_read_the_environment() -> None:
-    """But for the trigger's source, which a decorator needs before any setting is read, and what libraries are told."""
+def test_only_the_settings_module_reads_the_environment() -> None:
+    """Exceptions: the trigger's source, which a decorator needs before settings are read, and library variables."""
     rooms = [PROJECT / room for room in ROOMS if room != "localcloud"]
     reads = {
         str(file.relative_to(PROJECT)): len(re.findall(r"\bos\.(?:environ|getenv)\b", file.read_text()))
@@ -102,9 +104,9 @@ def test_only_the_settings_read_the_environment() -> None:
     }
     assert {file: number for file, number in reads.items() if number} == {
         "function_app.py": 1,
-        "shared/settings.py": 2,  # one of them in the sentence that says so
+        "shared/settings.py": 2,  # one of them in a sentence about it
         "classify/run/spark.py": 1,  # sets PYSPARK_PYTHON
-        "shared/compiled.py": 1,  # looks whether Numba was told a processor
+        "shared/compiled.py": 1,  # checks whether a processor is set for Numba
     }
 
 
@@ -120,12 +122,12 @@ SEEDS = {
     "serve/health.py": "import rich",
     "shared/logs.py": "import azurefunctions.extensions.base",
 }
-"""A wrong import for each contract of pyproject.toml, and for the two rooms that must not know each other."""
+"""A wrong import for each contract of pyproject.toml, and for the two packages that must not import each other."""
 
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packages, this file and the contracts, in a folder where wrong imports may be added."""
+    """A copy of the packages, this file and the contracts, to which tests may add wrong imports."""
     folder = tmp_path_factory.mktemp("house")
     for room in ROOMS:
         shutil.copytree(PROJECT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__", "starter"))
@@ -147,7 +149,7 @@ def seeded(folder: Path, seeds: dict[str, str]) -> Iterator[None]:
 
 
 def broken(folder: Path) -> list[str]:
-    """The contracts that import-linter finds broken there."""
+    """The contracts that import-linter reports as broken in `folder`."""
     ran = subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=folder, capture_output=True, text=True
     )
@@ -164,7 +166,7 @@ def test_each_import_contract_is_broken_by_a_wrong_import(copied: Path) -> None:
         assert any(name.startswith("The command line asks the pipeline") for name in broken(copied))
 
 
-def test_the_test_of_circles_fails_where_there_is_one(copied: Path) -> None:
+def test_the_test_of_circles_fails_on_a_circle(copied: Path) -> None:
     test = f"tests/{Path(__file__).name}::{test_no_modules_import_each_other_in_a_circle.__name__}"
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
     assert subprocess.run(run, cwd=copied, capture_output=True).returncode == 0

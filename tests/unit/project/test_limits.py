@@ -1,4 +1,4 @@
-"""docs/limits.md says what the code does: each number of its tables is that of the constant or setting beside it."""
+"""docs/limits.md matches the code: each number of its tables equals the constant or setting beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "h": 3600}
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
-    """What is limited, the limit as a person reads it, and where it stands."""
+    """The rows of the tables: what is limited, the limit as text, and its place in the code."""
     for line in PAGE.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| ") and "`" in cells[-1]:
@@ -31,14 +31,14 @@ LIMITS = list(rows())
 
 
 def number(limit: str) -> float:
-    """`8 MiB` -> 8388608: the number that a cell begins with, in bytes, seconds or as it is."""
+    """`8 MiB` -> 8388608: the number at the start of a cell, in bytes, in seconds or without a unit."""
     found = re.match(r"([\d,]+)(?: (\w+))?", limit)
     assert found, limit
     return int(found[1].replace(",", "")) * UNITS.get(found[2], 1)
 
 
 def value(place: str) -> Any:
-    """What the code has at a place: `module.NAME`, `module.NAME[key]`, `host.json: a.b` or `setting NAME`."""
+    """The value at a place in the code: `module.NAME`, `module.NAME[key]`, `host.json: a.b` or `setting NAME`."""
     if setting := re.fullmatch(r"setting `(\w+)`", place):
         return Settings.model_fields[setting[1].lower()].default
     if path := re.fullmatch(r"`host\.json: ([\w.]+)`", place):
@@ -59,7 +59,7 @@ def _seconds(time: str) -> int:
 
 
 @pytest.mark.parametrize(("what", "limit", "place"), LIMITS, ids=[place.strip("`") for _, _, place in LIMITS])
-def test_a_limit_is_what_the_code_has(what: str, limit: str, place: str) -> None:
+def test_a_limit_on_the_page_equals_that_of_the_code(what: str, limit: str, place: str) -> None:
     assert number(limit) == value(place), what
     assert ("by default" in limit) == place.startswith("setting"), what
 
@@ -71,7 +71,7 @@ def test_every_limit_of_a_footer_is_on_the_page() -> None:
     assert listed == limits
 
 
-def test_every_setting_that_bounds_something_is_on_the_page() -> None:
+def test_every_setting_that_is_a_limit_is_on_the_page() -> None:
     bounds = re.compile(r"_(DEADLINE_SECONDS|MAX_\w+|ATTEMPTS)$")
     settings = {name.upper() for name in Settings.model_fields if bounds.search(name.upper())} - {
         "REFERENCE_MAX_SHRINK"

@@ -1,4 +1,4 @@
-"""What the tests take for the modules that an entry point reaches."""
+"""How `tests.reach` finds the modules that an entry point reaches."""
 
 from pathlib import Path
 
@@ -54,12 +54,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_what_used_code_imports_is_reached_and_nothing_else() -> None:
+def test_exactly_the_imports_of_used_code_are_reached() -> None:
     own, ran, called = {"entry", "room.one", "room.two"}, {"typing", "numpy"}, {"tenacity", "typer", "requests", "yaml"}
     assert reach.modules_reached("entry") == own | ran | called | {"xml.etree.ElementTree"}
 
 
-def test_the_functions_reach_what_they_import_when_they_run_and_not_what_the_job_needs() -> None:
+def test_the_functions_reach_their_late_imports_but_not_those_of_the_job() -> None:
     reached = reach.modules_reached("function_app")
     assert {
         "ingest.posts",

@@ -1,4 +1,4 @@
-"""What the files of requirements name, and what is locked for it."""
+"""The files of requirements, and the versions that are locked for them."""
 
 import itertools
 import re
@@ -17,14 +17,14 @@ from tests.places import PROJECT
 from tests.reach import modules_reached, source_of
 
 LAYERS = ("requirements", "requirements-local", "requirements-dev", "requirements-bench")
-"""Each names the one before it."""
+"""Each file includes the one before it."""
 MACHINES = {"linux": "x86_64", "darwin": "arm64", "win32": "AMD64"}
 OF_THE_RUNTIME = {"pyspark", "py4j"}
-"""Spark comes with a Databricks runtime, and no other may be installed there."""
+"""A Databricks runtime brings its own Spark, and no other version may be installed there."""
 
 
 class Pin(NamedTuple):
-    """One package of a compiled file: which version where, its hashes, and the .in files that name it."""
+    """One package of a compiled file: its version and environments, its hashes, and the .in files that name it."""
 
     requirement: Requirement
     hashes: list[str]
@@ -32,7 +32,7 @@ class Pin(NamedTuple):
 
 
 def _wanted(name: str) -> list[Requirement]:
-    """What a hand-written file names, the files that it includes among it."""
+    """The requirements of a hand-written file and of the files that it includes."""
     wanted: list[Requirement] = []
     for line in (PROJECT / name).read_text().splitlines():
         text = line.partition("#")[0].strip()
@@ -66,7 +66,7 @@ def _holds(requirement: Requirement, environment: dict[str, str]) -> bool:
 
 
 def _environments() -> list[dict[str, str]]:
-    """Those of each supported Python on each system."""
+    """The marker values of each supported Python on each system."""
     here = {name: str(value) for name, value in default_environment().items()}
     return [
         here
@@ -77,7 +77,7 @@ def _environments() -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_what_is_wanted_is_locked_once_for_each_python_and_system(layer: str) -> None:
+def test_each_requirement_is_locked_once_for_each_python_and_system(layer: str) -> None:
     pins, wanted = _locked(layer), _wanted(f"{layer}.in")
     assert len(wanted) >= 15
     for environment in _environments():
@@ -97,18 +97,18 @@ def test_what_is_wanted_is_locked_once_for_each_python_and_system(layer: str) ->
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_each_locked_package_has_hashes(layer: str) -> None:
-    """Without one, pip would refuse the whole file."""
+    """If one package had none, pip would refuse the whole file."""
     assert [str(pin.requirement) for pin in _locked(layer) if not pin.hashes] == []
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_what_is_no_longer_wanted_is_no_longer_locked(layer: str) -> None:
+def test_packages_that_are_no_longer_required_are_not_locked(layer: str) -> None:
     named = {_name(pin.requirement) for pin in _locked(layer) if pin.named_by}
     assert named == {_name(requirement) for requirement in _wanted(f"{layer}.in")}
 
 
 @pytest.mark.parametrize(("layer", "larger"), [*itertools.pairwise(LAYERS)])
-def test_a_larger_file_locks_what_a_smaller_one_does(layer: str, larger: str) -> None:
+def test_a_larger_file_locks_all_that_a_smaller_one_locks(layer: str, larger: str) -> None:
     small, large = (
         {(_name(pin.requirement), str(pin.requirement.specifier)) for pin in _locked(each)} for each in (layer, larger)
     )
@@ -117,8 +117,8 @@ def test_a_larger_file_locks_what_a_smaller_one_does(layer: str, larger: str) ->
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_compiled_file_names_no_registry_and_no_folder(layer: str) -> None:
-    """Where packages come from is for the one who installs them to say."""
+def test_a_compiled_file_names_neither_a_registry_nor_a_folder(layer: str) -> None:
+    """The user who installs the packages decides where they come from."""
     lines = (PROJECT / f"{layer}.txt").read_text().splitlines()
     assert lines[1] == (
         f"#    uv pip compile --universal --python-version 3.11 --generate-hashes {layer}.in -o {layer}.txt"
@@ -126,30 +126,30 @@ def test_a_compiled_file_names_no_registry_and_no_folder(layer: str) -> None:
     assert [line for line in lines if re.search(r"://|index|find-links|(?<![-\w])/", line)] == []
 
 
-def test_the_job_names_what_it_imports_and_no_more() -> None:
+def test_the_job_requires_exactly_what_it_imports() -> None:
     imported = _packages("classify.job") | _packages("classify.train")
     assert imported >= OF_THE_RUNTIME
     assert imported - OF_THE_RUNTIME == {_name(requirement) for requirement in _wanted("classify/requirements.txt")}
 
 
-def test_the_job_names_no_exact_version() -> None:
-    """An exact version would replace the one that a Databricks runtime brings."""
+def test_the_job_requires_no_exact_version() -> None:
+    """An exact version would replace the version of the Databricks runtime."""
     operators = {each.operator for wanted in _wanted("classify/requirements.txt") for each in wanted.specifier}
     assert operators == {">=", "<"}
 
 
-def test_the_function_app_names_what_it_imports() -> None:
+def test_the_function_app_requires_what_it_imports() -> None:
     assert _packages("function_app") <= {_name(requirement) for requirement in _wanted("requirements.in")}
 
 
 @pytest.mark.parametrize("entry", ["cli.main", "localcloud.__main__"])
-def test_a_laptop_gets_what_its_commands_import(entry: str) -> None:
+def test_the_local_requirements_have_what_the_commands_import(entry: str) -> None:
     named = {_name(requirement) for requirement in _wanted("requirements-local.in")}
     assert _packages(entry) - OF_THE_RUNTIME <= named
 
 
 def _packages(entry: str) -> set[str]:
-    """The packages of which an entry point imports something."""
+    """The packages that an entry point imports from."""
     foreign = {module for module in modules_reached(entry) if not source_of(module)}
     outside = {module for module in foreign if module.partition(".")[0] not in sys.stdlib_module_names}
     assert len(outside) > 5
@@ -158,8 +158,7 @@ def _packages(entry: str) -> set[str]:
 
 @cache
 def _packages_by_module() -> dict[str, str]:
-    """Of each installed module the package that has it. The first name alone would not tell: many packages share
-    `azure`."""
+    """The package of each installed module, by the module's full name, because many packages share the name `azure`."""
     found: dict[str, str] = {}
     for distribution in metadata.distributions():
         package = canonicalize_name(distribution.metadata["Name"])

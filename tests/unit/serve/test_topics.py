@@ -71,20 +71,20 @@ def test_the_latest_day_is_the_last_with_posts(lake: FolderLake) -> None:
     assert found.to_csv().splitlines()[2] == '2026-11-20,2,"c, or so",1,1,0,0.25,0.3,0.2,0.4'
 
 
-def test_a_day_is_cut_to_its_top_but_counts_all(lake: FolderLake) -> None:
+def test_the_limit_of_topics_does_not_change_the_counts_of_a_day(lake: FolderLake) -> None:
     found = topics_of_day(lake, date(2026, 11, 20), top=1)
     assert (len(found.topics), found.posts) == (1, 4)
     assert topics_of_day(lake, date(2026, 11, 21)).topics == []
 
 
-def test_what_is_not_published_is_not_found(lake: FolderLake, tmp_path: Path) -> None:
+def test_a_day_that_is_not_published_is_not_found(lake: FolderLake, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no topics are published for 2026-11-19"):
         topics_of_day(lake, date(2026, 11, 19))
     with pytest.raises(NotFound, match="no day with posts is published yet"):
         latest_day(FolderLake(tmp_path / "empty"))
 
 
-def test_questions_are_checked() -> None:
+def test_request_parameters_are_checked() -> None:
     assert (parse_day(None), parse_day("latest"), parse_day("2026-11-20")) == (None, None, date(2026, 11, 20))
     assert (parse_top(None), parse_top("3")) == (10, 3)
     assert (parse_format(None, "text/csv"), parse_format("json", "text/csv"), parse_format(None, None)) == (
@@ -105,7 +105,7 @@ def test_questions_are_checked() -> None:
         parse_format("xml", None)
 
 
-def test_a_parameter_that_nobody_knows_is_refused_with_the_names_there_are() -> None:
+def test_the_refusal_of_an_unknown_parameter_lists_the_known_ones() -> None:
     asked = parse_question({"day": "2026-11-20", "top": "3", "format": "csv", "code": "a-key"}, None)
     assert asked == (date(2026, 11, 20), 3, "csv")
     with pytest.raises(BadInput, match=r"^date: unknown parameter; the names are day, top, format$"):
@@ -117,9 +117,7 @@ def test_a_parameter_that_nobody_knows_is_refused_with_the_names_there_are() -> 
         check_names({"day": "2026-11-20"}, ())
 
 
-def test_health_tells_what_is_wrong_and_no_secret(
-    lake: FolderLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_health_reports_faults_but_no_secret(lake: FolderLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert health(Services().replace(lake=lake)).latest_day == date(2026, 11, 20)
     assert health(Services().replace(lake=FolderLake(tmp_path / "empty"))).healthy
     monkeypatch.setenv("POSTS_STORAGE", "AccountKey=secret")

@@ -1,4 +1,4 @@
-"""Job parameters, as a job's task hands them over."""
+"""Parameters of a job, as its task passes them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from shared.errors import BadInput
 GIVEN = ["--lake-root", "/lake", "--source-id", "s", "--version", "v", "--file-day", "2026-11-22", "--model", "m"]
 
 
-def test_each_parameter_is_an_option_and_the_rest_have_defaults() -> None:
+def test_each_parameter_is_an_option_and_optional_ones_have_defaults() -> None:
     found = JobParameters.from_arguments([*GIVEN, "--spark-from-bytes", "7"])
     assert (found.lake_root, found.file_day, found.spark_from_bytes) == ("/lake", date(2026, 11, 22), 7)
     assert (found.engine, found.topic_source) == ("auto", "tags")
 
 
-def test_every_fault_is_said_at_once() -> None:
+def test_one_error_names_every_fault_of_the_arguments() -> None:
     with pytest.raises(BadInput) as refused:
         JobParameters.from_arguments(["--lake-root", "r", "--file-day", "soon", "--engine", "magic", "--speed", "9"])
     said = str(refused.value)
@@ -34,7 +34,7 @@ def test_every_fault_is_said_at_once() -> None:
 
 
 @pytest.mark.parametrize(("main", "said"), [(job.main, "nothing was classified"), (train.main, "no model was trained")])
-def test_a_wrong_value_is_one_line_and_the_code_is_1(main: object, said: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_value_logs_one_line_and_returns_1(main: object, said: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         assert main(["--lake-root", "/lake", "--until", "soon"]) == 1  # type: ignore[operator]
     (record,) = caplog.records

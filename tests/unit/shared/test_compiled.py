@@ -1,4 +1,4 @@
-"""What the compiled loops stand on."""
+"""The low-level functions that the compiled loops use."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from shared import compiled
 
 
 @pytest.mark.parametrize("converts", [True, False])
-def test_halves_are_the_numbers_that_numpy_reads(converts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float16_is_converted_as_numpy_converts_it(converts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if converts and not compiled._converts_halves():
-        pytest.skip("this processor does not convert halves")
+        pytest.skip("this processor cannot convert float16")
     monkeypatch.setattr(compiled, "_converts_halves", lambda: converts)
-    # An intrinsic keeps the code it was first compiled to: each way needs one of its own.
+    # An intrinsic keeps the code of its first compilation, so each way of converting needs its own intrinsic.
     from_half: Any = numba.extending.intrinsic(lambda context, bits: compiled._from_half(context, bits))
 
     @numba.njit

@@ -1,4 +1,4 @@
-"""One policy for everything that is changed under its ETag."""
+"""The retry policy for every change under an ETag."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shared.errors import Conflict, NotFound, TerminalError, TransientError
 from shared.lake import FolderLake
 
 
-def test_sixteen_workers_lose_no_change(tmp_path: Path) -> None:
+def test_sixteen_concurrent_workers_lose_no_change(tmp_path: Path) -> None:
     lake = FolderLake(tmp_path)
     lake.put("catalog/count", b"0")
 
@@ -29,7 +29,7 @@ def test_sixteen_workers_lose_no_change(tmp_path: Path) -> None:
     assert found == list(range(1, 65))
 
 
-def test_who_is_never_first_says_so_and_may_come_again() -> None:
+def test_a_worker_that_always_conflicts_raises_a_transient_error() -> None:
     tries: list[int] = []
 
     def attempt() -> None:

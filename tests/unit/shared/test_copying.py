@@ -1,4 +1,4 @@
-"""Ways of the storage service that no emulator takes: a token for the source, a pending copy, a lost answer."""
+"""Behaviour of the storage service that no emulator has: a token for the source, a pending copy, a lost response."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def account() -> Iterator[StubAccount]:
 
 
 class Identity:
-    """A managed identity with a token for storage and for nothing else."""
+    """A managed identity that gives tokens only for storage."""
 
     def get_token(self, *scopes: str, **_: Any) -> AccessToken:
         assert scopes == ("https://storage.azure.com/.default",)
@@ -42,7 +42,7 @@ def target(account: StubAccount) -> BlobClient:
 
 
 def source(account: StubAccount, etag: str = '"1"') -> tuple[StorageBlob, BlobVersion]:
-    """A blob of another account, which this app reads as its identity."""
+    """A blob of another account, which this app reads with its identity."""
     container, name = NAME.split("/", 1)
     client = BlobClient("https://other.blob.core.windows.net", container, name, credential=Identity())
     account.token = "the-token"
@@ -62,13 +62,15 @@ def test_the_service_reads_the_source_with_this_apps_identity(
     assert account.calls == ["PUT block x-ms-copy-source"] * 3 + ["PUT blocklist"]
 
 
-def test_another_content_of_the_source_is_not_copied(account: StubAccount) -> None:
+def test_a_source_whose_content_has_changed_is_not_copied(account: StubAccount) -> None:
     with pytest.raises(Conflict, match="SourceConditionNotMet"):
         copy_blob(*source(account, etag='"0"'), target(account))
     assert account.blobs == {}
 
 
-def test_what_the_service_may_not_read_passes_through_us(account: StubAccount, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_the_service_may_not_read_is_copied_through_this_process(
+    account: StubAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blob, version = source(account)
     account.token = "another one"
     reader = RangedReader(lambda start, length: DATA[start : start + length], len(DATA), "source")
@@ -103,7 +105,7 @@ def lake(account: StubAccount) -> AdlsLake:
     return AdlsLake(files, BlobServiceClient(account.address, CREDENTIAL, **AT_ONCE).get_container_client("lake"))
 
 
-def test_a_rename_whose_answer_is_lost_has_taken_place(account: StubAccount) -> None:
+def test_a_rename_whose_response_is_lost_succeeds_on_retry(account: StubAccount) -> None:
     account.blobs = {"lake/_tmp": Blob(b"new", '"2"'), "lake/users": Blob(b"old", '"1"')}
     account.answers_to_lose = 1
     lake(account).rename("_tmp", "users")
@@ -111,10 +113,10 @@ def test_a_rename_whose_answer_is_lost_has_taken_place(account: StubAccount) -> 
     assert account.calls.count("PUT x-ms-rename-source") == 2
 
 
-def test_a_source_that_was_moved_away_is_missing_whatever_lies_at_the_target(account: StubAccount) -> None:
+def test_a_missing_source_is_not_found_even_if_the_target_exists(account: StubAccount) -> None:
     account.blobs = {"lake/users": Blob(b"old", '"1"')}
     with pytest.raises(NotFound, match="_tmp does not exist"):
         lake(account).rename("_tmp", "users")
-    with pytest.raises(NotFound, match="_tmp does not exist"):  # it was there when its ETag was read
+    with pytest.raises(NotFound, match="_tmp does not exist"):  # it existed when its ETag was read
         lake(account)._rename("_tmp", "users", '"2"')
     assert account.blobs == {"lake/users": Blob(b"old", '"1"')}

@@ -1,4 +1,4 @@
-"""Weeks as paths name them."""
+"""The weeks in the names of paths."""
 
 import pytest
 
@@ -15,5 +15,5 @@ from shared import paths
         ("2027-W02", 60, "2025-W47"),
     ],
 )
-def test_weeks_before_pass_the_turn_of_the_year(week: str, weeks: int, before: str) -> None:
+def test_earlier_weeks_are_right_across_years(week: str, weeks: int, before: str) -> None:
     assert paths.weeks_before(week, weeks) == before

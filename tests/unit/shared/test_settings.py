@@ -1,4 +1,4 @@
-"""Settings, connections and secrets: from text to what the services need."""
+"""Settings, connections and secrets: how their text becomes the values that services need."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_both_kinds_of_connection_are_read(environment: pytest.MonkeyPatch) -> N
     assert settings.reference_tables == ("users", "post_types")
 
 
-def test_all_faults_are_told_at_once_with_every_name_tried(environment: pytest.MonkeyPatch) -> None:
+def test_one_error_names_all_faults_and_every_name_tried(environment: pytest.MonkeyPatch) -> None:
     environment.delenv("POSTGRES_HOST")
     environment.delenv("POSTS_STORAGE")
     environment.setenv("DATABRICKS_JOB_ID", "seven")
@@ -65,13 +65,13 @@ def test_all_faults_are_told_at_once_with_every_name_tried(environment: pytest.M
 
 
 @pytest.mark.parametrize("margin", ["nan", "inf"])
-def test_a_margin_that_no_candidate_can_reach_or_miss_is_refused(environment: pytest.MonkeyPatch, margin: str) -> None:
+def test_a_training_margin_must_be_a_finite_number(environment: pytest.MonkeyPatch, margin: str) -> None:
     environment.setenv("TRAINING_MARGIN", margin)
     with pytest.raises(SettingsError, match="TRAINING_MARGIN is wrong: Input should be a finite number"):
         Settings.load()
 
 
-def test_no_secret_shows(environment: pytest.MonkeyPatch) -> None:
+def test_no_text_of_the_settings_shows_a_secret(environment: pytest.MonkeyPatch) -> None:
     settings = Settings.load()
     assert "c2VjcmV0" not in repr(settings) + str(settings) + settings.model_dump_json()
     environment.setenv("POSTS_STORAGE", "AccountKey=c2VjcmV0")
@@ -81,7 +81,7 @@ def test_no_secret_shows(environment: pytest.MonkeyPatch) -> None:
     assert refused.value.__cause__ is None
 
 
-def test_the_environment_goes_before_the_local_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_overrides_the_local_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "local.settings.json"
     file.write_text(json.dumps({"Values": {"POSTGRES_HOST": "from-file", "POSTS_CONTAINER": "from-file"}}))
     settings = Settings.load(file)
@@ -91,7 +91,7 @@ def test_the_environment_goes_before_the_local_file(environment: pytest.MonkeyPa
         read_local_settings(file)
 
 
-def test_the_emulator_has_its_short_name() -> None:
+def test_the_short_connection_string_of_the_emulator_is_read() -> None:
     connection = Connection.model_validate("UseDevelopmentStorage=true")
     assert connection.endpoint("queue") == "http://127.0.0.1:10001/devstoreaccount1"
     account = connection.account_key()
@@ -132,7 +132,7 @@ def test_without_a_vault_secrets_are_environment_variables() -> None:
 
 
 @pytest.mark.parametrize("root", ["abfss://fs@lake.dfs.core.windows.net", "https://lake.dfs.core.windows.net/fs/"])
-def test_a_job_finds_the_lake_it_was_told_of(root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_job_opens_the_lake_at_its_root(root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LAKE_STORAGE", ACCOUNT)
     services = Services()
     lake = services.lake_at(root)

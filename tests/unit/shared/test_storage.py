@@ -1,4 +1,4 @@
-"""Ranged reading and the proof of a copy."""
+"""Reading by ranges, and the verification of a copy."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ def _small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("known_md5", [None, md5(DATA).digest()])
-def test_a_whole_proof_sees_every_byte(known_md5: bytes | None) -> None:
+def test_a_full_comparison_detects_a_change_of_any_byte(known_md5: bytes | None) -> None:
     assert same_content(reader(DATA), reader(DATA), known_md5, 1)
     for at in (0, 5_000, len(DATA) - 1):
         assert not same_content(reader(DATA), reader(flipped(at)), known_md5, 1)
     assert not same_content(reader(DATA), reader(DATA[:-1]), known_md5, 0)
 
 
-def test_an_original_with_a_wrong_md5_is_compared_itself() -> None:
+def test_an_original_with_a_wrong_stored_md5_is_compared_byte_by_byte() -> None:
     assert same_content(reader(DATA), reader(DATA), md5(b"something else").digest(), 1)
 
 
-def test_with_the_md5_the_original_is_not_read() -> None:
+def test_a_known_md5_saves_reading_the_original() -> None:
     asked: list[int] = []
     assert same_content(reader(DATA, asked), reader(DATA), md5(DATA).digest(), 1)
     assert asked == []
 
 
-def test_bytes_that_passed_with_the_md5_and_blocks_with_their_sums_are_proof_without_reading() -> None:
+def test_matching_md5_and_block_checksums_prove_a_copy_without_reading() -> None:
     sums = [BlockSum(0, len(DATA), crc64(DATA))]
     asked: list[int] = []
     assert same_content(
@@ -69,7 +69,7 @@ def test_bytes_that_passed_with_the_md5_and_blocks_with_their_sums_are_proof_wit
     assert asked == [9216]
 
 
-def test_bytes_that_passed_with_another_md5_are_compared_whole(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_copy_whose_md5_differs_is_compared_in_full(caplog: pytest.LogCaptureFixture) -> None:
     for sums in ([], [BlockSum(0, len(DATA), crc64(flipped(0)))]):
         copied = Copied(sums, md5(flipped(0)).digest())
         assert not same_content(reader(DATA), reader(flipped(0)), md5(DATA).digest(), 0, copied)
@@ -78,7 +78,7 @@ def test_bytes_that_passed_with_another_md5_are_compared_whole(caplog: pytest.Lo
     assert same_content(reader(DATA), reader(DATA), wrongly_stored, 0, Copied(md5=md5(DATA).digest()))
 
 
-def test_the_sum_of_a_file_is_made_of_those_of_its_blocks() -> None:
+def test_the_checksum_of_a_file_is_combined_from_those_of_its_blocks() -> None:
     starts = [0, 1, 5_000, 5_001, len(DATA)]
     parts = [DATA[start:end] for start, end in pairwise(starts)]
     blocks = [BlockSum(start, len(part), crc64(part)) for start, part in zip(starts, parts, strict=False)]
@@ -87,7 +87,7 @@ def test_the_sum_of_a_file_is_made_of_those_of_its_blocks() -> None:
     assert crc64_of([]) is None
 
 
-def test_a_share_of_the_ranges_is_read_and_always_the_last() -> None:
+def test_the_given_share_of_the_ranges_is_read_and_always_the_last_range() -> None:
     asked: list[int] = []
     assert same_content(reader(DATA, asked), reader(DATA), None, 0.3)
     assert asked == [9216, 6144, 3072]
@@ -95,12 +95,12 @@ def test_a_share_of_the_ranges_is_read_and_always_the_last() -> None:
     assert same_content(reader(b""), reader(b""), None, 1)
 
 
-def test_the_sum_is_crc64_nvme() -> None:
+def test_the_checksum_is_crc64_nvme() -> None:
     assert crc64(b"123456789") == 0xAE8B14860A799888  # the check value of the catalogue of parametrised CRC algorithms
     assert crc64(b"6789", crc64(b"12345")) == crc64(b"123456789")
 
 
-def test_with_the_sums_of_its_blocks_the_copy_is_not_read() -> None:
+def test_the_block_checksums_save_reading_the_copy() -> None:
     sums = [BlockSum(start, 2560, crc64(DATA[start : start + 2560])) for start in range(0, len(DATA), 2560)]
     asked: list[int] = []
     untouched: list[int] = []
@@ -111,7 +111,7 @@ def test_with_the_sums_of_its_blocks_the_copy_is_not_read() -> None:
         assert not same_content(reader(flipped(at)), reader(DATA), None, 1, Copied(sums))
 
 
-def test_who_is_forbidden_is_told_the_role_that_is_missing() -> None:
+def test_a_denied_access_names_the_missing_role() -> None:
     def forbid(*_: Any, **__: Any) -> None:
         error = azure.HttpResponseError("no")
         error.status_code = 403
@@ -147,7 +147,7 @@ def test_who_is_forbidden_is_told_the_role_that_is_missing() -> None:
         (azure.ServiceRequestError("no route"), None, TransientError),
     ],
 )
-def test_vendor_errors_become_ours(
+def test_errors_of_the_azure_clients_become_errors_of_the_project(
     error: azure.AzureError, status: int | None, becomes: type[StackTopicsError]
 ) -> None:
     if isinstance(error, azure.HttpResponseError):

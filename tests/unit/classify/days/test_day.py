@@ -1,4 +1,4 @@
-"""Adding up what files add to a day: counts, statistics, shares with intervals."""
+"""The numbers of a day, added up over its files: counts, statistics, shares with intervals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUMBER = (DAY - date(1970, 1, 1)).days
 
 
 def said(topics: np.ndarray, posteriors: np.ndarray, margin: float, overlap: float) -> Classified:
-    """What a model says that is asked about posts, as far as counting needs it."""
+    """The part of a model's classification that counting needs."""
     margins, overlaps = np.full((2, len(topics)), [[margin], [overlap]], np.float32)
     return Classified(topics, topics, posteriors, topics[:, None], margins[:, None], margins, overlaps)
 
@@ -54,7 +54,7 @@ def test_counts_are_kept_by_day_topic_and_type() -> None:
     assert made.days() == [DAY, NEXT]
 
 
-def test_a_contribution_is_stored_and_read_back_whole() -> None:
+def test_a_contribution_is_read_back_as_it_was_stored() -> None:
     made = tally([0, 1, 1], guess=True)
     made.add(np.array([NUMBER + 1], np.int32), np.array([2]), np.array([2], np.int32))
     read = Contribution.from_parquet(Contribution("m1", made).to_parquet(), "here")
@@ -68,7 +68,7 @@ def test_a_contribution_is_stored_and_read_back_whole() -> None:
         Contribution.from_parquet(b"no", "here")
 
 
-def test_batches_add_up_to_the_whole() -> None:
+def test_the_counts_of_batches_add_up_to_those_of_the_file() -> None:
     whole, pieces = tally([0, 1, 1, 2, 0], guess=True), Tally(NAMES)
     for part in ([0, 1], [1, 2, 0]):
         pieces.add_table(tally(part, guess=True).to_table())
@@ -91,7 +91,7 @@ def test_known_topics_are_exact_and_need_no_model() -> None:
     assert (figures.guessed, figures.drifted) == (0, False)
 
 
-def test_what_the_model_decided_has_an_interval() -> None:
+def test_shares_that_the_model_decided_have_an_interval() -> None:
     model = starter()
     size, asked = len(model.topics), 400
     generator = np.random.default_rng(1)
@@ -100,7 +100,7 @@ def test_what_the_model_decided_has_an_interval() -> None:
     posteriors = model.behaviour.response[topics].astype(np.float32)
     days, types = np.full(asked, NUMBER, np.int32), np.ones(asked, np.int64)
     made.add(days, types, topics, np.ones(asked, bool), said(topics, posteriors, 1.0, 0.5))
-    made.add(days[:100], types[:100], np.zeros(100, np.int32))  # a hundred answers whose parents have tags
+    made.add(days[:100], types[:100], np.zeros(100, np.int32))  # a hundred answers to questions with tags
     found = count_topics(DaySums.of(DAY, [Contribution(model.version, made)]), lambda _: model.behaviour)
     assert (found.figures.posts, found.figures.guessed) == (500, 400)
     assert sum(row.share for row in found.rows) == pytest.approx(1)
@@ -113,7 +113,7 @@ def test_what_the_model_decided_has_an_interval() -> None:
     assert found.figures.vocabulary_overlap == pytest.approx(0.5)
 
 
-def test_answers_whose_question_the_model_decided_are_estimated_too() -> None:
+def test_answers_to_questions_that_the_model_decided_are_estimated_too() -> None:
     model = starter()
     made = Tally(model.topics)
     topics, none = np.array([0, 0, 5, 7], np.int32), np.zeros(4, bool)
@@ -133,12 +133,13 @@ def test_answers_whose_question_the_model_decided_are_estimated_too() -> None:
     assert made.of(DAY)[1].uncertain == 3
 
 
-def test_estimated_shares_sum_to_one_with_the_topics_that_nobody_named() -> None:
+def test_estimated_shares_of_all_topics_sum_to_one() -> None:
     model = starter()
     asked, size = 200, len(model.topics)
     made = Tally(model.topics)
     topics = np.full(asked, size - 1, np.int32)
-    posteriors = np.tile(model.behaviour.prior.astype(np.float32), (asked, 1))  # "other", but of nothing sure
+    # The model chooses "other", but with no confidence.
+    posteriors = np.tile(model.behaviour.prior.astype(np.float32), (asked, 1))
     days, types = np.full(asked, NUMBER, np.int32), np.ones(asked, np.int64)
     made.add(days, types, topics, np.ones(asked, bool), said(topics, posteriors, 0.1, 0.2))
     made.add(days[:3], types[:3], np.array([7, 7, 3], np.int32))
@@ -154,20 +155,20 @@ def test_estimated_shares_sum_to_one_with_the_topics_that_nobody_named() -> None
 
 
 @pytest.mark.parametrize("guess", [True, False])
-def test_how_well_a_model_knows_a_day_is_measured_whoever_decides(guess: bool) -> None:
+def test_the_fit_of_the_model_is_measured_also_where_tags_decide(guess: bool) -> None:
     made = Tally(NAMES)
     decided, model_says = np.array([0, 0, 1, 1], np.int32), np.array([0, 2, 2, 2], np.int32)
     posteriors = np.full((4, 3), 1 / 3, np.float32)
     days, types = np.full(4, NUMBER, np.int32), np.ones(4, np.int64)
     made.add(days, types, decided, np.full(4, guess), said(model_says, posteriors, 0.5, 0.25))
-    made.add(days, types + 1, decided)  # answers of which nobody asked the model
+    made.add(days, types + 1, decided)  # answers that the model did not classify
     behaviour = Behaviour.measure(NAMES, np.eye(3, dtype=np.float32), np.arange(3, dtype=np.int32))
     found = count_topics(DaySums.of(DAY, [Contribution("m", made)]), lambda _: behaviour)
     assert (found.figures.scored, found.figures.guessed, found.figures.other_share) == (4, 4 * guess, 0.75)
     assert (found.figures.mean_margin, found.figures.vocabulary_overlap) == (0.5, 0.25)
 
 
-def test_counts_without_one_of_their_columns_are_refused() -> None:
+def test_counts_with_a_missing_column_are_refused() -> None:
     table = pq.read_table(io.BytesIO(Contribution("m1", tally([0, 1, 1], guess=True)).to_parquet()))
     out = io.BytesIO()
     pq.write_table(table.drop_columns(["scored"]), out)

@@ -1,4 +1,4 @@
-"""Training: what is learnt from, that the solver solves, that probabilities are ones, and what a report says."""
+"""Training: the choice of questions, the solver, the calibration of probabilities, and the report."""
 
 import json
 
@@ -23,7 +23,7 @@ from tests.real_posts import RealPosts
 from tests.topic_posts import questions
 
 
-def test_only_tagged_questions_are_learnt_from() -> None:
+def test_training_uses_only_tagged_questions() -> None:
     table = pa.table(
         {
             "Id": pa.array([1, 2, 3, 4], pa.int32()),
@@ -49,7 +49,7 @@ def with_column(name: str, values: object, rows: int = 60) -> pa.Table:
     return table.set_column(table.schema.get_field_index(name), name, values)
 
 
-def test_questions_without_an_id_are_left_out_and_of_those_with_one_id_the_last_counts() -> None:
+def test_questions_without_an_id_are_ignored_and_the_last_of_equal_ids_counts() -> None:
     found = tagged_questions(with_column("Id", pa.array([None, 7, 8, 7] + [None] * 56)))
     titles = questions(60)["Title"].to_pylist()
     assert found.ids.tolist() == [8, 7]
@@ -67,12 +67,12 @@ def test_questions_without_an_id_are_left_out_and_of_those_with_one_id_the_last_
     ],
     ids=["tags", "one Id", "no Ids", "no text"],
 )
-def test_what_nothing_can_be_learned_from_is_refused(table: pa.Table) -> None:
+def test_a_table_without_a_usable_question_is_refused(table: pa.Table) -> None:
     with pytest.raises(BadInput, match=r"no tagged question|training needs more than"):
         fit(table, topics=4)
 
 
-def test_a_tag_that_is_no_text_is_no_topic() -> None:
+def test_a_tag_in_invalid_utf8_is_not_a_topic() -> None:
     tags = [tag.encode() for tag in questions(300)["Tags"].to_pylist()]
     tags[:150] = [b"<\xff\xfe>" + tag for tag in tags[:150]]
     model, _ = fit(with_column("Tags", pa.array(tags).view(pa.string()), 300), topics=4)
@@ -80,14 +80,14 @@ def test_a_tag_that_is_no_text_is_no_topic() -> None:
     assert TopicModel.from_files(model.to_files()).topics == model.topics
 
 
-def test_a_report_on_posts_without_a_topic_has_numbers() -> None:
+def test_a_report_on_posts_without_a_topic_has_finite_numbers() -> None:
     model, _ = fit(questions(300), topics=4)
     report = evaluate(model, with_column("Tags", pa.array(["<cooking>"] * 60)))
     assert (report.hit_at_1, report.primary_accuracy) == (0, 0)
     assert json.dumps(report.to_json(), allow_nan=False)
 
 
-def test_folds_are_even_and_never_change() -> None:
+def test_folds_are_of_similar_size_and_never_change() -> None:
     folds = folds_of(np.arange(10_000), 5)
     assert folds[:12].tolist() == [0, 4, 0, 1, 2, 2, 2, 4, 0, 3, 2, 2]
     assert np.bincount(folds).min() > 1_900
@@ -104,7 +104,7 @@ def test_topics_are_the_most_frequent_tags() -> None:
     assert primary_of(own_topics(pa.array([["d"]]), names)).tolist() == [3]
 
 
-def test_rare_features_are_not_learnt_and_frequent_ones_come_first() -> None:
+def test_rare_features_are_dropped_and_frequent_ones_come_first() -> None:
     posts = tagged_questions(questions(300))
     vocabulary = learn_vocabulary(posts, 50)
     assert len(vocabulary) == 50
@@ -115,7 +115,7 @@ def test_rare_features_are_not_learnt_and_frequent_ones_come_first() -> None:
     assert np.bincount(np.concatenate(rarest)).min() >= 2
 
 
-def test_features_are_let_go_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropping_features_to_save_memory_keeps_the_frequent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     posts = tagged_questions(questions(300))
     exact = learn_vocabulary(posts, 200)
     monkeypatch.setattr(fitting, "MAX_COUNTED", 800)
@@ -140,10 +140,10 @@ def test_the_solver_finds_the_minimum() -> None:
         assert found == pytest.approx(minimize(objective, np.zeros(31), args=(topic,)).fun, rel=1e-3)
 
 
-def test_margins_are_those_of_models_that_had_not_seen_the_posts() -> None:
+def test_margins_come_from_models_that_had_not_seen_the_posts() -> None:
     random = np.random.default_rng(0)
     vectors = sparse.random(300, 400, 0.05, format="csr", dtype=np.float32, rng=random)
-    labels, part = random.random((300, 2)) < 0.3, np.arange(300) % 3  # nothing to learn, only to remember
+    labels, part = random.random((300, 2)) < 0.3, np.arange(300) % 3  # random labels: a model can only memorise them
     linear, margins, posts = train_left_out(vectors, labels, part, 300)
     assert sorted(posts.tolist()) == list(range(300))
 
@@ -155,10 +155,10 @@ def test_margins_are_those_of_models_that_had_not_seen_the_posts() -> None:
     fewer = train_left_out(vectors, labels, part, 90)[2]
     assert len(set(fewer.tolist())) == 90
     assert (fewer % 3 == 0).all()
-    assert fewer.max() > 270  # of all times, not the first ones
+    assert fewer.max() > 270  # spread over all posts, not only the first ones
 
 
-def test_the_curve_of_chances_follows_what_happened() -> None:
+def test_the_calibration_curve_matches_the_true_probabilities() -> None:
     random = np.random.default_rng(0)
     margins = random.normal(-0.8, 0.5, 60_000).astype(np.float32)
     chances = 1 / (1 + np.exp(-np.where(margins < -0.4, 9 * margins + 2.4, 3 * margins)))
@@ -169,7 +169,7 @@ def test_the_curve_of_chances_follows_what_happened() -> None:
     assert np.abs(curve.chances(grid) - truth).max() < 0.05
 
 
-def test_a_model_learns_what_there_is_to_learn() -> None:
+def test_a_model_learns_the_topics_of_made_up_posts() -> None:
     steps: list[tuple[str, float]] = []
     model, report = fit(questions(800), topics=4, progress=lambda step, share: steps.append((step, share)))
     assert model.topics == ("python", "c#", "sql", "css", "other")
@@ -185,7 +185,7 @@ def test_a_model_learns_what_there_is_to_learn() -> None:
     assert json.loads(json.dumps(unseen.to_json()))["shifted_days"]["coverage"] >= 0
 
 
-def test_the_same_posts_make_the_same_model_in_whatever_batches_they_come() -> None:
+def test_the_same_posts_make_the_same_model_in_batches_of_any_size() -> None:
     table = questions(300)
     one, _ = fit(table, topics=4)
     other, _ = fit(iter(table.to_batches(max_chunksize=37)), topics=4)
@@ -199,8 +199,8 @@ def test_cross_validation_measures_each_post_once() -> None:
     assert all(report.hit_at_1 > 0.8 for report in reports)
 
 
-def test_real_questions(real_posts: RealPosts) -> None:
-    """A bound well below what five folds of all posts reach, on a fifth of the posts to stay quick."""
+def test_a_model_of_real_questions_reaches_its_bounds(real_posts: RealPosts) -> None:
+    """The bounds are well below the figures of five folds, because a quick test uses only a part of the posts."""
     posts = tagged_questions(pq.read_table(real_posts("posts.parquet")))
     part = folds_of(posts.ids, 10)
     model, _ = fit(posts.take(part < 3), topics=20)

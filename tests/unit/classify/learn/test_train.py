@@ -1,4 +1,4 @@
-"""Training from the archive: what is read, when a candidate is promoted, and the way back."""
+"""Training from the archive: which posts are read, when a candidate is promoted, and the rollback."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def filled(lake: FolderLake) -> FolderLake:
 
 @pytest.fixture(scope="module")
 def others() -> list[TopicModel]:
-    """Two models that know hardly anything."""
+    """Two models that were trained on very few posts."""
     return [fit(questions(60, seed), topics=2)[0] for seed in (1, 2)]
 
 
@@ -83,7 +83,7 @@ def titles(lake: FolderLake, days: int = 7) -> list[str]:
     return read
 
 
-def test_the_version_that_counts_is_read(lake: FolderLake) -> None:
+def test_only_the_current_version_of_a_source_is_read(lake: FolderLake) -> None:
     for day, source, version in ((20, "a", "v1"), (20, "a", "v2"), (21, "b", "v1"), (10, "c", "v1")):
         table = posts({"Title": f"{source} {version}", "Tags": "<x>"}).drop_columns(["ParentId"])
         lake.put(paths.archive(date(2026, 11, day), source, version), parquet(table))
@@ -101,7 +101,7 @@ def test_nothing_is_learned_from_a_withdrawn_file(lake: FolderLake) -> None:
     assert sum(found.num_rows for found in archived_questions(lake, UNTIL, 365, [])) == 30
 
 
-def test_posts_are_of_the_day_they_were_created_on_whatever_day_the_file_has(lake: FolderLake) -> None:
+def test_posts_are_chosen_by_their_creation_date_and_not_by_the_day_of_the_file(lake: FolderLake) -> None:
     days = {"first": datetime(2026, 11, 16), "last": datetime(2026, 11, 22, 23, 59), "none": None}
     days |= {"before": datetime(2026, 11, 15, 23, 59), "after": datetime(2026, 11, 23)}
     table = posts(*({"Title": name, "Tags": "<x>", "CreationDate": day} for name, day in days.items()))
@@ -115,7 +115,9 @@ def test_posts_are_of_the_day_they_were_created_on_whatever_day_the_file_has(lak
 
 
 @pytest.mark.parametrize("unit", ["ms", "us", "ns"])
-def test_row_groups_of_other_days_are_not_read(lake: FolderLake, unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_without_wanted_days_are_not_read(
+    lake: FolderLake, unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = datetime(2026, 11, 1, 12)
     rows = [{"Title": f"{day:02}", "Tags": "<x>", "CreationDate": first + timedelta(day)} for day in range(30)]
     table = posts(*rows)
@@ -137,7 +139,7 @@ def test_row_groups_of_other_days_are_not_read(lake: FolderLake, unit: str, monk
 
 
 def damaged(data: bytes) -> bytes:
-    """A Posts file with a sound footer, a sound first row group, and a second one whose titles are none."""
+    """A Posts file with a valid footer, a valid first row group, and a second one with damaged titles."""
     group = pq.read_metadata(pa.BufferReader(data)).row_group(1)
     (column,) = (group.column(at) for at in range(group.num_columns) if group.column(at).path_in_schema == "Title")
     start = column.dictionary_page_offset or column.data_page_offset
@@ -150,7 +152,7 @@ def in_groups(table: pa.Table, rows: int) -> bytes:
     return bytes(out.getvalue())
 
 
-def test_one_damaged_file_stops_no_training(filled: FolderLake, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_files_do_not_stop_a_training(filled: FolderLake, caplog: pytest.LogCaptureFixture) -> None:
     day, table = datetime(2026, 11, 20), questions(200)
     others = created(table.set_column(0, "Id", pa.array(range(1_001, 1_201))), day)
     structures = others.set_column(others.schema.get_field_index("Title"), "Title", pa.array([{"a": 1}] * 200))
@@ -177,7 +179,7 @@ def test_one_damaged_file_stops_no_training(filled: FolderLake, caplog: pytest.L
 
 
 @pytest.mark.parametrize("error", [TransientError("the lake is busy"), OSError(errno.EIO, "the disk is slow")])
-def test_a_lake_that_does_not_answer_is_no_damaged_file(
+def test_an_unavailable_lake_is_not_reported_as_a_damaged_file(
     filled: FolderLake, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     size = len(filled.read(paths.archive(UNTIL, "s", "v")))
@@ -193,7 +195,7 @@ def test_a_lake_that_does_not_answer_is_no_damaged_file(
     assert filled.stat(paths.training_record(UNTIL)) is None
 
 
-def test_of_a_question_that_stands_twice_the_last_row_of_the_newest_file_is_learned_from(lake: FolderLake) -> None:
+def test_of_a_duplicate_question_the_last_row_of_the_newest_file_is_used(lake: FolderLake) -> None:
     def row(number: int | None, title: str, **other: Any) -> dict[str, Any]:
         return {"Id": number, "Title": title, "Tags": "<x>"} | other
 
@@ -215,7 +217,7 @@ def test_of_a_question_that_stands_twice_the_last_row_of_the_newest_file_is_lear
     assert found.ids.dtype == np.int64
 
 
-def test_a_file_that_stands_twice_is_learned_from_once(filled: FolderLake) -> None:
+def test_a_duplicate_file_is_used_once(filled: FolderLake) -> None:
     once = train(filled, parameters(margin=1.0))
     filled.put(paths.archive(date(2026, 11, 1), "monthly", "v"), filled.read(paths.archive(UNTIL, "s", "v")))
     twice = train(filled, parameters(margin=1.0))
@@ -224,7 +226,7 @@ def test_a_file_that_stands_twice_is_learned_from_once(filled: FolderLake) -> No
     assert fewer.questions == 200
 
 
-def test_a_sample_holds_each_question_once_and_no_more_rows_than_it_says() -> None:
+def test_a_sample_has_each_question_once_and_at_most_the_given_number_of_rows() -> None:
     ids = np.random.default_rng(0).integers(0, 5_000, 40_000)
     rows = pa.table({"Id": ids, "at": np.arange(len(ids))})
     tables = [rows.slice(first, 500) for first in range(0, len(rows), 500)]
@@ -237,7 +239,7 @@ def test_a_sample_holds_each_question_once_and_no_more_rows_than_it_says() -> No
     assert sorted(alone["Id"].to_pylist()) == sorted(held)
 
 
-def test_a_sample_is_the_same_in_any_order_and_small() -> None:
+def test_a_sample_does_not_depend_on_the_order_of_its_input() -> None:
     ids = np.arange(10_000)
     tables = [pa.table({"Id": part}) for part in np.array_split(ids, 100)]
 
@@ -251,7 +253,7 @@ def test_a_sample_is_the_same_in_any_order_and_small() -> None:
     assert sampled(tables[:10]) == ids[:1_000].tolist()
 
 
-def test_no_more_questions_are_learned_from_than_set(filled: FolderLake) -> None:
+def test_a_training_uses_at_most_the_set_number_of_questions(filled: FolderLake) -> None:
     kept = train(filled, parameters(max_questions=100, margin=1.0))
     assert kept.questions == 100
     assert load_model(filled, kept.candidate).trained_on["questions"] == 100 - kept.held_out
@@ -292,7 +294,7 @@ def test_a_model_that_cannot_be_used_is_replaced(filled: FolderLake) -> None:
     assert load_model(filled, result.candidate).version == result.candidate
 
 
-def test_the_card_and_the_evaluation_say_what_was_measured(filled: FolderLake) -> None:
+def test_the_card_and_the_evaluation_have_the_measured_figures(filled: FolderLake) -> None:
     kept = train(filled, parameters(margin=1.0))
     folder = paths.model(kept.candidate)
     report, text = json.loads(filled.read(f"{folder}/{EVALUATION}")), filled.read(f"{folder}/{CARD}").decode()
@@ -309,7 +311,7 @@ def test_the_card_and_the_evaluation_say_what_was_measured(filled: FolderLake) -
         assert f"| {row['topic']} | {row['posts']:,} | {row['found']:,} | {row['right']:,} | {row['f1']:.3f} |" in text
 
 
-def test_the_report_of_folds_is_their_mean() -> None:
+def test_the_report_of_several_folds_is_their_mean() -> None:
     model, _ = fit(questions(300), topics=4)
     reports = cross_validate(questions(300), topics=4, folds=2)
     found = mean_evaluation(reports)
@@ -322,7 +324,7 @@ def test_the_report_of_folds_is_their_mean() -> None:
     assert f"| {found['hit_at_1']:.4f} | {low:.4f} to {high:.4f} |" in text
 
 
-def test_the_same_questions_make_the_current_model_which_stays_as_it_is(filled: FolderLake) -> None:
+def test_a_training_on_the_same_questions_leaves_the_current_model_unchanged(filled: FolderLake) -> None:
     first = train(filled, parameters(margin=-1.0))
     written = filled.read(f"{paths.model(first.candidate)}/{CARD}")
     again = train(filled, parameters(margin=-1.0))
@@ -332,7 +334,7 @@ def test_the_same_questions_make_the_current_model_which_stays_as_it_is(filled: 
     assert current_model(filled)[0].history == [first.current]
 
 
-def test_a_run_that_changes_nothing_leaves_the_record_of_the_promotion(filled: FolderLake) -> None:
+def test_a_repeated_run_leaves_the_record_of_the_promotion(filled: FolderLake) -> None:
     first = train(filled, parameters(margin=-1.0))
     again = train(filled, parameters(margin=-1.0))
     worse = train(filled, parameters(margin=1.0, max_questions=100))
@@ -374,7 +376,7 @@ def test_every_rollback_goes_one_model_further_back(lake: FolderLake, others: li
     assert (rollback(lake).version, current_model(lake)[0].history) == (starter, [])
 
 
-def test_only_whole_models_are_promoted(lake: FolderLake, others: list[TopicModel]) -> None:
+def test_only_complete_models_are_promoted(lake: FolderLake, others: list[TopicModel]) -> None:
     starter = current_version(lake)
     for version in ("nothing", ""):
         with pytest.raises(ModelError, match=f"there is no model {version} in"):
@@ -388,7 +390,7 @@ def test_only_whole_models_are_promoted(lake: FolderLake, others: list[TopicMode
         promote(lake, store_model(lake, others[1], {}, ""), "second", instead_of=seen)
 
 
-def test_a_model_that_is_half_written_has_no_manifest(tmp_path: Path, others: list[TopicModel]) -> None:
+def test_a_half_written_model_has_no_manifest(tmp_path: Path, others: list[TopicModel]) -> None:
     calls: list[str] = []
 
     @contextmanager
@@ -412,7 +414,7 @@ def test_a_model_that_is_half_written_has_no_manifest(tmp_path: Path, others: li
     assert halves > 4
 
 
-def test_a_folder_holds_the_version_it_is_named_by(lake: FolderLake, others: list[TopicModel]) -> None:
+def test_a_model_must_have_the_version_in_its_folder_name(lake: FolderLake, others: list[TopicModel]) -> None:
     one, other = (store_model(lake, model, {}, "") for model in others)
     for name in MODEL_FILES:
         lake.put(f"{paths.model(other)}/{name}", lake.read(f"{paths.model(one)}/{name}"))
@@ -423,7 +425,7 @@ def test_a_folder_holds_the_version_it_is_named_by(lake: FolderLake, others: lis
         promote(lake, other, "why")
 
 
-def test_of_a_model_no_file_is_read_that_is_none_of_it(lake: FolderLake, others: list[TopicModel]) -> None:
+def test_only_the_known_files_of_a_model_are_read(lake: FolderLake, others: list[TopicModel]) -> None:
     version = store_model(lake, others[0], {}, "")
     for stray in ("old/model.json", "old/arrays.npz", "huge.bin"):
         lake.put(f"{paths.model(version)}/{stray}", b"stray")
@@ -456,7 +458,7 @@ def test_the_starter_comes_with_its_evaluation(
     assert (starter / MANIFEST).read_bytes() == lake.read(f"{paths.model(version)}/{MANIFEST}")
 
 
-def test_too_little_is_refused(lake: FolderLake, tmp_path: Path) -> None:
+def test_a_training_on_too_few_questions_is_refused(lake: FolderLake, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no tagged question"):
         train(lake, parameters())
     lake.put(paths.archive(UNTIL, "s", "v"), parquet(posts(*({"Tags": "<python>"} for _ in range(30)))))
@@ -465,7 +467,7 @@ def test_too_little_is_refused(lake: FolderLake, tmp_path: Path) -> None:
     assert main(["--lake-root", str(tmp_path), "--until", "2026-11-22", "--days", "7"]) == 1
 
 
-def test_what_is_too_little_is_said_with_the_setting_that_makes_it_more(filled: FolderLake) -> None:
+def test_the_refusal_of_too_few_questions_names_the_setting_to_raise(filled: FolderLake) -> None:
     few = "500 tagged questions in the 7 days to 2026-11-22 are too few for 60 topics: 600 are needed; "
     with pytest.raises(BadInput, match=f"{few}raise TRAINING_DAYS, or lower TRAINING_TOPICS"):
         train(filled, parameters(topics=60))
@@ -489,7 +491,7 @@ def test_what_is_too_little_is_said_with_the_setting_that_makes_it_more(filled: 
         ("--until today", "--until today: "),
     ],
 )
-def test_a_parameter_that_is_none_is_said_in_a_line(
+def test_an_invalid_parameter_is_logged_in_one_line(
     filled: FolderLake, given: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     arguments = {"--lake-root": str(filled.root), "--until": "2026-11-22", "--topics": "4"}
@@ -501,5 +503,5 @@ def test_a_parameter_that_is_none_is_said_in_a_line(
     assert "\n" not in line
 
 
-def test_more_days_than_there_ever_were_are_all_there_are(filled: FolderLake) -> None:
+def test_a_window_beyond_the_calendar_takes_all_days(filled: FolderLake) -> None:
     assert train(filled, parameters(days=10**9, margin=1.0)).questions == 500

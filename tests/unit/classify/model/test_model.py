@@ -1,4 +1,4 @@
-"""The topic model: what it says, how it is stored, and that nothing else is taken for one."""
+"""The topic model: its results, its storage, and the refusal of invalid files."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ def with_manifest(files: dict[str, bytes], **changes: object) -> dict[str, bytes
 
 
 def with_arrays(files: dict[str, bytes], name: str, content: bytes) -> dict[str, bytes]:
-    """A changed file whose checksum is right, in a model whose version is."""
+    """A model with a changed file, whose checksum and version match the change."""
     changed, manifest = {**files, name: content}, json.loads(files[MANIFEST])
     version = version_of(manifest["topics"], {name: changed[name] for name in (ARRAYS, CALIBRATION)})
     return with_manifest(
@@ -44,7 +44,7 @@ def with_arrays(files: dict[str, bytes], name: str, content: bytes) -> dict[str,
     )
 
 
-def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+def test_a_stored_model_is_read_back_unchanged(tmp_path: Path) -> None:
     model = small_model()
     model.save(tmp_path / "model")
     loaded = TopicModel.load(tmp_path / "model")
@@ -72,7 +72,7 @@ def test_a_damaged_file_is_named(name: str) -> None:
         TopicModel.from_files({**files, name: flipped})
 
 
-def test_another_format_or_no_manifest_is_refused() -> None:
+def test_another_format_or_a_missing_manifest_is_refused() -> None:
     files = small_model().to_files()
     with pytest.raises(ModelError, match="format 3"):
         TopicModel.from_files(with_manifest(files, format=3))
@@ -98,20 +98,20 @@ def test_another_format_or_no_manifest_is_refused() -> None:
         ({"format": True}, "format: "),
     ],
 )
-def test_a_manifest_that_is_not_the_arrays_own_is_refused(changes: dict[str, object], words: str) -> None:
+def test_a_manifest_of_other_arrays_is_refused(changes: dict[str, object], words: str) -> None:
     files = small_model().to_files()
     with pytest.raises(ModelError, match=words):
         TopicModel.from_files(with_manifest(files, **changes))
 
 
 @pytest.mark.parametrize("trained_on", [{}, {"posts": ["a.parquet"], "questions": 5}])
-def test_models_that_say_something_else_of_their_posts_are_read(trained_on: dict[str, object]) -> None:
+def test_the_description_of_the_training_posts_may_have_any_form(trained_on: dict[str, object]) -> None:
     files = with_manifest(small_model().to_files(), trained_on=trained_on)
     assert TopicModel.from_files(files).trained_on == trained_on
 
 
-def test_a_loaded_model_is_called_what_its_manifest_says() -> None:
-    """Also if this version would pack the same arrays otherwise."""
+def test_a_loaded_model_has_the_version_of_its_manifest() -> None:
+    """Also if this version of the code would write the same arrays as other bytes."""
     files = small_model().to_files()
     with np.load(io.BytesIO(files[CALIBRATION])) as arrays:
         repacked = io.BytesIO()
@@ -141,13 +141,13 @@ ARRAY_NAMES = [
 
 
 @pytest.mark.parametrize(("file", "name", "words"), ARRAY_NAMES)
-def test_arrays_that_a_loop_would_read_beyond_are_refused(file: str, name: str, words: str) -> None:
+def test_arrays_that_would_make_a_loop_read_out_of_bounds_are_refused(file: str, name: str, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         TopicModel.from_files(with_array(small_model().to_files(), file, name, lambda array: array[:-1]))
 
 
 @pytest.mark.parametrize(("file", "name", "words"), ARRAY_NAMES[1:])
-def test_numbers_that_are_none_are_refused(file: str, name: str, words: str) -> None:
+def test_arrays_with_nan_are_refused(file: str, name: str, words: str) -> None:
     with pytest.raises(ModelError, match=words):
         TopicModel.from_files(with_array(small_model().to_files(), file, name, lambda array: array * np.nan))
 
@@ -183,7 +183,7 @@ def said_of(prior: object = None, posts: object = None) -> dict[str, bytes]:
         ({"posts": float("inf")}, "calibration: posts: float64"),
     ],
 )
-def test_a_calibration_that_cannot_be_is_refused(changes: dict[str, object], words: str) -> None:
+def test_an_impossible_calibration_is_refused(changes: dict[str, object], words: str) -> None:
     files = said_of(**changes)
     with pytest.raises(ModelError, match=words):
         TopicModel.from_files(files)
@@ -192,7 +192,7 @@ def test_a_calibration_that_cannot_be_is_refused(changes: dict[str, object], wor
 
 
 def zipped(change: Callable[[bytearray], None]) -> dict[str, bytes]:
-    """A model whose calibration is compressed, and then changed."""
+    """A model whose compressed calibration is changed."""
     files, packed = small_model().to_files(), io.BytesIO()
     with np.load(io.BytesIO(files[CALIBRATION])) as arrays:
         np.savez_compressed(packed, **arrays)
@@ -223,7 +223,7 @@ def test_a_zip_that_cannot_be_unpacked_is_refused(change: Callable[[bytearray], 
         Behaviour.from_files(files[MANIFEST], files[CALIBRATION])
 
 
-def test_whatever_the_bytes_of_an_array_say_ends_in_a_model_error() -> None:
+def test_damage_in_the_headers_of_arrays_raises_only_a_model_error() -> None:
     files, random, refused = small_model().to_files(), np.random.default_rng(0), 0
     stored, whole = files[CALIBRATION], TopicModel.from_files(files).behaviour
     heads = [at for at in range(len(stored)) if stored[at : at + 2] in (b"PK", b"\x93N", b"{'")]
@@ -245,14 +245,14 @@ def test_features_of_an_unknown_field_are_refused() -> None:
         TopicModel.from_files(with_array(small_model().to_files(), ARRAYS, "keys", lambda keys: keys | np.uint64(15)))
 
 
-def test_a_file_cut_short_is_refused() -> None:
+def test_a_truncated_file_is_refused() -> None:
     files = small_model().to_files()
     for size in (0, 10, len(files[ARRAYS]) // 2, len(files[ARRAYS]) - 1):
         with pytest.raises(ModelError, match="plain arrays"):
             TopicModel.from_files(with_arrays(files, ARRAYS, files[ARRAYS][:size]))
 
 
-def test_the_reference_alone_is_checked_too() -> None:
+def test_the_calibration_is_checked_also_when_it_is_read_alone() -> None:
     files = small_model().to_files()
     assert Behaviour.from_files(files[MANIFEST], files[CALIBRATION]).topics == small_model().topics
     for manifest in (files[MANIFEST].replace(b"sha256", b"md5"), b"[]", with_manifest(files, sha256=[])[MANIFEST]):
@@ -262,7 +262,7 @@ def test_the_reference_alone_is_checked_too() -> None:
         Behaviour.from_files(with_manifest(files, format=3)[MANIFEST], files[CALIBRATION])
 
 
-def test_arrays_that_would_run_code_are_not_opened() -> None:
+def test_arrays_of_pickled_objects_are_not_opened() -> None:
     pickled = io.BytesIO()
     np.savez(pickled, keys=np.array([print], dtype=object))
     with pytest.raises(ModelError, match="plain arrays"):
@@ -271,7 +271,7 @@ def test_arrays_that_would_run_code_are_not_opened() -> None:
         TopicModel.from_files(with_arrays(small_model().to_files(), ARRAYS, b"no zip at all"))
 
 
-def test_arrays_that_do_not_belong_together_are_refused() -> None:
+def test_arrays_whose_shapes_do_not_match_are_refused() -> None:
     files = small_model().to_files()
     for changed in ({"weights": np.zeros((3, 4), np.float16)}, {"biases": None}, {"keys": np.zeros(2, np.uint64)}):
         with np.load(io.BytesIO(files[ARRAYS])) as stored:
@@ -289,7 +289,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
         TopicModel.load(tmp_path / "nowhere")
 
 
-def test_what_it_says_hangs_together() -> None:
+def test_the_results_of_a_classification_are_consistent() -> None:
     posts = questions(300, seed=2)
     said = small_model().classify(posts["Title"], posts["Body"])
     assert np.allclose(said.posteriors.sum(axis=1), 1, atol=1e-5)
@@ -303,7 +303,7 @@ def test_what_it_says_hangs_together() -> None:
     assert [array.dtype for array in (said.posteriors, said.top_scores, said.margin)] == [np.float32] * 3
 
 
-def test_it_says_the_same_of_a_post_in_any_company() -> None:
+def test_the_topic_of_a_post_does_not_depend_on_the_other_posts() -> None:
     posts = questions(40, seed=3)
     model = small_model()
     together = model.classify(posts["Title"], posts["Body"])
@@ -315,7 +315,7 @@ def test_it_says_the_same_of_a_post_in_any_company() -> None:
         assert np.allclose(alone.posteriors[0], together.posteriors[number], atol=1e-6)
 
 
-def test_posts_without_a_known_word_get_an_answer_with_little_confidence() -> None:
+def test_posts_without_a_known_word_get_a_topic_with_a_low_score() -> None:
     nothing = small_model().classify(pa.nulls(2), pa.array([None, "\xff"]))
     assert np.isfinite(nothing.posteriors).all()
     assert (nothing.top_scores[:, 0] < 0.7).all()
@@ -324,7 +324,7 @@ def test_posts_without_a_known_word_get_an_answer_with_little_confidence() -> No
     assert (len(empty.topic), empty.posteriors.shape, empty.top.shape) == (0, (0, 5), (0, 3))
 
 
-def test_vectors_are_bm25_of_length_one() -> None:
+def test_vectors_are_bm25_weights_normalised_to_length_1() -> None:
     vocabulary = small_model().vocabulary
     (batch,) = occurrences(pa.array(["", "python"]), pa.array(["<p>select select join zzz</p>", None]))
     features, bounds, values = vocabulary.vectors(batch)
@@ -349,7 +349,7 @@ def test_the_primary_topic_of_tags_is_the_most_frequent_one() -> None:
     assert small_model().primary_of_tags(tags.slice(0, 0)).tolist() == []
 
 
-def test_the_starter_model_is_small_and_knows_its_trade() -> None:
+def test_the_starter_model_is_small_and_finds_obvious_topics() -> None:
     starter = TopicModel.load(STARTER)
     assert sum(file.stat().st_size for file in STARTER.iterdir()) <= 6_000_000
     assert starter.version in (STARTER / "card.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Counting with an uncertain classifier: shares, their intervals, and the warning when a day is like no other."""
+"""Counting with an uncertain classifier: shares, their intervals, and the warning on a day unlike the training."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ TOPICS = ("a", "b", "c", "d", "other")
 
 
 class World:
-    """Posts whose posteriors are exact as long as topics are as frequent as PRIOR says."""
+    """Posts whose posteriors are exact while the shares of topics equal PRIOR."""
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def simulate(shift: np.ndarray, days: int = 60) -> tuple[float, float, float, fl
     return tuple(np.mean(rows, axis=0))
 
 
-def test_a_day_like_training_is_counted_as_well_as_by_the_mean_posterior() -> None:
+def test_on_a_day_like_the_training_the_estimate_is_as_good_as_the_mean_posterior() -> None:
     estimated, mean_posterior, counted, coverage, drifted = simulate(np.ones(5))
     assert estimated < mean_posterior * 1.1
     assert estimated < counted
@@ -70,7 +70,7 @@ def test_a_day_like_training_is_counted_as_well_as_by_the_mean_posterior() -> No
     assert drifted < 0.05
 
 
-def test_a_day_unlike_training_is_followed_and_marked() -> None:
+def test_on_a_shifted_day_the_estimate_follows_the_shift_and_the_day_is_marked() -> None:
     estimated, mean_posterior, counted, coverage, drifted = simulate(np.array([0.4, 2.0, 0.6, 1.0, 1.8]))
     assert estimated < 0.5 * mean_posterior
     assert estimated < 0.8 * counted
@@ -80,10 +80,8 @@ def test_a_day_unlike_training_is_followed_and_marked() -> None:
 
 @pytest.mark.parametrize("shift", [np.ones(5), np.array([0.4, 2.0, 0.6, 1.0, 1.8])])
 @pytest.mark.parametrize("asked_that_day", [True, False])
-def test_answers_are_as_uncertain_as_what_the_model_said_of_their_questions(
-    shift: np.ndarray, asked_that_day: bool
-) -> None:
-    """Each question has 0 to 6 answers; the intervals must hold the true topics of all."""
+def test_answers_are_as_uncertain_as_the_topics_of_their_questions(shift: np.ndarray, asked_that_day: bool) -> None:
+    """Each question has 0 to 6 answers; the intervals must contain the true shares of all of them."""
     world = World()
     behaviour = world.behaviour()
     covered: list[Any] = []
@@ -106,10 +104,10 @@ def test_answers_are_as_uncertain_as_what_the_model_said_of_their_questions(
     assert np.mean(errors) < 0
 
 
-def test_each_group_is_marked_for_itself_and_few_posts_are_no_sign() -> None:
+def test_drift_is_measured_for_each_group_and_not_for_few_posts() -> None:
     world = World()
     behaviour = world.behaviour()
-    strange = np.full(1_000, 3, np.int32)  # a topic of five in a hundred
+    strange = np.full(1_000, 3, np.int32)  # a topic of 5 % of the posts
     answers = DayStatistics.of_inherited(strange, np.ones(1_000, np.int64), 5)
     ordinary = statistics(world.posts(PRIOR, 300)[0])
     assert not estimate(ordinary, behaviour).drifted
@@ -120,7 +118,7 @@ def test_each_group_is_marked_for_itself_and_few_posts_are_no_sign() -> None:
         assert not estimate(few, behaviour).drifted
 
 
-def test_many_answers_to_few_questions_tell_little() -> None:
+def test_more_answers_to_the_same_questions_do_not_narrow_the_interval() -> None:
     behaviour = World().behaviour()
     said = np.array([0, 1, 0, 4], np.int32)
     few, many = (DayStatistics.of_inherited(said, np.full(4, answers), 5) for answers in (1, 50))
@@ -128,7 +126,7 @@ def test_many_answers_to_few_questions_tell_little() -> None:
     assert np.allclose(estimate(few, behaviour).deviation, estimate(many, behaviour).deviation)
 
 
-def test_days_add_up_over_batches_and_files() -> None:
+def test_the_statistics_of_batches_and_files_add_up() -> None:
     world = World()
     behaviour = world.behaviour()
     posteriors, topics = world.posts(PRIOR, 900)
@@ -140,7 +138,7 @@ def test_days_add_up_over_batches_and_files() -> None:
     assert np.allclose(estimate(parts, behaviour).share, estimate(whole, behaviour).share, atol=1e-6)
 
 
-def test_known_posts_count_as_they_are() -> None:
+def test_posts_with_known_topics_are_counted_without_a_correction() -> None:
     behaviour = World().behaviour()
     known = np.array([0, 0, 1, 4], np.int32)
     found = estimate(known_posts(known, 5), behaviour)
@@ -148,7 +146,7 @@ def test_known_posts_count_as_they_are() -> None:
     assert (found.posts, found.drifted, found.other_share) == (4, False, 0.0)
 
 
-def test_intervals_stay_within_what_is_possible() -> None:
+def test_intervals_stay_within_the_possible_shares() -> None:
     world = World()
     posteriors, _ = world.posts(PRIOR, 3)
     found = estimate(statistics(posteriors) + known_posts(np.zeros(7, np.int32), 5), world.behaviour())
@@ -166,7 +164,7 @@ def test_more_posts_make_narrower_intervals() -> None:
     assert widths[1] < 0.5 * widths[0]
 
 
-def test_a_topic_that_never_was_primary_gets_nothing() -> None:
+def test_a_topic_that_was_never_primary_has_a_share_near_zero() -> None:
     world = World()
     posteriors, topics = world.posts(np.array([0.5, 0.3, 0.1, 0.0, 0.1]), 4000)
     behaviour = Behaviour.measure(TOPICS, posteriors, topics)
@@ -181,7 +179,7 @@ def test_days_that_cannot_be_estimated_are_refused() -> None:
         estimate(DayStatistics.empty(3), behaviour)
 
 
-def test_the_behaviour_is_read_from_a_models_small_files_alone() -> None:
+def test_the_behaviour_is_read_from_the_small_files_of_a_model_only() -> None:
     model, _ = fit(questions(400), topics=4)
     files = model.to_files()
     behaviour = Behaviour.from_files(files[MANIFEST], files[CALIBRATION])
@@ -204,8 +202,8 @@ def test_the_behaviour_is_read_from_a_models_small_files_alone() -> None:
         Behaviour.from_files(json.dumps(two).encode(), files[CALIBRATION])
 
 
-def test_a_topic_that_the_model_never_names_says_nothing_of_a_day() -> None:
-    """As in a model of a small site, whose answers' questions it decided: nothing is divided by nothing."""
+def test_a_topic_that_the_model_never_chooses_does_not_disturb_the_estimate() -> None:
+    """This occurs in models of small sites. It must not lead to a division of zero by zero."""
     truth = np.array([0, 0, 0, 1, 1, 2] * 50, np.int32)
     posteriors = np.zeros((len(truth), 3), np.float32)
     posteriors[:, 0], posteriors[:, 1] = np.where(truth == 0, 0.8, 0.3), np.where(truth == 0, 0.2, 0.7)

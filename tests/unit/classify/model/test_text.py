@@ -1,4 +1,4 @@
-"""Posts to features: what counts as a word, where it stands, and what broken or hostile input does."""
+"""From posts to features: the words, their fields, and broken or hostile input."""
 
 import pyarrow as pa
 import pytest
@@ -40,20 +40,20 @@ def finds(keys: set[int], token: str, field: Field = Field.ALL) -> bool:
         (["<c#> <.net>", " ", "|a||b|", "<>"], [["c#", ".net"], None, ["a", "b"], None]),
     ],
 )
-def test_both_notations_of_tags(tags: list[str | None], lists: list[list[str] | None]) -> None:
+def test_both_notations_of_tags_are_read(tags: list[str | None], lists: list[list[str] | None]) -> None:
     assert parse_tags(pa.array(tags)).to_pylist() == lists
     assert parse_tags(pa.array(tags).dictionary_encode()).to_pylist() == lists
     assert parse_tags(pa.array(tags, pa.large_string())).to_pylist() == lists
     assert parse_tags(pa.array([tag and tag.encode() for tag in tags], pa.binary())).to_pylist() == lists
 
 
-def test_tags_of_nothing() -> None:
+def test_missing_and_empty_tags_are_read() -> None:
     assert parse_tags(pa.nulls(2)).to_pylist() == [None, None]
     assert parse_tags(pa.chunked_array([], pa.string())).to_pylist() == []
 
 
 @pytest.mark.parametrize("token", ["c#", "c++", ".net", "node.js", "asp.net-mvc", "objective-c", "a_b"])
-def test_names_of_topics_stay_whole(token: str) -> None:
+def test_names_of_topics_are_not_split(token: str) -> None:
     assert finds(keys_of(None, f"<p>I use {token.upper()}, every day</p>"), token)
     assert finds(keys_of(f"How to {token}?", None), token, Field.TITLE)
 
@@ -62,7 +62,7 @@ def test_names_of_topics_stay_whole(token: str) -> None:
     ("written", "token"),
     [("asp.net-mvc-3", "asp.net-mvc"), ("Node.js-based", "node.js"), (".NET-Core", ".net"), ("a-b-c-d", "a-b-c")],
 )
-def test_names_that_begin_a_longer_one_are_found_too(written: str, token: str) -> None:
+def test_a_name_that_is_a_prefix_of_a_longer_one_is_found_too(written: str, token: str) -> None:
     for keys, field in (
         (keys_of(None, f"<p>in {written} there</p>"), Field.ALL),
         (keys_of(written, None), Field.TITLE),
@@ -77,7 +77,7 @@ def test_parts_of_joined_and_camel_case_words_are_found() -> None:
         assert finds(keys, token)
 
 
-def test_a_tag_is_a_space_and_an_entity_no_word() -> None:
+def test_a_tag_separates_words_and_an_entity_is_not_a_word() -> None:
     keys = keys_of(None, "<p>one<br/>two</p><p>&lt;div&gt; a&nbsp;&quot;b&quot; &amp;amp</p>")
     for token in ("one", "two", "div", "a", "b", "amp"):
         assert finds(keys, token)
@@ -92,14 +92,14 @@ def test_entities_within_words_are_decoded(spelled: str) -> None:
         assert finds(keys, token)
 
 
-def test_entities_move_no_place() -> None:
+def test_entities_do_not_shift_the_position_of_code() -> None:
     keys = keys_of(None, "<p>&eacute;&eacute; out</p><pre><code>within</code></pre> after")
     assert finds(keys, "within", Field.CODE)
     assert not finds(keys, "out", Field.CODE)
     assert not finds(keys, "after", Field.CODE)
 
 
-def test_an_end_tag_that_nothing_began_hides_no_code() -> None:
+def test_an_end_tag_without_a_start_tag_hides_no_code() -> None:
     keys = keys_of(None, "x</pre></code><pre><code>within</code></pre> after")
     assert finds(keys, "within", Field.CODE)
     assert not finds(keys, "after", Field.CODE)
@@ -111,7 +111,7 @@ def test_typographic_signs_end_a_word() -> None:
         assert finds(keys, token)
 
 
-def test_title_code_and_text_have_fields_of_their_own() -> None:
+def test_title_code_and_text_have_separate_fields() -> None:
     keys = keys_of("title word", '<p>text <code>inline</code></p><pre class="lang-sql"><code>block</code></pre>')
     assert finds(keys, "title", Field.TITLE)
     assert not finds(keys, "text", Field.TITLE)
@@ -121,7 +121,7 @@ def test_title_code_and_text_have_fields_of_their_own() -> None:
     assert not finds(keys, "lang", Field.CODE)
 
 
-def test_symbols_are_those_of_code() -> None:
+def test_symbols_are_read_only_in_code() -> None:
     code = keys_of(None, "<p>a</p><pre><code>p-&gt;next = (x);</code></pre>")
     prose = keys_of(None, "<p>p-&gt;next = (x);</p>")
     symbols = {key for key in code if key & 15 == Field.SYMBOL}
@@ -129,16 +129,16 @@ def test_symbols_are_those_of_code() -> None:
     assert not {key for key in prose if key & 15 == Field.SYMBOL}
 
 
-def test_a_symbol_is_the_same_however_it_is_spelled() -> None:
+def test_a_symbol_has_one_key_in_every_spelling() -> None:
     decoded = keys_of(None, "<pre><code>p-&gt;next &amp;&amp; &#x7b; &#48; &nbsp; &lt;</code></pre>")
     assert decoded == keys_of(None, "<pre><code>p->next && { 0   < </code></pre>")
 
 
-def test_features_of_a_post_do_not_depend_on_its_neighbours() -> None:
-    """Also when the neighbours end inside code, inside a tag, or inside an entity."""
+def test_the_features_of_a_post_do_not_depend_on_its_neighbours() -> None:
+    """This holds also when a neighbour ends inside code, inside a tag, or inside an entity."""
     titles = ["One", None, "Two words", "", "Three"] * 50
     bodies = ["<p>x <pre><code>open", None, "<p>plain text</p>", "<p unclosed", "end &eacute"] * 50
-    bodies[7] = "é" * 300_000  # starts a batch of its own
+    bodies[7] = "é" * 300_000  # starts its own batch
     together: dict[int, list[int]] = {}
     first = 0
     for batch in occurrences(pa.array(titles), pa.array(bodies)):
@@ -154,7 +154,7 @@ def test_features_of_a_post_do_not_depend_on_its_neighbours() -> None:
 @pytest.mark.parametrize(
     "kind", ["string", "large_string", "binary", "large_binary", "dictionary", "chunked", "sliced"]
 )
-def test_any_arrow_kind_gives_the_same_features(kind: str) -> None:
+def test_every_arrow_type_gives_the_same_features(kind: str) -> None:
     texts = ["<p>first &amp; C#</p>", None, "", "<p>last</p>"]
     array = pa.array(texts)
     shaped = {
@@ -172,7 +172,7 @@ def test_any_arrow_kind_gives_the_same_features(kind: str) -> None:
     assert [of_post(batch, post) for post in range(4)] == [of_post(expected, post) for post in range(4)]
 
 
-def test_no_posts_no_batches() -> None:
+def test_without_posts_there_are_no_batches() -> None:
     assert list(occurrences(pa.array([], pa.string()), pa.array([], pa.string()))) == []
     (batch,) = occurrences(pa.nulls(3), pa.nulls(3))
     assert (batch.posts, len(batch.keys)) == (3, 0)
@@ -197,21 +197,21 @@ def test_arrays_of_different_lengths_are_refused() -> None:
         b"&",
     ],
 )
-def test_broken_input_is_read_as_far_as_it_makes_sense(body: bytes) -> None:
+def test_broken_input_does_not_hide_the_posts_after_it(body: bytes) -> None:
     batches = list(occurrences(pa.array([body, b"fine"]), pa.array([body, b"<p>fine</p>"])))
     assert finds(set(of_post(batches[-1], batches[-1].posts - 1)), "fine")
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
-def test_a_hostile_megabyte_yields_no_more_features_than_there_is_room_for(piece: bytes) -> None:
-    """The loop that writes them looks at no bound. `python -m bench hostile` shows how long it takes."""
+def test_a_hostile_megabyte_never_exceeds_the_room_for_features(piece: bytes) -> None:
+    """The loop that writes them checks no bound. `python -m bench hostile` measures its time."""
     size = 1 << 20
     (found,) = occurrences(pa.array([piece * (size // len(piece))]), pa.array([piece * (size // len(piece))]))
     assert 0 <= len(found.keys) == found.bounds[-1]
     assert len(found.keys) <= _KEYS_PER_TITLE_BYTE * MAX_TITLE_BYTES + _KEYS_PER_BODY_BYTE * MAX_BODY_BYTES
 
 
-def test_only_the_beginning_of_endless_texts_is_read() -> None:
+def test_only_the_beginning_of_a_long_text_is_read() -> None:
     filler = "x " * MAX_BODY_BYTES
     keys = keys_of("first " + "y " * MAX_TITLE_BYTES + "hidden", "seen " + filler + "beyond")
     assert finds(keys, "first", Field.TITLE)
@@ -221,6 +221,6 @@ def test_only_the_beginning_of_endless_texts_is_read() -> None:
 
 
 def test_keys_are_the_same_in_every_process() -> None:
-    """Stored models depend on it."""
+    """Stored models depend on this."""
     assert key_of("python", Field.ALL) == 0xA473277082ACEDE0
     assert key_of("internationalization", Field.TITLE) == 0xE876543229FA9181

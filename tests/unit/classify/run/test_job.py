@@ -1,4 +1,4 @@
-"""The classification of one file: who decides, what counts, what is left out."""
+"""The classification of one file: what decides each topic, and which posts are counted."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def by_id(rows: pa.Table, column: str) -> dict[int, str]:
     return dict(zip(rows["Id"].to_pylist(), rows[column].to_pylist(), strict=True))
 
 
-def test_own_tags_decide_where_a_question_has_them(lake: FolderLake) -> None:
+def test_the_tags_of_a_question_decide_its_topic(lake: FolderLake) -> None:
     table = posts(PYTHON, {"Tags": "|unheard-of|"}, {"Tags": None, **CSS_BODY}, {"Tags": "", **CSS_BODY})
     _, rows = classify(lake, table)
     assert by_id(rows, "decided_by") == {1: "tags", 2: "tags", 3: "model", 4: "model"}
@@ -71,7 +71,7 @@ def test_own_tags_decide_where_a_question_has_them(lake: FolderLake) -> None:
     assert set(rows["decided_by"].to_pylist()) == {"model"}
 
 
-def test_answers_inherit_from_this_file_or_an_earlier_one(lake: FolderLake) -> None:
+def test_answers_take_the_topic_of_a_question_of_this_or_an_earlier_file(lake: FolderLake) -> None:
     classify(lake, posts({**JAVA, "Id": 5_000_000}), source="earlier")
     before = {**ANSWER, "ParentId": 2, "Id": 1}  # comes before its question
     orphan = {**ANSWER, "ParentId": 999, "Id": 4, **CSS_BODY}
@@ -83,7 +83,7 @@ def test_answers_inherit_from_this_file_or_an_earlier_one(lake: FolderLake) -> N
 
 
 def test_an_answer_is_as_uncertain_as_its_question(lake: FolderLake) -> None:
-    """Two questions of the model's, one of them in an earlier file, and one with tags; each has answers on two days."""
+    """The model decides two questions, one of them in another file, and tags a third; all have answers on two days."""
     guessed = {"Tags": None, **CSS_BODY}
     classify(lake, posts({**guessed, "Id": 5_000_000}), source="earlier")
     parents = [5_000_000, 5_000_000, 2, 2, 2, 3]
@@ -109,7 +109,7 @@ def test_an_answer_without_a_question_does_not_inherit_from_question_0(lake: Fol
     assert by_id(rows, "topic") == {0: "python", 1: "css"}
 
 
-def test_how_well_the_model_knows_the_posts_is_kept_also_where_tags_decide(lake: FolderLake) -> None:
+def test_the_fit_of_the_model_is_stored_also_where_tags_decide(lake: FolderLake) -> None:
     table = posts(
         {**PYTHON, **CSS_BODY}, {**PYTHON, "Title": "qwrtzp", "Body": "<p>xkcdq</p>"}, {**ANSWER, "ParentId": 1}
     )
@@ -129,7 +129,7 @@ def test_how_well_the_model_knows_the_posts_is_kept_also_where_tags_decide(lake:
 
 
 def test_every_parent_that_is_not_in_the_file_is_looked_up_once() -> None:
-    least, most = -(2**63), 2**63 - 1  # their difference is no int64
+    least, most = -(2**63), 2**63 - 1  # their difference exceeds int64
     out = io.BytesIO()
     parents = [None, 1000, least, 1001, most, 1000, 7]
     pq.write_table(pa.table({"Id": [7, 8, 9, 10, 11, 12, 13], "PostTypeId": [1] + [2] * 6, "ParentId": parents}), out)
@@ -146,13 +146,13 @@ def test_the_last_of_several_rows_with_one_id_counts(lake: FolderLake) -> None:
     assert (summary.questions, summary.duplicates, summary.rows) == (3, 1, 4)
 
 
-def test_other_post_types_are_named_not_counted(lake: FolderLake) -> None:
+def test_other_post_types_are_reported_but_not_counted(lake: FolderLake) -> None:
     summary, rows = classify(lake, posts(PYTHON, {"PostTypeId": 5}, {"PostTypeId": 5}, {"PostTypeId": None}))
     assert summary.uncounted == {"5": 2, "null": 1}
     assert rows.num_rows == summary.counted == 1
 
 
-def test_a_file_without_optional_columns_or_rows_is_fine(lake: FolderLake) -> None:
+def test_a_file_without_optional_columns_or_without_rows_is_classified(lake: FolderLake) -> None:
     summary, _ = classify(lake, posts(CSS_BODY).drop_columns(["ParentId", "Tags"]))
     assert summary.decided_by == {"model": 1}
     summary, rows = classify(lake, posts(PYTHON).slice(0, 0))
@@ -172,7 +172,7 @@ NO_UTF8 = pa.array([b"2026-01-01", b"2026-01-\xff\xff"]).cast(pa.large_binary())
     ],
     ids=["nanoseconds", "extreme", "beyond the calendar", "no UTF-8"],
 )
-def test_one_bad_date_does_not_keep_a_file_from_being_published(lake: FolderLake, dates: pa.Array) -> None:
+def test_one_invalid_date_does_not_stop_a_file(lake: FolderLake, dates: pa.Array) -> None:
     table = posts(PYTHON, PYTHON)
     table = table.set_column(table.schema.get_field_index("CreationDate"), "CreationDate", dates)
     assert check_posts(io.BytesIO(parquet(table)), "a.parquet").rows == 2
@@ -199,7 +199,7 @@ def test_texts_of_any_arrow_type_are_read(lake: FolderLake, kind: pa.DataType) -
 
 
 @pytest.mark.parametrize("is_large", [True, False])
-def test_of_a_large_row_group_little_is_held_at_once(is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_row_group_is_read_in_small_parts(is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     bodies = pa.table({"Body": [random.randbytes(1_000) for _ in range(6_000)]})
     data = parquet(bodies)
     fetched: list[int] = []
@@ -216,7 +216,7 @@ def test_of_a_large_row_group_little_is_held_at_once(is_large: bool, monkeypatch
     assert (max(fetched) < len(data) / 2) == is_large
 
 
-def test_batches_and_row_groups_do_not_show(
+def test_the_size_of_batches_and_row_groups_does_not_change_the_result(
     lake: FolderLake, real_posts: RealPosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = pq.read_table(real_posts("posts.parquet")).slice(4_000, 1_500)
@@ -234,7 +234,9 @@ def test_batches_and_row_groups_do_not_show(
     )
 
 
-def test_what_is_not_there_is_named(lake: FolderLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_missing_file_or_model(
+    lake: FolderLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = ["--source-id", "s", "--version", "v", "--file-day", "2026-01-01", "--topic-source", "tags"]
     parameters = JobParameters.from_arguments(["--lake-root", "r", "--model", MODEL_VERSION, *arguments])
     with pytest.raises(NotFound, match=r"landing/posts/s/v\.parquet does not exist"):
@@ -246,7 +248,7 @@ def test_what_is_not_there_is_named(lake: FolderLake, tmp_path: Path, monkeypatc
     assert job.main(["--lake-root", str(tmp_path), "--model", "nothing", *arguments]) == 1
 
 
-def test_dates_that_are_none_are_told_and_refused_when_they_are_the_most(lake: FolderLake) -> None:
+def test_invalid_dates_are_reported_and_a_majority_of_them_is_refused(lake: FolderLake) -> None:
     def dated(*dates: str | None) -> pa.Table:
         table = posts(*[{}] * len(dates), {"PostTypeId": 5})
         place = table.schema.get_field_index("CreationDate")
@@ -258,7 +260,7 @@ def test_dates_that_are_none_are_told_and_refused_when_they_are_the_most(lake: F
         classify(lake, dated("02/03/2026", "2026-01-05", "yesterday"))
 
 
-def test_more_days_than_a_site_can_have_are_refused(lake: FolderLake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_too_many_days_is_refused(lake: FolderLake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tally, "MAX_DAYS", 3)
     days = [{"CreationDate": datetime(2026, 1, day)} for day in (1, 2, 2, 4)]
     assert classify(lake, posts(*days))[0].questions == 4
@@ -267,7 +269,7 @@ def test_more_days_than_a_site_can_have_are_refused(lake: FolderLake, monkeypatc
 
 
 @pytest.mark.parametrize("column", ["Id", "Body"])
-def test_damage_behind_a_good_footer_names_the_file(lake: FolderLake, column: str) -> None:
+def test_the_error_of_damaged_data_names_the_file(lake: FolderLake, column: str) -> None:
     data = damaged(posts(*({"Body": f"<p>{number}</p>" * 50} for number in range(500))), column)
     check_posts(io.BytesIO(data), "a.parquet")
     lake.put(paths.landing("s", "v"), data)
@@ -294,7 +296,7 @@ def test_a_damaged_file_of_question_topics_is_not_blamed_on_the_posts(lake: Fold
     assert not any(REFUSED_FILE in info.path for info in lake.list("post_topics"))
 
 
-def test_a_run_that_comes_after_publication_leaves_the_output_whole(lake: FolderLake) -> None:
+def test_a_run_after_the_publication_leaves_the_output_complete(lake: FolderLake) -> None:
     summary, _ = classify(lake, posts(PYTHON))
     lake.delete(paths.landing("s", "v"))
     parameters = JobParameters(
@@ -305,7 +307,7 @@ def test_a_run_that_comes_after_publication_leaves_the_output_whole(lake: Folder
     assert Summary.model_validate_json(lake.read(f"{parameters.output}/{SUMMARY_FILE}")) == summary
 
 
-def test_an_output_that_is_being_written_anew_is_not_called_whole(
+def test_an_output_that_is_being_rewritten_is_not_marked_as_complete(
     lake: FolderLake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = posts(PYTHON)
@@ -319,7 +321,7 @@ def test_an_output_that_is_being_written_anew_is_not_called_whole(
 
 
 def test_long_texts_come_in_smaller_batches(tmp_path: Path) -> None:
-    """Four kilobytes on disk, and 300 MB when they are read."""
+    """The texts take 4 KB on disk and 300 MB in memory."""
     long = pa.array(["<p>python</p>" + "x" * 1_000_000]).take(pa.array([0] * 300))
     table = pa.table({"Id": pa.array(range(3_300)), "Body": pa.chunked_array([["short"] * 3_000, long])})
     pq.write_table(table, tmp_path / "posts.parquet", compression="zstd")

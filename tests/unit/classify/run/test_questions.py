@@ -1,4 +1,4 @@
-"""Looking up the topics of questions of earlier files: what is read for it, and that merging files loses nothing."""
+"""Looking up the topics of questions of earlier files: what a look-up reads, and that a merge loses nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.world import Crash, mortal, parquet
 
 
 class CountingLake(FolderLake):
-    """Counts the files that are opened and the bytes that are read of them."""
+    """Counts the files that are opened and the bytes that are read from them."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -40,7 +40,7 @@ class CountingLake(FolderLake):
 
 
 def origin(number: int) -> str:
-    """That of a version of the file of a day, later days sort behind."""
+    """The origin of the file of a day; later days sort after earlier ones."""
     return f"202601{number:02}T000000Z-a-s"
 
 
@@ -66,7 +66,7 @@ def lake(tmp_path: Path) -> CountingLake:
     return CountingLake(tmp_path)
 
 
-def test_the_newest_version_tells(lake: CountingLake) -> None:
+def test_the_topic_of_the_newest_version_counts(lake: CountingLake) -> None:
     far = 5 * paths.QUESTION_BUCKET
     remember(lake, origin(2), topics({1: "java", 2: "java", far: "css"}))
     remember(lake, origin(1), topics({1: "python", 3: "python"}))
@@ -75,7 +75,7 @@ def test_the_newest_version_tells(lake: CountingLake) -> None:
     assert known(lake, -(2**63), 2**63 - 1) == {}
 
 
-def test_of_a_large_file_little_is_read(lake: CountingLake) -> None:
+def test_a_look_up_reads_a_small_part_of_a_large_file(lake: CountingLake) -> None:
     random = np.random.default_rng(1)
     ids = np.cumsum(random.integers(1, 4, 200_000))
     names = np.array([f"topic {number}" for number in range(100)])
@@ -87,7 +87,7 @@ def test_of_a_large_file_little_is_read(lake: CountingLake) -> None:
     found = known(lake, *ids[100_000:100_003].tolist())
     assert list(found) == ids[100_000:100_003].tolist()
     assert len(lake.opened) == 1
-    assert lake.bytes < (64 << 10) + size / 5  # 64 KiB are read for any footer
+    assert lake.bytes < (64 << 10) + size / 5  # reading any footer takes 64 KiB
     lake.bytes = 0
     assert known(lake, int(ids[-1]) + 1) == {}
     assert lake.bytes <= 64 << 10
@@ -104,7 +104,7 @@ def test_a_bucket_does_not_grow_with_every_file(lake: CountingLake) -> None:
     assert len(lake.opened) <= MANY_FILES + 1
 
 
-def test_an_older_version_that_comes_after_a_merge_does_not_win(lake: CountingLake) -> None:
+def test_an_older_version_that_arrives_after_a_merge_does_not_win(lake: CountingLake) -> None:
     for day in range(3, 4 + MANY_FILES):
         remember(lake, origin(day), topics({1: f"of day {day}"}))
     (merged,) = files(lake)
@@ -113,7 +113,7 @@ def test_an_older_version_that_comes_after_a_merge_does_not_win(lake: CountingLa
     assert known(lake, 1, 2) == {1: f"of day {3 + MANY_FILES}", 2: "new"}
 
 
-def test_a_version_that_is_classified_again_tells_its_latest_topic(lake: CountingLake) -> None:
+def test_a_version_that_is_classified_again_has_its_latest_topic(lake: CountingLake) -> None:
     for day in range(1, 2 + MANY_FILES):
         remember(lake, origin(day), topics({day: "before"}))
     remember(lake, origin(5), topics({5: "by another model"}))
@@ -125,7 +125,7 @@ def test_a_version_that_is_classified_again_tells_its_latest_topic(lake: Countin
 
 
 def full(root: Path) -> dict[int, str]:
-    """A bucket that is to be merged: what it tells."""
+    """Fill a bucket that must be merged; returns its topics by question."""
     lake = FolderLake(root)
     for day in range(1, 2 + MANY_FILES):
         table = topics({day: f"{day}", 1_000: f"{day}"}).append_column("origin", pa.repeat(origin(day), 2))
@@ -133,7 +133,7 @@ def full(root: Path) -> dict[int, str]:
     return {day: f"{day}" for day in range(1, 2 + MANY_FILES)} | {1_000: f"{1 + MANY_FILES}"}
 
 
-def test_wherever_a_merge_dies_nothing_is_lost_and_the_next_one_ends_it(tmp_path: Path) -> None:
+def test_after_a_crash_at_any_step_of_a_merge_the_next_merge_completes_it(tmp_path: Path) -> None:
     deaths = 0
     for calls in range(1, 1_000):
         root = tmp_path / str(calls)
@@ -154,7 +154,7 @@ def test_wherever_a_merge_dies_nothing_is_lost_and_the_next_one_ends_it(tmp_path
     assert deaths > MANY_FILES
 
 
-def test_two_workers_that_merge_and_one_that_writes_lose_nothing(tmp_path: Path) -> None:
+def test_two_merging_workers_and_one_writer_lose_nothing(tmp_path: Path) -> None:
     for number in range(10):
         root = tmp_path / str(number)
         expected = full(root)
@@ -172,7 +172,7 @@ def test_two_workers_that_merge_and_one_that_writes_lose_nothing(tmp_path: Path)
         assert known(FolderLake(root), *expected, *range(20, 29)) == expected | dict.fromkeys(range(20, 29), "new")
 
 
-def test_a_file_that_was_merged_while_it_was_looked_up_is_found_again(
+def test_a_file_that_is_merged_during_a_look_up_is_found_again(
     lake: CountingLake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = full(lake.root)

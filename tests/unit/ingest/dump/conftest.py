@@ -1,4 +1,4 @@
-"""What the tests of dumps share."""
+"""Fixtures of the tests of dumps."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A dump that is imported into a container."""
+"""The import of a dump into a container."""
 
 import time
 from pathlib import Path
@@ -12,7 +12,7 @@ from ingest.dump import import_dump
 from tests.dump_rows import Container
 
 
-def test_files_go_to_a_container_once(tmp_path: Path, ten_days: Path) -> None:
+def test_each_file_is_uploaded_to_a_container_once(tmp_path: Path, ten_days: Path) -> None:
     container: Any = Container()
     report = import_dump(ten_days, container, work=tmp_path / "work")
     assert tuple(sorted(container.blobs)) == report.files
@@ -28,9 +28,11 @@ def test_files_go_to_a_container_once(tmp_path: Path, ten_days: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"url": "https://other.blob.core.windows.net/posts"}, {"etag": "2"}])
-def test_another_container_gets_all_files(tmp_path: Path, ten_days: Path, change: dict[str, str]) -> None:
+def test_another_or_a_recreated_container_gets_all_files(
+    tmp_path: Path, ten_days: Path, change: dict[str, str]
+) -> None:
     first, second = Container(), Container()
-    for name, value in change.items():  # another account, or one that was made anew
+    for name, value in change.items():  # another account, or a container that was created again
         setattr(second, name, value)
     import_dump(ten_days, first, work=tmp_path)  # type: ignore[arg-type]
     report = import_dump(ten_days, second, work=tmp_path)  # type: ignore[arg-type]
@@ -38,8 +40,8 @@ def test_another_container_gets_all_files(tmp_path: Path, ten_days: Path, change
     assert second.blobs == first.blobs
 
 
-def test_what_waits_for_its_upload_is_bounded(tmp_path: Path, ten_days: Path) -> None:
-    """A thread uploads what it has written before it writes the next file."""
+def test_at_most_one_file_a_thread_waits_for_its_upload(tmp_path: Path, ten_days: Path) -> None:
+    """A thread uploads each file before it writes the next one."""
     waiting: list[int] = []
 
     class Slow(Container):

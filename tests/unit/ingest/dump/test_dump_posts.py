@@ -1,4 +1,4 @@
-"""What is kept of the rows of a dump, and in which files."""
+"""The rows of a dump: which values are imported, and into which files."""
 
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from shared.posts import POST_COLUMNS as CONTRACT
 from tests.dump_rows import HEAD, imported, read, rejected, row, write
 
 
-def test_values_are_those_of_the_row(tmp_path: Path) -> None:
+def test_an_imported_row_has_the_values_of_its_attributes(tmp_path: Path) -> None:
     full = row(
         5,
         ParentId="4",
@@ -48,7 +48,7 @@ def test_values_are_those_of_the_row(tmp_path: Path) -> None:
     assert second["OwnerDisplayName"] is None
 
 
-def test_files_keep_the_contract_for_posts(tmp_path: Path) -> None:
+def test_imported_files_meet_the_contract_for_posts(tmp_path: Path) -> None:
     _, out = imported(tmp_path, [row(1)])
     file = out / "posts-2012-06-12.parquet"
     with file.open("rb") as opened:
@@ -65,7 +65,7 @@ def test_byte_order_mark_and_line_ends_do_not_matter(tmp_path: Path, head: bytes
     assert not (out / "rejected.jsonl").exists()
 
 
-def test_mixed_line_ends_and_forms_of_xml(tmp_path: Path) -> None:
+def test_mixed_line_ends_and_forms_of_xml_are_read(tmp_path: Path) -> None:
     odd = b"<row  Id = '3'\n\tPostTypeId='1' CreationDate='2012-06-12T00:00:00' Title='say \"x\"'/>"
     report, out = imported(
         tmp_path,
@@ -77,7 +77,7 @@ def test_mixed_line_ends_and_forms_of_xml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("separator", [b"\t", b"\n", b"\r\n", b" \t "])
-def test_a_row_may_begin_by_any_white_space(tmp_path: Path, separator: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_white_space_may_precede_a_row(tmp_path: Path, separator: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row(number).replace(b"<row ", b"<row" + separator) if number % 3 else row(number) for number in range(9)]
     report, out = imported(tmp_path, rows)
     assert [post["Id"] for post in read(out)] == list(range(9))
@@ -105,7 +105,7 @@ HIDDEN = b"<!-- " + row(66) + b"\n" + row(67) + b" -->"
         (HEAD, b"</posts >\n"),
     ],
 )
-def test_what_xml_allows_around_the_root(tmp_path: Path, head: bytes, end: bytes) -> None:
+def test_everything_that_xml_allows_around_the_root_is_accepted(tmp_path: Path, head: bytes, end: bytes) -> None:
     report, out = imported(tmp_path, [row(1), row(2)], head=head, end=end)
     assert [post["Id"] for post in read(out)] == [1, 2]
     assert (report.rejected, report.truncated) == (0, False)
@@ -127,7 +127,7 @@ def test_rows_in_a_comment_are_set_aside(
     assert entry["reason"] == "no row but a comment with rows"
 
 
-def test_rows_in_a_comment_behind_the_root(tmp_path: Path) -> None:
+def test_rows_in_a_comment_after_the_root_are_set_aside(tmp_path: Path) -> None:
     report, out = imported(tmp_path, [row(1)], end=b"</posts>\n" + HIDDEN + b"\n")
     assert [post["Id"] for post in read(out)] == [1]
     assert (report.rejected, report.truncated) == (1, False)
@@ -147,7 +147,7 @@ def test_an_empty_dump_has_no_files(tmp_path: Path, form: bytes) -> None:
     assert read(out) == []
 
 
-def test_a_post_dated_back_lies_with_its_day_in_the_order_of_the_dump(tmp_path: Path) -> None:
+def test_a_backdated_post_is_in_the_file_of_its_day_in_the_order_of_the_dump(tmp_path: Path) -> None:
     days = ["2012-06-12", "2012-06-13", "2012-06-12", "2012-07-01", "2012-06-13", "2012-06-12"]
     report, out = imported(tmp_path, [row(number, day) for number, day in enumerate(days)])
     assert report.files == ("posts-2012-06-12.parquet", "posts-2012-06-13.parquet", "posts-2012-07-01.parquet")
@@ -158,7 +158,7 @@ UNITS = get_args(Unit)
 
 
 @pytest.mark.parametrize("by", UNITS)
-def test_the_last_day_of_time(tmp_path: Path, by: Any) -> None:
+def test_the_first_and_last_possible_days_are_imported(tmp_path: Path, by: Any) -> None:
     dump = write(tmp_path / "dump", [row(1, "9999-12-31"), row(2, "1000-01-01")])
     assert import_dump(dump, tmp_path, by=by).rows_out == 2
 
@@ -173,7 +173,9 @@ def test_the_last_day_of_time(tmp_path: Path, by: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("site", ["", "raspberrypi.meta"])
-def test_a_file_holds_what_its_name_says(tmp_path: Path, by: Any, ids: dict[str, list[int]], site: str) -> None:
+def test_a_file_has_exactly_the_posts_of_the_period_in_its_name(
+    tmp_path: Path, by: Any, ids: dict[str, list[int]], site: str
+) -> None:
     days = ["2012-06-01", "2012-12-31", "2012-06-30", "2013-02-28"]
     dump = write(tmp_path / (site or "dump"), [row(number, day) for number, day in enumerate(days, 1)])
     report = import_dump(dump, tmp_path, by=by)
@@ -187,7 +189,9 @@ def test_a_file_holds_what_its_name_says(tmp_path: Path, by: Any, ids: dict[str,
 
 @pytest.mark.parametrize("by", UNITS)
 @pytest.mark.parametrize("other", UNITS)
-def test_an_import_goes_on_by_the_unit_it_began_with_alone(tmp_path: Path, ten_days: Path, by: Any, other: Any) -> None:
+def test_an_import_continues_only_with_the_unit_that_it_began_with(
+    tmp_path: Path, ten_days: Path, by: Any, other: Any
+) -> None:
     first = import_dump(ten_days, tmp_path / "out", by=by)
     if other == by:
         assert import_dump(ten_days, tmp_path / "out", by=other).resumed == len(first.files)
@@ -200,7 +204,7 @@ def test_an_import_goes_on_by_the_unit_it_began_with_alone(tmp_path: Path, ten_d
 def test_one_file_of_all_posts_is_written_in_row_groups_of_bounded_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However large the file: a thread never holds more than one row group."""
+    """A thread never holds more than one row group, for any size of the file."""
     written: list[int] = []
     write_group = posts.write_group
 
@@ -220,10 +224,10 @@ def test_one_file_of_all_posts_is_written_in_row_groups_of_bounded_size(
     assert sum(written) == 500
 
 
-def test_a_file_has_no_more_row_groups_than_landing_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_has_no_more_row_groups_than_landing_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(posts, "PARSE_BYTES", 1)
     monkeypatch.setattr(posts, "GROUP_BYTES", 1)
-    monkeypatch.setattr(scan, "BLOCK", 100)  # less than a row: each is a run of its own
+    monkeypatch.setattr(scan, "BLOCK", 100)  # less than a row, so each row is its own run
     rows = 2 * MAX_CHUNKS // len(posts.POSTS_TABLE.schema)
     dump = write(tmp_path / "dump", (row(number, Body="") for number in range(rows)))
     (name,) = import_dump(dump, tmp_path / "out", by="all").files
@@ -241,7 +245,7 @@ def test_unknown_attributes_are_counted_by_name(tmp_path: Path) -> None:
     assert [post["Score"] for post in read(out)] == [7, 7, 7, None]
 
 
-def test_small_blocks_and_ranges_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_blocks_and_ranges_give_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row(number, f"2012-06-{1 + number % 3:02}", Body="x" * (number % 97)) for number in range(200)]
     rows[50], rows[120] = b"<rwo Id='50' />", row(120)[:-20]
     _, whole = imported(tmp_path / "whole", rows)
@@ -256,7 +260,7 @@ def test_small_blocks_and_ranges_change_nothing(tmp_path: Path, monkeypatch: pyt
     assert pq.ParquetFile(pieces / "posts-2012-06-01.parquet").num_row_groups > 1
 
 
-def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
+def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     told: list[Progress] = []
     dump = write(tmp_path, [row(1), row(2, "2013-01-01")])
     import_dump(dump, tmp_path / "out", progress=told.append)
@@ -266,7 +270,7 @@ def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
     assert last.rate > 0
 
 
-def test_progress_is_told_within_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_within_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(posts, "PARSE_BYTES", 1)
     monkeypatch.setattr(posts, "GROUP_BYTES", 1)
     monkeypatch.setattr(scan, "BLOCK", 100)

@@ -1,4 +1,4 @@
-"""What is set aside of a dump, with the reason."""
+"""The rows of a dump that are set aside, with the reason."""
 
 import random
 import re
@@ -51,7 +51,7 @@ MALFORMED: list[tuple[bytes, str]] = [
 
 @pytest.mark.parametrize(("bad", "reason"), MALFORMED)
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_malformed_row_is_set_aside_alone(tmp_path: Path, bad: bytes, reason: str, place: int) -> None:
+def test_only_the_malformed_row_is_set_aside(tmp_path: Path, bad: bytes, reason: str, place: int) -> None:
     rows = [row(1), row(3)]
     rows.insert(place, bad)
     report, out = imported(tmp_path, rows)
@@ -67,7 +67,7 @@ def test_a_malformed_row_is_set_aside_alone(tmp_path: Path, bad: bytes, reason: 
 
 
 def mutated(chance: random.Random, text: bytes) -> bytes:
-    """The same with a few bytes replaced, put in or left out."""
+    """The same bytes with a few of them replaced, inserted or removed."""
     pieces = [
         b"&",
         b"&#",
@@ -87,8 +87,8 @@ def mutated(chance: random.Random, text: bytes) -> bytes:
     return text.replace(b"<", b" ").replace(b" row", b"<row", 1)
 
 
-def test_both_ways_of_reading_a_row_agree() -> None:
-    """What the compiled loop takes, expat and Arrow read as the same values; what it leaves to them may be anything."""
+def test_the_compiled_reader_agrees_with_expat_and_arrow() -> None:
+    """Expat and Arrow read the same values from every row that the compiled loop accepts."""
     chance = random.Random(20121112)
     full = row(
         5,
@@ -115,7 +115,7 @@ def test_both_ways_of_reading_a_row_agree() -> None:
     assert refused > 300
 
 
-def test_many_malformed_rows_among_good_ones(tmp_path: Path) -> None:
+def test_many_malformed_rows_do_not_affect_the_good_ones(tmp_path: Path) -> None:
     rows = [row(number, Score="x" if number % 7 == 0 else "1") for number in range(700)]
     report, out = imported(tmp_path, rows)
     assert (report.rows_out, report.rejected) == (600, 100)
@@ -133,7 +133,7 @@ def test_rejected_rows_are_merged_from_disk(tmp_path: Path, monkeypatch: pytest.
     assert len(lines) == 102
 
 
-def test_memory_does_not_grow_with_what_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_number_of_rejected_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, size in (
         (scan, "BLOCK", 20_000),
         (posts, "PARSE_BYTES", 20_000),
@@ -142,7 +142,7 @@ def test_memory_does_not_grow_with_what_is_rejected(tmp_path: Path, monkeypatch:
         (reports, "COUNT_BYTES", 20_000),
     ):
         monkeypatch.setattr(module, name, size)
-    import_dump(write(tmp_path, [row(1)]), tmp_path / "first")  # what is compiled stays
+    import_dump(write(tmp_path, [row(1)]), tmp_path / "first")  # compiles the loops, whose code stays in memory
     peaks = []
     for number in (2_000, 20_000):
         bad = (row(n).replace(b"Creation" if n < number / 2 else b"PostType", b"X") for n in range(number))
@@ -151,10 +151,10 @@ def test_memory_does_not_grow_with_what_is_rejected(tmp_path: Path, monkeypatch:
         assert import_dump(dump, dump / "out").rejected == number
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 18_000 * 50  # a row that was kept would take 200 bytes
+    assert peaks[1] - peaks[0] < 18_000 * 50  # a row in memory would take 200 bytes
 
 
-def test_a_file_that_shrinks_before_its_rejected_rows_are_written(tmp_path: Path) -> None:
+def test_a_file_that_shrinks_before_its_rejected_rows_are_written_is_an_error(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool") as spool:
         spool.add([Rejected(5_000, 10, "no row")])
     (tmp_path / "Posts.xml").write_bytes(b"<posts>")
@@ -167,7 +167,7 @@ def test_a_day_of_malformed_rows_makes_no_file(tmp_path: Path) -> None:
     assert report.files == ("posts-2012-06-12.parquet",)
 
 
-def test_a_truncated_file_is_refused_unless_that_is_said(tmp_path: Path, ten_days: Path) -> None:
+def test_a_truncated_file_is_refused_unless_an_option_allows_it(tmp_path: Path, ten_days: Path) -> None:
     cut = cut_off(ten_days, -5)
     for _ in range(2):
         with pytest.raises(BadInput, match=r"Posts\.xml ends without </posts>, after 53 rows.* --truncated"):
@@ -180,7 +180,7 @@ def test_a_truncated_file_is_refused_unless_that_is_said(tmp_path: Path, ten_day
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_the_whole_file_replaces_a_truncated_one(
+def test_the_complete_file_replaces_a_truncated_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, interrupted: bool
 ) -> None:
     monkeypatch.setattr(posts, "TASK_BYTES", 1)
@@ -207,13 +207,13 @@ def test_the_whole_file_replaces_a_truncated_one(
         import_dump(cut, out, truncated=True)
 
 
-def test_the_whole_of_a_truncated_file_under_another_name_is_refused(tmp_path: Path, ten_days: Path) -> None:
+def test_the_complete_file_under_another_name_is_refused_after_a_truncated_one(tmp_path: Path, ten_days: Path) -> None:
     import_dump(cut_off(ten_days, -500), tmp_path / "out", truncated=True)
     with pytest.raises(BadInput, match="counted twice"):
         import_dump(ten_days, tmp_path / "out", prefix="x")
 
 
-def test_a_file_that_only_is_longer_replaces_nothing(tmp_path: Path, ten_days: Path) -> None:
+def test_a_longer_file_with_another_beginning_replaces_nothing(tmp_path: Path, ten_days: Path) -> None:
     import_dump(cut_off(ten_days, 500), tmp_path / "out", truncated=True)
     other = write(tmp_path / "other" / "dump", [row(number) for number in range(1, 40)])
     with pytest.raises(BadInput, match="give its --prefix"):
@@ -221,7 +221,7 @@ def test_a_file_that_only_is_longer_replaces_nothing(tmp_path: Path, ten_days: P
 
 
 @pytest.mark.parametrize("lost", [1, 8, 9, 15, 40, 200])
-def test_a_truncated_file_gives_what_is_whole(tmp_path: Path, lost: int) -> None:
+def test_the_complete_rows_of_a_truncated_file_are_imported(tmp_path: Path, lost: int) -> None:
     dump = write(tmp_path / "dump", [row(1), row(2), row(3)])
     data = (dump / "Posts.xml").read_bytes()[:-lost]
     (dump / "Posts.xml").write_bytes(data)
@@ -232,7 +232,9 @@ def test_a_truncated_file_gives_what_is_whole(tmp_path: Path, lost: int) -> None
     assert report.rejected == (0 if lost in (8, 9) else 1)
 
 
-def test_a_huge_row_is_kept_and_a_monstrous_one_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_row_is_kept_and_one_above_the_limit_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     huge = "x" * (3 * COUNT_BYTES)
     report, out = imported(tmp_path / "huge", [row(1), row(2, Body=huge), row(3)])
     assert [len(post["Body"]) for post in read(out)] == [len("<p>b</p>\n"), len(huge), len("<p>b</p>\n")]
@@ -253,12 +255,12 @@ def test_a_huge_row_is_kept_and_a_monstrous_one_is_set_aside(tmp_path: Path, mon
         (b'<?xml version="1.0" encoding="utf-16"?><posts>', "utf-16"),
     ],
 )
-def test_what_is_no_dump_is_refused(tmp_path: Path, head: bytes, words: str) -> None:
+def test_a_file_that_is_not_a_dump_is_refused(tmp_path: Path, head: bytes, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         import_dump(write(tmp_path, [], head=head, end=b""), tmp_path / "out")
 
 
-def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_source_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"holds no Posts\.xml"):
         import_dump(tmp_path, tmp_path / "out")
     with pytest.raises(NotFound, match="neither a folder nor"):

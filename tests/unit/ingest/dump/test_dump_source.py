@@ -1,4 +1,4 @@
-"""Sites, and what a dump is named by."""
+"""The site of a dump, and the prefix of its files."""
 
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from shared.paths import file_day
 from tests.dump_rows import Container, row, write
 
 
-def test_two_sites_share_a_container(tmp_path: Path) -> None:
+def test_two_sites_can_share_a_container(tmp_path: Path) -> None:
     container: Any = Container()
     for site, number in (("cooking.stackexchange.com", 1), ("askubuntu.com", 2)):
         import_dump(write(tmp_path / site, [row(number)]), container, by="month", work=tmp_path)
@@ -48,13 +48,13 @@ def test_two_sites_without_a_name_do_not_replace_each_other(tmp_path: Path) -> N
         ("dump/Posts.xml", ""),
     ],
 )
-def test_the_site_is_what_the_dump_is_named_by(place: str, prefix: str) -> None:
+def test_the_site_is_read_from_the_name_of_the_dump(place: str, prefix: str) -> None:
     assert site_prefix(Path("/dumps") / place, None) == prefix
     assert site_prefix(Path("/dumps") / place, "given") == "given"
 
 
 @pytest.mark.parametrize("prefix", ["a/b", "..", "a b", "2012-06-12", "dump_20240630", "x" * 101])
-def test_a_prefix_that_cannot_be_part_of_a_name(tmp_path: Path, prefix: str) -> None:
+def test_a_prefix_that_cannot_be_part_of_a_name_is_refused(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(BadInput, match="--prefix"):
         import_dump(write(tmp_path, [row(1)]), tmp_path / "out", prefix=prefix)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""An import that is interrupted, repeated, or finds another dump."""
+"""An import that is interrupted or repeated, or that finds the state of another dump."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from shared.errors import BadInput, Conflict
 from tests.dump_rows import Container, dies_after, read, rejected, row, write
 
 
-def test_an_interrupted_import_goes_on_where_it_was(
+def test_an_interrupted_import_continues_where_it_stopped(
     tmp_path: Path, ten_days: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, undisturbed = tmp_path / "out", import_dump(ten_days, tmp_path / "undisturbed")
@@ -27,7 +27,7 @@ def test_an_interrupted_import_goes_on_where_it_was(
     assert len(list(out.glob("*.parquet"))) == 4
     assert not (out / "rejected.jsonl").exists()
     journal = out / WORK_FOLDER / "posts" / "written.jsonl"
-    journal.write_text(journal.read_text()[:-5])  # the kill came while the fourth was noted down
+    journal.write_text(journal.read_text()[:-5])  # the process was killed while it noted the fourth file
     stamps = {file.name: file.stat().st_mtime_ns for file in out.glob("*.parquet")}
 
     back_to_life()
@@ -46,7 +46,7 @@ def test_an_interrupted_import_goes_on_where_it_was(
     )
 
 
-def test_a_finished_import_is_not_done_again(tmp_path: Path, ten_days: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_import_is_not_repeated(tmp_path: Path, ten_days: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = import_dump(ten_days, tmp_path / "out")
     with monkeypatch.context() as without:
         without.setattr(posts, "scan_file", None)
@@ -100,7 +100,7 @@ def test_the_same_dump_under_another_name_or_unit_is_refused(
     assert (report.rows_out, report.resumed) == (2, 0)
 
 
-def test_the_same_dump_is_found_by_another_work_folder(tmp_path: Path, ten_days: Path) -> None:
+def test_another_work_folder_recognises_a_dump_that_was_imported(tmp_path: Path, ten_days: Path) -> None:
     out, work = tmp_path / "out", tmp_path / "work"
     import_dump(ten_days, out)
     for by, prefix in (("month", ""), ("day", "x")):
@@ -110,7 +110,7 @@ def test_the_same_dump_is_found_by_another_work_folder(tmp_path: Path, ten_days:
     assert import_dump(ten_days, tmp_path / "new", by="month", work=work).rows_out == 50  # another target
 
 
-def test_an_import_that_has_written_nothing_is_no_second_copy(
+def test_an_import_that_wrote_nothing_does_not_block_another_prefix(
     tmp_path: Path, ten_days: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     back_to_life = dies_after(monkeypatch, 0)
@@ -134,7 +134,7 @@ def test_prefixes_never_share_a_state_folder(tmp_path: Path, ten_days: Path) -> 
 
 @pytest.mark.parametrize("torn", [0, 1, 40])
 @pytest.mark.parametrize("name", ["report.json", "index.npz"])
-def test_torn_state_that_can_be_made_anew_is(
+def test_damaged_state_that_can_be_rebuilt_is_rebuilt(
     tmp_path: Path, ten_days: Path, name: str, torn: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -165,7 +165,7 @@ def test_torn_state_that_can_be_made_anew_is(
         ("written.jsonl", b"[]\n"),
     ],
 )
-def test_torn_state_that_is_needed_names_the_way_out(
+def test_the_error_of_damaged_state_names_the_folder_to_remove(
     tmp_path: Path, ten_days: Path, name: str, content: bytes | None
 ) -> None:
     out = tmp_path / "out"
@@ -181,8 +181,10 @@ def test_torn_state_that_is_needed_names_the_way_out(
     assert import_dump(ten_days, out).rows_out == len(read(out)) == 50
 
 
-def test_state_is_never_seen_half_written(tmp_path: Path, ten_days: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process dies in the middle of any write of a whole file: the next start goes on."""
+def test_the_next_start_never_reads_half_written_state(
+    tmp_path: Path, ten_days: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies in the middle of any write of a whole file, and the next start continues."""
     write_text, written = Path.write_text, 0
 
     def dying(file: Path, text: str, *given: Any, **named: Any) -> int:
@@ -203,7 +205,7 @@ def test_state_is_never_seen_half_written(tmp_path: Path, ten_days: Path, monkey
         assert import_dump(ten_days, out).resumed == 10
 
 
-def test_one_import_at_a_time_works_in_a_state_folder(tmp_path: Path, ten_days: Path) -> None:
+def test_only_one_import_at_a_time_uses_a_state_folder(tmp_path: Path, ten_days: Path) -> None:
     second: list[str] = []
 
     class Meanwhile(Container):
@@ -218,7 +220,7 @@ def test_one_import_at_a_time_works_in_a_state_folder(tmp_path: Path, ten_days: 
     assert len(second) == 10
 
 
-def test_a_process_that_dies_holds_no_state(tmp_path: Path, ten_days: Path) -> None:
+def test_a_dead_process_does_not_keep_the_lock(tmp_path: Path, ten_days: Path) -> None:
     folder = tmp_path / "out" / ".import-dump" / "posts"
     folder.mkdir(parents=True)
     program = (
@@ -237,7 +239,7 @@ def test_a_process_that_dies_holds_no_state(tmp_path: Path, ten_days: Path) -> N
 
 
 @pytest.mark.parametrize("below", [".", "below"])
-def test_a_file_where_a_folder_should_be(tmp_path: Path, ten_days: Path, below: str) -> None:
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path, ten_days: Path, below: str) -> None:
     (tmp_path / "afile").write_text("mine")
     file = tmp_path / "afile" / below
     with pytest.raises(BadInput, match=r"afile is a file: name a folder for --out and --work"):
@@ -247,7 +249,7 @@ def test_a_file_where_a_folder_should_be(tmp_path: Path, ten_days: Path, below: 
     assert (tmp_path / "afile").read_text() == "mine"
 
 
-def test_a_target_folder_is_made_where_the_state_lies_elsewhere(tmp_path: Path, ten_days: Path) -> None:
+def test_a_missing_target_folder_is_created_when_the_state_is_elsewhere(tmp_path: Path, ten_days: Path) -> None:
     assert import_dump(ten_days, tmp_path / "a" / "b", work=tmp_path / "work").rows_out == len(read(tmp_path / "a/b"))
 
 
@@ -257,23 +259,27 @@ def test_a_folder_may_be_moved_with_its_state(tmp_path: Path, ten_days: Path) ->
     assert import_dump(ten_days, tmp_path / "moved").resumed == 10
 
 
-def test_an_xml_file_is_no_source_but_its_folder(tmp_path: Path) -> None:
+def test_an_xml_file_is_refused_as_a_source_in_favour_of_its_folder(tmp_path: Path) -> None:
     dump = write(tmp_path / "dump", [row(1)])
     with pytest.raises(BadInput, match=r"Posts\.xml is one file of a dump: give its folder, .*dump"):
         import_dump(dump / "Posts.xml", tmp_path / "out")
 
 
-def test_an_import_that_wrote_nothing_holds_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_that_wrote_nothing_does_not_claim_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dump = write(tmp_path / "dump", [row(1)])
     with monkeypatch.context() as dying:
         dying.setattr(posts._Files, "write", None)
         with pytest.raises(TypeError):
             import_dump(dump, tmp_path / "out")
-    write(dump, [row(1), row(2)])  # what the dead import found of the file counts no more
+    write(dump, [row(1), row(2)])  # the dead import's index of the file is no longer valid
     assert import_dump(dump, tmp_path / "out").rows_out == 2
 
 
-def test_a_dump_that_changes_while_it_is_read(tmp_path: Path, ten_days: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dump_that_changes_during_the_import_is_a_conflict(
+    tmp_path: Path, ten_days: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def then_changed(xml: Path, *given: Any, **named: Any) -> scan.Index:
         found = scan.scan_file(xml, *given, **named)
         xml.write_bytes(xml.read_bytes()[:2000])
@@ -284,7 +290,7 @@ def test_a_dump_that_changes_while_it_is_read(tmp_path: Path, ten_days: Path, mo
         import_dump(ten_days, tmp_path / "out")
 
 
-def test_several_threads_give_the_same(tmp_path: Path, ten_days: Path) -> None:
+def test_several_threads_give_the_same_result(tmp_path: Path, ten_days: Path) -> None:
     alone = import_dump(ten_days, tmp_path / "alone")
     together = import_dump(ten_days, tmp_path / "together", workers=2)
     assert read(tmp_path / "together") == read(tmp_path / "alone")

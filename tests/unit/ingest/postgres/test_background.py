@@ -10,7 +10,7 @@ from ingest.postgres.background import run_ahead
 from tests.waiting import PATIENCE
 
 
-def test_items_come_in_order_and_the_producer_is_never_far_ahead() -> None:
+def test_items_come_in_order_and_the_producer_runs_at_most_a_few_ahead() -> None:
     made: list[int] = []
 
     def produce(put: Callable[[int], None]) -> None:
@@ -21,12 +21,12 @@ def test_items_come_in_order_and_the_producer_is_never_far_ahead() -> None:
     got: list[int] = []
     for item in run_ahead(produce, 2, "numbers"):
         time.sleep(0.001)
-        assert len(made) - len(got) <= 4  # two waiting, one being put, one here
+        assert len(made) - len(got) <= 4  # two waiting, one being added, one in use here
         got.append(item)
     assert got == list(range(20))
 
 
-def test_items_wait_within_a_budget_with_the_one_in_use_and_a_larger_one_alone() -> None:
+def test_waiting_items_stay_within_the_budget_and_a_larger_one_waits_alone() -> None:
     weights = [1, 2, 3, 50, 1, 1, 9, 9, 2, *[1] * 30]
     made: list[int] = []
 
@@ -38,13 +38,13 @@ def test_items_wait_within_a_budget_with_the_one_in_use_and_a_larger_one_alone()
     got: list[int] = []
     for item in run_ahead(produce, 20, "weights", budget=10, size=lambda weight: weight):
         time.sleep(0.002)
-        held = made[len(got) : -1] if len(made) < len(weights) else []  # the last one made is being put
+        held = made[len(got) : -1] if len(made) < len(weights) else []  # the newest one is being added
         assert sum(held) <= 10 or len(held) == 1
         got.append(item)
     assert got == weights
 
 
-def test_a_light_producer_is_not_held_up_by_the_budget() -> None:
+def test_the_budget_does_not_delay_a_producer_of_small_items() -> None:
     filled = threading.Event()
 
     def produce(put: Callable[[int], None]) -> None:
@@ -69,7 +69,7 @@ def test_an_error_of_the_producer_comes_after_its_items() -> None:
         next(items)
 
 
-def test_none_and_exceptions_are_items_like_any() -> None:
+def test_none_and_exceptions_are_ordinary_items() -> None:
     things = [None, ValueError("an item"), ()]
 
     def produce(put: Callable[[object], None]) -> None:
@@ -79,7 +79,7 @@ def test_none_and_exceptions_are_items_like_any() -> None:
     assert list(run_ahead(produce, 1, "things")) == things
 
 
-def test_a_consumer_that_leaves_ends_the_producer() -> None:
+def test_the_producer_ends_when_the_consumer_leaves() -> None:
     unwound = threading.Event()
 
     def produce(put: Callable[[int], None]) -> None:

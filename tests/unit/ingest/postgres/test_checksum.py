@@ -42,7 +42,7 @@ OF_THE_SERVER: list[tuple[pa.DataType, Any, int]] = [
 
 
 def entry_of(kind: pa.DataType) -> PostgresType:
-    """The first type that becomes this one; every decimal is a numeric."""
+    """The first Postgres type that becomes this Arrow type; every decimal is a numeric."""
     return next(
         entry for entry in TYPES if entry.arrow == kind or (pa.types.is_decimal(kind) and entry.names == ("numeric",))
     )
@@ -58,21 +58,21 @@ def checksum_of(batch: pa.RecordBatch) -> int:
 
 
 @pytest.mark.parametrize(("kind", "value", "hashed"), OF_THE_SERVER)
-def test_hashes_are_those_of_the_server(kind: pa.DataType, value: Any, hashed: int) -> None:
+def test_hashes_equal_those_of_the_server(kind: pa.DataType, value: Any, hashed: int) -> None:
     alone = column_hashes(pa.array([value], kind), SEED)
     assert alone.astype("i8").tolist() == [hashed]
     among_nulls = column_hashes(pa.array([value, None, value, None, value], kind).slice(1, 3), SEED)
     assert among_nulls.astype("i8").tolist() == [0, hashed, 0]
 
 
-def test_strings_of_all_lengths_hash_together_as_they_do_alone() -> None:
+def test_a_string_hashes_the_same_alone_and_in_a_batch() -> None:
     strings = ["é" * (i * 7 % 600) for i in range(200)] + [None, ""]
     alone = [int(column_hashes(pa.array([text], pa.string()), SEED)[0]) for text in strings]
     assert column_hashes(pa.array(strings), SEED).tolist() == alone
     assert column_hashes(pa.array([*strings, *strings]).slice(90, 150), SEED).tolist() == (alone * 2)[90:240]
 
 
-def test_no_rows_no_checksum() -> None:
+def test_without_rows_the_checksum_is_zero() -> None:
     columns = [pa.array([], kind) for kind, _, _ in OF_THE_SERVER]
     assert checksum_of(pa.RecordBatch.from_arrays(columns, names=[str(i) for i in range(len(columns))])) == 0
 
@@ -81,7 +81,7 @@ def checksum(**columns: list[Any]) -> int:
     return checksum_of(pa.RecordBatch.from_pydict(columns))
 
 
-def test_the_checksum_sees_values_rows_columns_and_repetition_but_not_order() -> None:
+def test_the_checksum_depends_on_values_rows_columns_and_repetition_but_not_on_order() -> None:
     base = checksum(a=[1, 2, 3], b=["x", None, ""])
     assert base == checksum(a=[3, 1, 2], b=["", "x", None])
     assert base != checksum(a=[1, 2, 4], b=["x", None, ""])

@@ -1,4 +1,4 @@
-"""Decoding COPY BINARY without a server: rows made by hand, well and badly formed."""
+"""Decoding COPY BINARY without a server, from valid and malformed rows made by hand."""
 
 import struct
 from collections import Counter
@@ -46,7 +46,7 @@ FULL = row(int4(7), "né".encode(), b"-1.50", int4(366))
 EMPTY = row(None, None, None, None)
 
 
-def test_values_and_nulls() -> None:
+def test_values_and_nulls_are_decoded() -> None:
     irregularities: decoding.Irregularities = Counter()
     batch = decode(wire(FULL, EMPTY, row(int4(-1), b"", None, int4(-1))), PLAN, irregularities)
     batch.validate(full=True)
@@ -59,14 +59,14 @@ def test_values_and_nulls() -> None:
 
 
 @pytest.mark.parametrize("single", [FULL, EMPTY])
-def test_a_single_row_is_decoded_as_it_is_among_others(single: bytes) -> None:
+def test_a_row_is_decoded_the_same_alone_and_among_others(single: bytes) -> None:
     alone = decode(wire(single), PLAN, Counter())
     alone.validate(full=True)
     assert alone == decode(wire(EMPTY, single, FULL), PLAN, Counter()).slice(1, 1)
     assert alone.nbytes <= len(single) + 16 * len(PLAN.columns)
 
 
-def test_a_null_at_the_very_end_reads_nothing_beyond_the_rows() -> None:
+def test_a_null_at_the_end_does_not_read_beyond_the_rows() -> None:
     plan = TablePlan("raw", "t", (SourceColumn("n", BY_NAME["uuid"], pa.binary(16)),), "UTF8")
     assert decode(wire(row(None)), plan, Counter())["n"].to_pylist() == [None]
 
@@ -102,7 +102,7 @@ def test_irregular_values_become_null_and_are_counted() -> None:
         (b"", "have not 4 columns|a row ends before its columns do"),
     ],
 )
-def test_a_malformed_row_is_refused_wherever_it_stands(bad: bytes, said: str) -> None:
+def test_a_malformed_row_is_refused_at_any_position(bad: bytes, said: str) -> None:
     for rows in ((bad, FULL), (FULL, bad), (FULL, bad, EMPTY)):
         with pytest.raises(BadInput, match=f"raw.t: .*{said}"):
             decode(wire(*rows), PLAN, Counter())
@@ -121,7 +121,7 @@ def collected(messages: list[bytes]) -> list[WireRows]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 511, 512, 8191, 8192, 8193, 8448])
-def test_rows_are_joined_in_order_and_the_end_mark_left_out(count: int) -> None:
+def test_rows_are_joined_in_order_without_the_end_mark(count: int) -> None:
     rows = [row(int4(i)) for i in range(count)]
     messages = [*rows, wired.END_MARK]
     messages[0] = HEADER + messages[0]
@@ -150,6 +150,6 @@ def test_another_format_is_refused(first: bytes) -> None:
 
 
 @pytest.mark.parametrize("messages", [[], [HEADER + row(int4(1))]])
-def test_a_copy_without_end_mark_is_not_taken_for_whole(messages: list[bytes]) -> None:
+def test_a_copy_without_an_end_mark_is_refused_as_incomplete(messages: list[bytes]) -> None:
     with pytest.raises(TransientError, match=r"raw\.t: the copy ended without its end mark"):
         collected(messages)
