@@ -9,10 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict
 
 from shared.errors import Conflict
 
@@ -65,14 +67,15 @@ class Rejected(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class DumpReport:
+class DumpReport(BaseModel):
     """What became of a file of the dump. `rows_in` is `rows_out` and `rejected` together, always.
 
     `rows_in` counts what stands where a row should stand; `not_imported` says how often an attribute occurred that the
     target has no column for; `resumed` is how many files an earlier, interrupted import had finished, and
     `resumed_rows` how many of `rows_out` are theirs.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     source: str
     bytes: int
@@ -83,7 +86,7 @@ class DumpReport:
     not_imported: dict[str, int]
     truncated: bool
     seconds: float
-    files: tuple[str, ...] = field(default=())
+    files: tuple[str, ...] = ()
     resumed: int = 0
     resumed_rows: int = 0
 
@@ -92,21 +95,12 @@ class DumpReport:
         """Bytes of XML a second."""
         return self.bytes / self.seconds if self.seconds else 0.0
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> DumpReport:
-        """Raises ValueError, KeyError or TypeError for what is no report."""
-        found = json.loads(text)
-        return cls(**{**found, "files": tuple(found["files"])})
-
     @classmethod
     def load(cls, file: Path) -> DumpReport | None:
         """The report that a file holds; None when there is none to be read: a repeated import makes it anew."""
         try:
-            return cls.from_json(file.read_text())
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return cls.model_validate_json(file.read_text())
+        except (FileNotFoundError, ValueError):
             return None
 
 

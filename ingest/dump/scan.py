@@ -8,7 +8,6 @@ file is scanned again without it.
 from __future__ import annotations
 
 import functools
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, Self
 from zipfile import BadZipFile
 
 import numpy as np
+from pydantic import BaseModel
 
 from ingest.dump.report import Rejected, Spool, Stopwatch, Tell
 from shared.arrays import Bytes, Flags, Int32s, Int64s
@@ -74,6 +74,14 @@ class Scan(NamedTuple):
     comments: list[int]
 
 
+class Found(BaseModel):
+    """What the scan counted in the whole file."""
+
+    rows: int
+    rejected: int
+    truncated: bool
+
+
 @dataclass
 class Index:
     """What the scan found in the whole file."""
@@ -84,10 +92,10 @@ class Index:
     truncated: bool
 
     def save(self, file: Path) -> None:
-        said = {"rows": self.rows, "rejected": self.rejected, "truncated": self.truncated}
+        found = Found(rows=self.rows, rejected=self.rejected, truncated=self.truncated)
         part = file.with_name(file.name + ".part")
         with part.open("wb") as out:
-            np.savez(out, runs=self.runs, said=np.array(json.dumps(said)))
+            np.savez(out, runs=self.runs, found=np.array(found.model_dump_json()))
         part.replace(file)
 
     @classmethod
@@ -95,7 +103,8 @@ class Index:
         """What was saved there; None when that is nothing, or damaged: then the file is scanned again."""
         try:
             with file.open("rb") as opened, np.load(opened) as saved:
-                return cls(runs=saved["runs"], **json.loads(str(saved["said"])))
+                found = Found.model_validate_json(str(saved["found"]))
+                return cls(saved["runs"], **found.model_dump())
         except (FileNotFoundError, EOFError, KeyError, TypeError, ValueError, BadZipFile, zlib.error):
             return None
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
 
 from ingest.dump.report import Stopwatch, Tell
 from shared.errors import BadInput, NotFound, StackTopicsError
@@ -60,10 +62,20 @@ def _holds(archive: Path, name: str) -> bool:
         return name in opened.getnames()
 
 
-def dump_identity(origin: Path) -> dict[str, Any]:
+class Origin(BaseModel):
+    """The file that was given: its name, its bytes, and when it was last changed (nanoseconds since 1970)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    size: int
+    modified: int
+
+
+def dump_identity(origin: Path) -> Origin:
     """What tells a dump's file from another, and from itself once it was changed."""
     found = origin.stat()
-    return {"name": origin.name, "size": found.st_size, "modified": found.st_mtime_ns}
+    return Origin(name=origin.name, size=found.st_size, modified=found.st_mtime_ns)
 
 
 def site_prefix(origin: Path, given: str | None) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 from psycopg2.extensions import encodings
+from pydantic import BaseModel
 
 from ingest.dump.report import KEPT_BYTES, DumpReport, Rejected, Spool, Stopwatch, Tell, write_rejected
 from ingest.dump.rows import MOMENT, Check, RowParser, XmlTable, read_rows
 from ingest.dump.scan import MAX_ROW, Index, scan_file
-from ingest.dump.source import WORK_FOLDER, Source, dump_file, dump_identity, dump_origin
+from ingest.dump.source import WORK_FOLDER, Origin, Source, dump_file, dump_identity, dump_origin
 from ingest.dump.state import make_folder, only_one, write_whole
 from ingest.postgres.errors import postgres_errors
 from shared.arrays import Flags
@@ -141,7 +140,7 @@ def import_users(
         with _errors():
             connection.set_client_encoding("UTF8")
         server = connection.info
-        identity = {**dump_identity(origin), "database": [server.host, server.port, server.dbname]}
+        identity = _Identity(origin=dump_identity(origin), database=f"{server.host}:{server.port}/{server.dbname}")
         record = _Record(state / "loaded.json", identity)
         if earlier := record.report_if_loaded(connection):
             return earlier
@@ -149,7 +148,7 @@ def import_users(
             report, transaction = _load(
                 xml, origin, connection, state, rejected, progress, None if force else max_shrink
             )
-        report = replace(report, seconds=time.monotonic() - started)
+        report = report.model_copy(update={"seconds": time.monotonic() - started})
         record.save(report, transaction)
     return report
 
@@ -283,34 +282,49 @@ def _check_shrink(cursor: Any, origin: Path, users: int, max_shrink: float) -> N
         )
 
 
-class _Record:
-    """Which transaction loaded which file, with its report."""
+class _Identity(BaseModel):
+    """An import of users: from which file, into which database (`host:port/name`)."""
 
-    def __init__(self, file: Path, identity: dict[str, Any]) -> None:
+    origin: Origin
+    database: str
+
+
+class _Loaded(BaseModel):
+    """Which transaction loaded which file, with its report; `loaded.json`."""
+
+    identity: _Identity
+    transaction: str
+    report: DumpReport
+
+
+class _Record:
+    """The record of the last import of users."""
+
+    def __init__(self, file: Path, identity: _Identity) -> None:
         self._file = file
         self._identity = identity
 
     def report_if_loaded(self, connection: Any) -> DumpReport | None:
         """The report of an earlier import of the same file, if the table holds its users and no others."""
         try:
-            saved = json.loads(self._file.read_text())
-            if saved["identity"] != self._identity:
-                return None
-            report, transaction = DumpReport.from_json(saved["report"]), str(saved["transaction"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing to rely on: the users are loaded again
+            saved = _Loaded.model_validate_json(self._file.read_text())
+        except (FileNotFoundError, ValueError):  # nothing to rely on: the users are loaded again
             return None
+        if saved.identity != self._identity:
+            return None
+        report = saved.report
         with _errors(), connection, connection.cursor() as cursor:
             cursor.execute("SELECT to_regclass('raw_st.users')")
             if cursor.fetchone() == (None,):
                 return None
-            cursor.execute(LOADED, [transaction])
+            cursor.execute(LOADED, [saved.transaction])
             if cursor.fetchone() != (report.rows_out, report.rows_out):
                 return None
-        return replace(report, resumed_rows=report.rows_out)
+        return report.model_copy(update={"resumed_rows": report.rows_out})
 
     def save(self, report: DumpReport, transaction: str) -> None:
-        saved = {"identity": self._identity, "transaction": transaction, "report": report.to_json()}
-        write_whole(self._file, json.dumps(saved))
+        loaded = _Loaded(identity=self._identity, transaction=transaction, report=report)
+        write_whole(self._file, loaded.model_dump_json())
 
 
 def _named(users: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
