@@ -1,8 +1,8 @@
 """Blob triggers: a container scan or an Event Grid event -> a message -> an invocation.
 
-As in Azure, what was found becomes a message in a queue of the host's own, and that queue gives blob triggers their
+As in Azure, each blob becomes a message in a queue of the host's own, and that queue gives blob triggers their
 retries (poisonBlobThreshold, 5 by default) and their poison queue, `webjobs-blobtrigger-poison`.
-A receipt for each function and ETag, kept by `HostStore`, says what the scan has already told.
+A receipt for each function and ETag, kept by `HostStore`, records which blobs the scan has announced.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class BlobMessage:
 
     @classmethod
     def decode(cls, body: bytes) -> BlobMessage:
-        """Raises ValueError (or KeyError, which the caller treats alike) for what is no such message."""
+        """Raises ValueError or KeyError for any other body."""
         document = json.loads(body)
         return cls(
             function_id=document["FunctionId"],
@@ -140,7 +140,7 @@ Enqueue = Callable[[BlobMessage], Awaitable[None]]
 
 
 class ContainerScanner:
-    """Lists one container and tells the functions that wait for its blobs, once an ETag."""
+    """Lists one container and announces its blobs to their functions, once for each ETag."""
 
     def __init__(
         self, container: ContainerClient, functions: Sequence[BlobFunction], receipts: Receipts, enqueue: Enqueue
@@ -193,7 +193,8 @@ class ContainerScanner:
                 continue
             if await self._receipts.has_receipt(function_id, etag, container, blob.name):
                 continue
-            # Receipt last: a crash in between tells twice, which a trigger may; the other order would lose the blob.
+            # Receipt last: after a crash in between the blob is announced twice, which a trigger may do; the other
+            # order would lose it.
             await self._enqueue(BlobMessage(function_id, container, blob.name, etag, str(blob.blob_type.value)))
             await self._receipts.write_receipt(function_id, etag, container, blob.name)
 
@@ -211,7 +212,7 @@ class BlobInvoker:
         try:
             message = BlobMessage.decode(delivery.body)
         except (ValueError, KeyError):
-            log.exception("No blob trigger message: %r", delivery.body[:200])
+            log.exception("invalid blob trigger message: %r", delivery.body[:200])
             return False
         item = self._functions.get(message.function_id)
         if item is None:
@@ -223,14 +224,16 @@ class BlobInvoker:
             log.info("Blob '%s/%s' is gone; nothing to do", message.container, message.blob)
             return True
         if etag != message.etag:
-            log.info("Blob '%s/%s' has changed; its newer content has its own turn", message.container, message.blob)
+            log.info(
+                "Blob '%s/%s' has changed; its newer content has a message of its own", message.container, message.blob
+            )
             return True
         source = item.function.trigger.get("source", "LogsAndContainerScan")
         reason = f"New blob detected({source}): {message.container}/{message.blob}"
         return (await self._runner.run(item.function, value, reason)).succeeded
 
     async def fire(self, item: BlobFunction, text: str) -> Outcome:
-        """Runs a function for the blob that `text` names, `container/name`. Raises HostError when it cannot be had."""
+        """Runs a function for the blob `text`, written `container/name`. Raises HostError when it is missing."""
         container, _, name = text.partition("/")
         if item.path.match(container, name) is None:
             path = item.function.trigger["path"]

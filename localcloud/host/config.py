@@ -99,7 +99,7 @@ class HostConfig:
 
     @classmethod
     def read(cls, path: Path) -> HostConfig:
-        """Reads host.json as `read_host_json` does. Raises HostError when it is missing or a value makes no sense."""
+        """Reads host.json as `read_host_json` does. Raises HostError when it is missing or holds an invalid value."""
         document = read_host_json(path, os.environ)
         if document.get("version") != "2.0":
             raise HostError(f'{path} must hold "version": "2.0"')
@@ -118,7 +118,7 @@ class HostConfig:
 def read_host_json(path: Path, environ: Mapping[str, str]) -> dict[str, Any]:
     """host.json, with what settings named `AzureFunctionsJobHost__a__b` say in place of its `a.b`.
 
-    Raises HostError when it is missing or is no JSON object.
+    Raises HostError when it is missing or not a JSON object.
     """
     document = _read_json(path)
     for name, value in environ.items():

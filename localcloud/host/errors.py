@@ -1,4 +1,4 @@
-"""What can be wrong with an app or its settings, told to the person who starts the host."""
+"""What can be wrong with an app or its settings; the messages are for the person who starts the host."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Schedule:
         raise ValueError(f"schedule {self.expression!r} never comes")
 
     def is_monitored(self, moment: datetime) -> bool:
-        """Azure keeps no status of a schedule whose beats are less than a minute apart."""
+        """Azure keeps no status of a schedule that fires more often than once a minute."""
         first = self.next_after(moment)
         return self.next_after(first) - first >= timedelta(minutes=1)
 

@@ -1,4 +1,4 @@
-"""Queue listener: messages out, leases kept, retries, poison.
+"""Queue listener: takes messages, keeps them hidden, repeats failed ones, moves the hopeless to poison.
 
 What Azure documents of queue triggers: a message is hidden while its function runs, deleted when it succeeded,
 shown again after visibilityTimeout when it failed, and moved to `<queue>-poison` after maxDequeueCount tries.

@@ -32,8 +32,7 @@ class HttpServer:
 
     Without `keys` it asks for none. `fire` runs a function that has no HTTP trigger, with an input text, and waits for
     it. `publish` takes the name of a function (without `Host.Functions.`) and parsed Event Grid events, and returns how
-    many blobs it queued; it raises HostError for a function that no events belong to and ValueError for what are no
-    events.
+    many blobs it queued; it raises ValueError for invalid events.
     """
 
     def __init__(

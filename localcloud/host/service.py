@@ -89,7 +89,7 @@ class FunctionsHost:
         return chosen
 
     async def fail(self) -> None:
-        """Returns never, unless a listener breaks: then it raises what broke it."""
+        """Waits until a listener breaks, and raises what broke it."""
         if not self._tasks:
             await asyncio.Event().wait()
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -122,7 +122,7 @@ class FunctionsHost:
     async def publish(self, name: str, events: Any) -> int:
         """Queues the blobs that Event Grid events announce to a function and returns how many those are.
 
-        As in Azure, events for a function that does not exist are taken and dropped. Raises ValueError for no events.
+        As in Azure, events for an unknown function are accepted and dropped. Raises ValueError for invalid events.
         """
         item = self._blobs.get(name)
         if item is None:

@@ -1,7 +1,7 @@
 """Storage clients by connection name, and what the host itself keeps in storage.
 
 Receipts and schedule status lie in the container `azure-webjobs-hosts` of AzureWebJobsStorage, under the names the
-Azure Functions host uses. So they live and die with the data that they speak of: a fresh Azurite starts afresh.
+Azure Functions host uses. So they live as long as the data that they are about: a new Azurite begins without any.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class HostStore:
         await self._write(f"timers/{self._host_id}/{function_id}/status", record)
 
     async def has_receipt(self, function_id: str, etag: str, container: str, blob: str) -> bool:
-        """Whether this function was already told of this content of this blob."""
+        """Whether this content of this blob was already announced to this function."""
         return bool(await self._blob(self._receipt(function_id, etag, container, blob)).exists())
 
     async def write_receipt(self, function_id: str, etag: str, container: str, blob: str) -> None:

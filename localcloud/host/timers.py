@@ -1,4 +1,4 @@
-"""Timers: one run at a time, status kept, a missed beat made up for once at the start.
+"""Timers: one run at a time; the status is kept; a missed time fires once at the start.
 
 The order of things is that of the TimerListener in azure-webjobs-sdk-extensions.
 """
@@ -33,7 +33,7 @@ class ScheduleStore(Protocol):
 
 
 class TimerListener:
-    """Fires one timer function. Raises HostError for a schedule that is none."""
+    """Fires one timer function. Raises HostError for an invalid schedule."""
 
     def __init__(self, function: HostedFunction, runner: Runner, store: ScheduleStore) -> None:
         self._function = function
@@ -80,7 +80,7 @@ class TimerListener:
             started = datetime.now(UTC)
             value = timer_value(past_due=past_due, status=self._status if self._monitored else None)
             await self._runner.run(self._function, value, reason)
-            # Counted from the start: a beat that passed while the function ran is made up for, once, at once.
+            # Counted from the start: a time that passed while the function ran fires once, at once.
             self._status = ScheduleStatus(last=started, next=self._schedule.next_after(started), last_updated=started)
             await self._save(self._status)
 
@@ -104,9 +104,9 @@ class TimerListener:
 
 
 def starting_status(stored: dict[str, Any] | None, schedule: Schedule, now: datetime) -> tuple[ScheduleStatus, bool]:
-    """The status to start from, and whether a beat was missed while no host ran.
+    """The status to start from, and whether a time was missed while no host ran.
 
-    Missed is a beat of the schedule as it is now, so a changed schedule is judged from its last firing
+    A missed time is one of the schedule as it is now, so a changed schedule is judged from its last firing
     (or, if it never fired, from when its status was written).
     """
     if stored is None:
