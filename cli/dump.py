@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -89,7 +88,7 @@ def import_dump_command(
             reports.append(report)
             screen.line(dump_line(report))
     if as_json:
-        print_json([asdict(report) for report in reports])
+        print_json([report.model_dump() for report in reports])
     elif posts and out is None:
         screen.line("Follow the files with `python manage.py status`; see the topics with `python manage.py topics`.")
 

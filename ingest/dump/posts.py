@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -28,6 +28,7 @@ from ingest.dump.source import (
     dump_file,
     dump_identity,
     dump_origin,
+    printable,
     site_prefix,
 )
 from ingest.dump.state import (
@@ -241,11 +242,12 @@ def import_dump(
         report = DumpReport.load(finished) if Identity.is_of(state, *mine) else None
         if report and all(map(place.holds, journal.written.values())):
             _check_end(origin, report.truncated, report.rows_in, allowed=truncated)
-            return replace(report, resumed=len(report.files), resumed_rows=report.rows_out)
+            return report.model_copy(update={"resumed": len(report.files), "resumed_rows": report.rows_out})
 
         with dump_file(origin, POSTS_XML, state, progress) as xml, _threads(workers) as spread:
             try:
-                _claim(state, xml, Identity(*mine, prefix, content_of(xml)), where)
+                identity = Identity(origin=mine[0], by=by, target=where.target, prefix=prefix, content=content_of(xml))
+                _claim(state, xml, identity, where)
             except StackTopicsError:
                 discard_unpacked(origin, xml)
                 raise
@@ -253,8 +255,8 @@ def import_dump(
             _check_end(origin, index.truncated, index.rows, allowed=truncated)
             files = _Files(xml, prefix, state, place, journal)
             report = _import(index, files, rejected_file, spread, progress)
-            report = replace(report, source=str(origin), seconds=time.monotonic() - started)
-        write_whole(finished, report.to_json())
+            report = report.model_copy(update={"source": printable(origin), "seconds": time.monotonic() - started})
+        write_whole(finished, report.model_dump_json(indent=1))
         (state / INDEX_FILE).unlink()
     return report
 
@@ -279,12 +281,12 @@ def _import(index: Index, files: _Files, rejected_file: Path, spread: Spread, te
     spools = [files.state / SCAN_REJECTED, *(files.spool(each.name) for each in written if each.rejected)]
     rejected_to = write_rejected(spools, files.xml, rejected_file)
     return DumpReport(
-        source=str(files.xml),
+        source=printable(files.xml),
         bytes=files.xml.stat().st_size,
         rows_in=index.rows,
         rows_out=rows_out,
         rejected=rejected,
-        rejected_file=str(rejected_to) if rejected_to else None,
+        rejected_file=printable(rejected_to) if rejected_to else None,
         not_imported=dict(sum((Counter(each.not_imported) for each in written), Counter())),
         truncated=index.truncated,
         seconds=0.0,
@@ -313,7 +315,7 @@ class _Where(NamedTuple):
 
 def _place(target: Path | ContainerClient, work: Path | None) -> tuple[Target, _Where]:
     if isinstance(target, Path):
-        address = str(target.resolve())
+        address = printable(target.resolve())
         here = (target, HERE)
         if work is None or work.resolve() == target.resolve():
             return _Folder(target), _Where(target, HERE, address, "", (here,))
@@ -340,7 +342,7 @@ def _claim(state: Path, xml: Path, mine: Identity, where: _Where) -> None:
     if saved != mine:
         if saved and has_begun(state) and not _goes_on(xml, mine, saved):
             raise BadInput(
-                f"{state} belongs to an import of {saved.origin['name']} ({saved.origin['size']:,} bytes);"
+                f"{state} belongs to an import of {saved.origin.name} ({saved.origin.size:,} bytes);"
                 " for another site give its --prefix; to let a changed or newer dump of the same site replace files of"
                 " the same names give --work FOLDER"
             )
@@ -352,8 +354,8 @@ def _claim(state: Path, xml: Path, mine: Identity, where: _Where) -> None:
 
 def _goes_on(xml: Path, mine: Identity, saved: Identity) -> bool:
     """Whether a file begins with all of the one that was imported before."""
-    size = saved.content["size"]
-    return bool(mine.content["size"] > size and content_of(xml, size) == saved.content)
+    size = saved.content.size
+    return mine.content.size > size and content_of(xml, size) == saved.content
 
 
 def _check_end(origin: Path, is_truncated: bool, rows: int, *, allowed: bool) -> None:
@@ -429,7 +431,13 @@ class _Files:
             stopwatch.advance(held)
         if not rows:
             file.unlink()
-        return Written(name, rows, file.stat().st_size if rows else 0, spool.count, dict(parser.not_imported))
+        return Written(
+            name=name,
+            rows=rows,
+            bytes=file.stat().st_size if rows else 0,
+            rejected=spool.count,
+            not_imported=dict(parser.not_imported),
+        )
 
 
 def _tasks(buckets: Sequence[Bucket]) -> Iterator[tuple[Bucket, ...]]:

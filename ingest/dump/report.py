@@ -9,12 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
-from shared.errors import Conflict
+from pydantic import ConfigDict
+
+from shared.documents import Record, decode
+from shared.errors import BadInput, Conflict
 
 SORTED_AT_ONCE = 100_000
 """Rejected rows held in memory; a dump may have any number."""
@@ -65,14 +68,15 @@ class Rejected(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
-class DumpReport:
+class DumpReport(Record):
     """What became of a file of the dump. `rows_in` is `rows_out` and `rejected` together, always.
 
     `rows_in` counts what stands where a row should stand; `not_imported` says how often an attribute occurred that the
     target has no column for; `resumed` is how many files an earlier, interrupted import had finished, and
     `resumed_rows` how many of `rows_out` are theirs.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     source: str
     bytes: int
@@ -83,7 +87,7 @@ class DumpReport:
     not_imported: dict[str, int]
     truncated: bool
     seconds: float
-    files: tuple[str, ...] = field(default=())
+    files: tuple[str, ...] = ()
     resumed: int = 0
     resumed_rows: int = 0
 
@@ -92,22 +96,24 @@ class DumpReport:
         """Bytes of XML a second."""
         return self.bytes / self.seconds if self.seconds else 0.0
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
-
     @classmethod
-    def from_json(cls, text: str) -> DumpReport:
-        """Raises ValueError, KeyError or TypeError for what is no report."""
-        found = json.loads(text)
-        return cls(**{**found, "files": tuple(found["files"])})
-
-    @classmethod
-    def load(cls, file: Path) -> DumpReport | None:
-        """The report that a file holds; None when there is none to be read: a repeated import makes it anew."""
+    def load(cls, file: Path) -> Self | None:
+        """The report in a file; None when it is missing or unreadable: a repeated import then makes it again."""
         try:
-            return cls.from_json(file.read_text())
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return decode(cls, file.read_bytes(), str(file))
+        except (FileNotFoundError, BadInput):
             return None
+
+
+class _RejectedRow(Record):
+    """One line of the file of rejected rows. `line` counts from 1; `text` is at most `KEPT_BYTES` of the row."""
+
+    file: str
+    line: int
+    offset: int
+    bytes: int
+    reason: str
+    text: str
 
 
 class Spool:
@@ -162,10 +168,15 @@ def write_rejected(spools: Iterable[Path], source: Path, target: Path) -> Path |
                 line, counted = line + chunk.count(b"\n"), counted + len(chunk)
             text = xml.read(min(length, KEPT_BYTES))
             xml.seek(offset)
-            entry = {"file": source.name, "line": line, "offset": offset, "bytes": length, "reason": reason}
-            out.write(
-                json.dumps({**entry, "text": text.decode("utf-8", "backslashreplace")}, ensure_ascii=False) + "\n"
+            row = _RejectedRow(
+                file=source.name,
+                line=line,
+                offset=offset,
+                bytes=length,
+                reason=reason,
+                text=text.decode("utf-8", "backslashreplace"),
             )
+            out.write(row.model_dump_json() + "\n")
     if number:
         return part.replace(target)
     part.unlink()

@@ -8,7 +8,6 @@ file is scanned again without it.
 from __future__ import annotations
 
 import functools
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 from ingest.dump.report import Rejected, Spool, Stopwatch, Tell
 from shared.arrays import Bytes, Flags, Int32s, Int64s
 from shared.compiled import EACH_BYTE, HIGH_BITS, LOW_BITS, compiled, inlined, load_word, trailing_zeros
+from shared.documents import Record, decode
 from shared.errors import BadInput, Conflict
 
 Unit = Literal["day", "month", "year", "all"]
@@ -74,6 +74,14 @@ class Scan(NamedTuple):
     comments: list[int]
 
 
+class _Totals(Record):
+    """What the file of an index holds beside its runs."""
+
+    rows: int
+    rejected: int
+    truncated: bool
+
+
 @dataclass
 class Index:
     """What the scan found in the whole file."""
@@ -84,19 +92,20 @@ class Index:
     truncated: bool
 
     def save(self, file: Path) -> None:
-        said = {"rows": self.rows, "rejected": self.rejected, "truncated": self.truncated}
+        totals = _Totals(rows=self.rows, rejected=self.rejected, truncated=self.truncated)
         part = file.with_name(file.name + ".part")
         with part.open("wb") as out:
-            np.savez(out, runs=self.runs, said=np.array(json.dumps(said)))
+            np.savez(out, runs=self.runs, said=np.array(totals.model_dump_json()))
         part.replace(file)
 
     @classmethod
     def load(cls, file: Path) -> Self | None:
-        """What was saved there; None when that is nothing, or damaged: then the file is scanned again."""
+        """The saved index; None when it is missing or damaged: the dump is then scanned again."""
         try:
             with file.open("rb") as opened, np.load(opened) as saved:
-                return cls(runs=saved["runs"], **json.loads(str(saved["said"])))
-        except (FileNotFoundError, EOFError, KeyError, TypeError, ValueError, BadZipFile, zlib.error):
+                totals = decode(_Totals, str(saved["said"]).encode(), str(file))
+                return cls(saved["runs"], totals.rows, totals.rejected, totals.truncated)
+        except (FileNotFoundError, EOFError, KeyError, TypeError, ValueError, BadZipFile, zlib.error, BadInput):
             return None
 
 

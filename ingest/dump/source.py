@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import ConfigDict
 
 from ingest.dump.report import Stopwatch, Tell
+from shared.documents import Record
 from shared.errors import BadInput, NotFound, StackTopicsError
 from shared.paths import file_day
 
@@ -60,10 +64,27 @@ def _holds(archive: Path, name: str) -> bool:
         return name in opened.getnames()
 
 
-def dump_identity(origin: Path) -> dict[str, Any]:
-    """What tells a dump's file from another, and from itself once it was changed."""
+class DumpIdentity(Record):
+    """Identifies a dump's file and its content: a changed file has another size or time.
+
+    `size` is in bytes, `modified` in nanoseconds since 1970.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    size: int
+    modified: int
+
+
+def dump_identity(origin: Path) -> DumpIdentity:
     found = origin.stat()
-    return {"name": origin.name, "size": found.st_size, "modified": found.st_mtime_ns}
+    return DumpIdentity(name=printable(origin.name), size=found.st_size, modified=found.st_mtime_ns)
+
+
+def printable(path: Path | str) -> str:
+    """The path as valid Unicode: bytes that are not UTF-8 become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def site_prefix(origin: Path, given: str | None) -> str:

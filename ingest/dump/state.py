@@ -6,17 +6,18 @@ A folder lies in `.import-dump` of the target folder or of the folder for work, 
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from ingest.dump.source import WORK_FOLDER
+from pydantic import ConfigDict
+
+from ingest.dump.source import WORK_FOLDER, DumpIdentity
+from shared.documents import Record, decode
 from shared.errors import BadInput, Conflict
 
 IDENTITY, JOURNAL, LOCK = "identity.json", "written.jsonl", "lock"
@@ -49,7 +50,7 @@ def make_folder(folder: Path) -> Path:
 def write_whole(file: Path, text: str) -> None:
     """Write a file that is never seen half written, whenever this process dies."""
     part = file.with_name(f"{file.name}.part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     part.replace(file)
 
 
@@ -80,29 +81,38 @@ def is_held(state: Path) -> bool:
         return True
 
 
-def content_of(file: Path, size: int | None = None) -> dict[str, Any]:
-    """What tells the first `size` bytes of a file (unless given all) from others without reading them all: their
-    number, and a digest of the first and the last megabyte."""
+class Content(Record):
+    """Identifies bytes without reading them all: their number, and a digest of the first and the last megabyte."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    digest: str
+
+
+def content_of(file: Path, size: int | None = None) -> Content:
+    """Identifies the first `size` bytes of a file; all of them if None."""
     size = file.stat().st_size if size is None else size
     with file.open("rb") as opened:
         digest = hashlib.sha256(opened.read(min(size, END_BYTES)))
         opened.seek(max(0, size - END_BYTES))
         digest.update(opened.read(min(size, END_BYTES)))
-    return {"size": size, "digest": digest.hexdigest()}
+    return Content(size=size, digest=digest.hexdigest())
 
 
-@dataclass(frozen=True)
-class Identity:
-    """An import of posts: `origin` tells the file that was given and its date, `content` the XML in it."""
+class Identity(Record):
+    """An import of posts: `origin` identifies the file that was given and its date, `content` the XML in it."""
 
-    origin: dict[str, Any]
+    model_config = ConfigDict(frozen=True)
+
+    origin: DumpIdentity
     by: str
     target: str
     prefix: str
-    content: dict[str, Any]
+    content: Content
 
     @classmethod
-    def is_of(cls, state: Path, origin: dict[str, Any], by: str, target: str) -> bool:
+    def is_of(cls, state: Path, origin: DumpIdentity, by: str, target: str) -> bool:
         """Whether a state folder is that of an import of just this file, its date included."""
         saved = cls.of(state)
         return saved is not None and (saved.origin, saved.by, saved.target) == (origin, by, target)
@@ -114,14 +124,14 @@ class Identity:
         Raises BadInput when that can't be read.
         """
         try:
-            return cls(**json.loads((state / IDENTITY).read_text()))
-        except (FileNotFoundError, ValueError, TypeError) as error:
+            return decode(cls, (state / IDENTITY).read_bytes(), IDENTITY)
+        except (FileNotFoundError, BadInput) as error:
             if not has_begun(state):
                 return None
             raise _unreadable(state / IDENTITY, error) from error
 
     def save(self, state: Path) -> None:
-        write_whole(state / IDENTITY, json.dumps(asdict(self)))
+        write_whole(state / IDENTITY, self.model_dump_json())
 
 
 def _unreadable(file: Path, error: Exception) -> BadInput:
@@ -142,7 +152,7 @@ def refuse_another_unit(state: Path, by: str, target: str) -> None:
     saved = Identity.of(state)
     if saved and has_begun(state) and saved.by != by:
         raise BadInput(
-            f"{saved.origin['name']} was imported into {target} by {saved.by}: by {by} too, its posts would be counted"
+            f"{saved.origin.name} was imported into {target} by {saved.by}: by {by} too, its posts would be counted"
             f" twice; go on with --by {saved.by}, or first {_taking_back(state, target)}"
         )
 
@@ -158,12 +168,12 @@ def refuse_a_second_copy(
             other = None if file.parent.samefile(state) else Identity.of(file.parent)
             if not other or other.target != address or (other.prefix, other.by) == (mine.prefix, mine.by):
                 continue
-            if content_of(xml, other.content["size"]) != other.content:
+            if content_of(xml, other.content.size) != other.content:
                 continue
             if has_begun(file.parent):
                 as_before = f"--prefix {shlex.quote(other.prefix)} --by {other.by}"
                 raise BadInput(
-                    f"the same posts were imported into {target} from {other.origin['name']} with {as_before}: with"
+                    f"the same posts were imported into {target} from {other.origin.name} with {as_before}: with"
                     f" --prefix {shlex.quote(mine.prefix)} --by {mine.by} too, they would be counted twice; go on with"
                     f" {as_before}, or first {_taking_back(file.parent, target)}"
                 )
@@ -181,9 +191,10 @@ def _taking_back(state: Path, target: str) -> str:
 # ---- the journal --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Written:
-    """A file that was written; `bytes` is 0 where all its rows were rejected and none was made."""
+class Written(Record):
+    """A file that was written; `bytes` is 0 where all its rows were rejected and no file was made."""
+
+    model_config = ConfigDict(frozen=True)
 
     name: str
     rows: int
@@ -202,14 +213,14 @@ class Journal:
         self._file = state / JOURNAL
         self._lock = threading.Lock()
         try:
-            whole, _, torn = (self._file.read_text() if self._file.exists() else "").rpartition("\n")
-            entries = [Written(**json.loads(line)) for line in whole.splitlines()]
-        except (ValueError, TypeError) as error:
+            whole, _, torn = (self._file.read_bytes() if self._file.exists() else b"").rpartition(b"\n")
+            entries = [decode(Written, line, JOURNAL) for line in whole.splitlines()]
+        except BadInput as error:
             raise _unreadable(self._file, error) from error
         if torn:  # by a kill while a line was added
-            write_whole(self._file, whole + "\n" if whole else "")
+            write_whole(self._file, whole.decode() + "\n" if whole else "")
         self.written = {entry.name: entry for entry in entries}
 
     def add(self, written: Written) -> None:
-        with self._lock, self._file.open("a") as out:
-            out.write(json.dumps(asdict(written)) + "\n")
+        with self._lock, self._file.open("a", encoding="utf-8") as out:
+            out.write(written.model_dump_json() + "\n")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,14 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 from psycopg2.extensions import encodings
+from pydantic import ConfigDict
 
 from ingest.dump.report import KEPT_BYTES, DumpReport, Rejected, Spool, Stopwatch, Tell, write_rejected
 from ingest.dump.rows import MOMENT, Check, RowParser, XmlTable, read_rows
 from ingest.dump.scan import MAX_ROW, Index, scan_file
-from ingest.dump.source import WORK_FOLDER, Source, dump_file, dump_identity, dump_origin
+from ingest.dump.source import WORK_FOLDER, DumpIdentity, Source, dump_file, dump_identity, dump_origin, printable
 from ingest.dump.state import make_folder, only_one, write_whole
 from ingest.postgres.errors import postgres_errors
 from shared.arrays import Flags
+from shared.documents import Record, decode
 from shared.errors import BadInput, Conflict
 
 USERS_XML = "Users.xml"
@@ -141,16 +141,16 @@ def import_users(
         with _errors():
             connection.set_client_encoding("UTF8")
         server = connection.info
-        identity = {**dump_identity(origin), "database": [server.host, server.port, server.dbname]}
-        record = _Record(state / "loaded.json", identity)
-        if earlier := record.report_if_loaded(connection):
+        identity = _Identity(**dump_identity(origin).model_dump(), database=(server.host, server.port, server.dbname))
+        record = state / "loaded.json"
+        if earlier := _report_if_loaded(record, identity, connection):
             return earlier
         with dump_file(origin, USERS_XML, state, progress) as xml:
             report, transaction = _load(
                 xml, origin, connection, state, rejected, progress, None if force else max_shrink
             )
-        report = replace(report, seconds=time.monotonic() - started)
-        record.save(report, transaction)
+        report = report.model_copy(update={"seconds": time.monotonic() - started})
+        write_whole(record, _Loaded(identity=identity, transaction=transaction, report=report).model_dump_json())
     return report
 
 
@@ -177,12 +177,12 @@ def _load(
             _check_shrink(cursor, origin, rows_out, max_shrink)
         transaction = _replace(cursor)
     report = DumpReport(
-        source=str(origin),
+        source=printable(origin),
         bytes=xml.stat().st_size,
         rows_in=index.rows,
         rows_out=rows_out,
         rejected=index.rejected + spool.count,
-        rejected_file=str(rejected_to) if rejected_to else None,
+        rejected_file=printable(rejected_to) if rejected_to else None,
         not_imported=dict(reading.not_imported),
         truncated=index.truncated,
         seconds=0.0,
@@ -283,34 +283,38 @@ def _check_shrink(cursor: Any, origin: Path, users: int, max_shrink: float) -> N
         )
 
 
-class _Record:
+class _Identity(DumpIdentity):
+    """The file that was loaded, and the host, port and name of the database."""
+
+    database: tuple[str | None, int, str]
+
+
+class _Loaded(Record):
     """Which transaction loaded which file, with its report."""
 
-    def __init__(self, file: Path, identity: dict[str, Any]) -> None:
-        self._file = file
-        self._identity = identity
+    model_config = ConfigDict(frozen=True)
 
-    def report_if_loaded(self, connection: Any) -> DumpReport | None:
-        """The report of an earlier import of the same file, if the table holds its users and no others."""
-        try:
-            saved = json.loads(self._file.read_text())
-            if saved["identity"] != self._identity:
-                return None
-            report, transaction = DumpReport.from_json(saved["report"]), str(saved["transaction"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing to rely on: the users are loaded again
+    identity: _Identity
+    transaction: str
+    report: DumpReport
+
+
+def _report_if_loaded(record: Path, identity: _Identity, connection: Any) -> DumpReport | None:
+    """The report of an earlier import of the same file, if the table holds its users and no others."""
+    try:
+        saved = decode(_Loaded, record.read_bytes(), str(record))
+    except (FileNotFoundError, BadInput):  # the users are loaded again
+        return None
+    if saved.identity != identity:
+        return None
+    with _errors(), connection, connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('raw_st.users')")
+        if cursor.fetchone() == (None,):
             return None
-        with _errors(), connection, connection.cursor() as cursor:
-            cursor.execute("SELECT to_regclass('raw_st.users')")
-            if cursor.fetchone() == (None,):
-                return None
-            cursor.execute(LOADED, [transaction])
-            if cursor.fetchone() != (report.rows_out, report.rows_out):
-                return None
-        return replace(report, resumed_rows=report.rows_out)
-
-    def save(self, report: DumpReport, transaction: str) -> None:
-        saved = {"identity": self._identity, "transaction": transaction, "report": report.to_json()}
-        write_whole(self._file, json.dumps(saved))
+        cursor.execute(LOADED, [saved.transaction])
+        if cursor.fetchone() != (saved.report.rows_out, saved.report.rows_out):
+            return None
+    return saved.report.model_copy(update={"resumed_rows": saved.report.rows_out})
 
 
 def _named(users: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -290,3 +290,11 @@ def test_several_threads_give_the_same(tmp_path: Path, ten_days: Path) -> None:
     assert read(tmp_path / "together") == read(tmp_path / "alone")
     assert rejected(tmp_path / "together") == rejected(tmp_path / "alone")
     assert (together.files, together.not_imported) == (alone.files, alone.not_imported)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_dump_in_a_folder_whose_name_is_not_utf_8_is_imported(tmp_path: Path) -> None:
+    dump = write(tmp_path / "dump-\udcff", [row(1), row(2)])
+    for resumed in (0, 2):
+        report = import_dump(dump, tmp_path / "out")
+        assert (report.source, report.resumed_rows) == (str(tmp_path / r"dump-\xff" / "Posts.xml"), resumed)
