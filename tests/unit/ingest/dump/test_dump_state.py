@@ -89,7 +89,7 @@ def test_the_same_dump_under_another_name_or_unit_is_refused(
         with pytest.raises(BadInput, match="counted twice") as refused:
             import_dump(copy, target, prefix=prefix, by=by, work=work)
         message = str(refused.value)
-        assert re.search(f"go on with {go_on},", message)
+        assert re.search(f"continue with {go_on},", message)
         assert "--work" not in message
         assert f"{state_folder / 'written.jsonl'} names" in message
         assert f"remove {state_folder}" in message
@@ -208,7 +208,7 @@ def test_one_import_at_a_time_works_in_a_state_folder(tmp_path: Path, ten_days: 
 
     class Meanwhile(Container):
         def upload_blob(self, name: str, data: Any, overwrite: bool) -> None:
-            with pytest.raises(Conflict, match=r"another import is at work in .*: wait until it has ended") as refused:
+            with pytest.raises(Conflict, match=r"another import is running in .*: wait until it has ended") as refused:
                 import_dump(ten_days, container, work=tmp_path)
             second.append(str(refused.value))
             super().upload_blob(name, data, overwrite)
@@ -229,7 +229,7 @@ def test_a_process_that_dies_holds_no_state(tmp_path: Path, ten_days: Path) -> N
     assert holder.stdout
     with holder.stdout:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(Conflict, match="another import is at work"):
+        with pytest.raises(Conflict, match="another import is running"):
             import_dump(ten_days, tmp_path / "out")
         holder.kill()
         holder.wait()
@@ -240,9 +240,9 @@ def test_a_process_that_dies_holds_no_state(tmp_path: Path, ten_days: Path) -> N
 def test_a_file_where_a_folder_should_be(tmp_path: Path, ten_days: Path, below: str) -> None:
     (tmp_path / "afile").write_text("mine")
     file = tmp_path / "afile" / below
-    with pytest.raises(BadInput, match=r"afile is a file: name a folder for --out and --work"):
+    with pytest.raises(BadInput, match=r"afile is a file: give a folder for --out and --work"):
         import_dump(ten_days, file)
-    with pytest.raises(BadInput, match=r"afile is a file: name a folder for --out and --work"):
+    with pytest.raises(BadInput, match=r"afile is a file: give a folder for --out and --work"):
         import_dump(ten_days, tmp_path / "out", work=file)
     assert (tmp_path / "afile").read_text() == "mine"
 
