@@ -176,7 +176,7 @@ def test_a_name_in_another_case_is_taken_unless_there_are_two(tmp_path: Path) ->
     both = table.append_column("id", pa.array([1, 2]))
     _, record = through_the_pipeline(tmp_path / "both", "a.parquet", both)
     assert record.state is FileState.QUARANTINED
-    assert "columns Id and id are both there, and one of them must go" in str(record.reason)
+    assert "columns Id and id differ only in case: remove the one" in str(record.reason)
 
 
 def test_a_csv_file_in_the_container_is_refused_as_one(tmp_path: Path) -> None:

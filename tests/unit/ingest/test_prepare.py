@@ -62,7 +62,7 @@ def test_what_is_no_file_of_posts_is_refused_by_name(tmp_path: Path, content: by
         made_of(file)
     assert str(refused.value).startswith(str(file))
     assert said in str(refused.value)
-    with pytest.raises(BadInput, match="is missing, or is no file"):
+    with pytest.raises(BadInput, match="is missing or not a file"):
         made_of(tmp_path / "nothing.csv")
 
 
