@@ -260,8 +260,8 @@ def test_the_primary_key_is_the_key_unless_a_setting_names_another(company: Comp
 @pytest.mark.parametrize(
     ("happens", "said"),
     [
-        ("UPDATE raw.users SET id = 7 WHERE id IN (8, 9)", "(id) is no key: 0 rows have NULL in it, 2 rows repeat"),
-        ("UPDATE raw.users SET id = NULL WHERE id IN (8, 9, 10)", "(id) is no key: 3 rows have NULL in it, 0 rows"),
+        ("UPDATE raw.users SET id = 7 WHERE id IN (8, 9)", "(id) is not a key: 0 rows have NULL in it, 2 rows repeat"),
+        ("UPDATE raw.users SET id = NULL WHERE id IN (8, 9, 10)", "(id) is not a key: 3 rows have NULL in it, 0 rows"),
     ],
 )
 def test_a_key_that_is_none_is_refused_with_the_numbers(company: Company, happens: str, said: str) -> None:
@@ -778,7 +778,7 @@ def test_a_check_reads_a_table_as_the_copy_does(company: Company) -> None:
     assert check._table(company.services(), "post_types") == "2 columns, no key"
     with pytest.raises(BadInput, match="excluded column hidden does not exist"):
         check._table(company.services(reference_exclude_columns="users.hidden"), "users")
-    with pytest.raises(BadInput, match=r"\(about\) is no key"):
+    with pytest.raises(BadInput, match=r"\(about\) is not a key"):
         check._table(company.services(reference_keys="users.about"), "users")
     with pytest.raises(NotFound, match=r"badges does not exist .*; on this machine `make demo` fills it, or"):
         check._table(company.services(reference_tables="badges", reference_exclude_columns=()), "badges")
