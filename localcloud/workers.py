@@ -168,9 +168,9 @@ class Workers:
 
 
 def source_files(packages: Sequence[Path]) -> Sources:
-    """The Python files of some folders, each with when it was changed."""
+    """The Python files of some folders, each with its modification time."""
     found = set()
     for file in (file for package in packages for file in package.rglob("*.py")):
-        with suppress(FileNotFoundError):  # an editor's, gone since it was listed
+        with suppress(FileNotFoundError):  # an editor's file, deleted since it was listed
             found.add((file, file.stat().st_mtime_ns))
     return frozenset(found)

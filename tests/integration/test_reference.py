@@ -172,7 +172,7 @@ def drop(company: Company) -> None:
 @pytest.mark.parametrize(
     ("happens", "error", "state", "said"),
     [
-        (spoil_born, BadInput, "refused", "10 in column born: infinite dates (REFERENCE_INFINITY=null"),
+        (spoil_born, BadInput, "refused", "10 in column born: infinite dates (with REFERENCE_INFINITY=null"),
         (empty, BadInput, "refused", "users is empty; the lake keeps 1000 rows; if that is right, name users in"),
         (shrink, BadInput, "refused", "users shrank from 1000 to 899 rows, by more than 10%"),
         (drop, NotFound, "failed", "users does not exist"),
