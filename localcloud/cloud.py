@@ -197,7 +197,7 @@ class LocalCloud:
         if file.elsewhere and self.settings_file != self._own_file:
             self.settings_file = self._own_file
             self._tell(
-                f"{file.path} stays as it is, because {file.elsewhere}. "
+                f"{file.path} is not changed, because {file.elsewhere}. "
                 f"This cloud's settings are in {self._own_file}: python manage.py status --settings {self._own_file}"
             )
             file = SettingsFile.read(self.settings_file)
@@ -217,7 +217,7 @@ class LocalCloud:
         self._environment, self.left_aside = without_own(given, own)
         if self.left_aside:
             names = ", ".join(self.left_aside)
-            self._tell(f"left aside, because this cloud has its own: {names} (set in the environment)")
+            self._tell(f"ignored from the environment, because this cloud sets its own: {names}")
 
     def _own_settings(self, file_system: str) -> dict[str, str]:
         return own_settings(self.ports, file_system, self._jobs)
@@ -303,10 +303,10 @@ def choose_ports(
     """
     unknown = given.keys() - set(PORT_NAMES)
     if unknown:
-        raise LocalCloudError(f"no such port name: {', '.join(sorted(unknown))}; there are {', '.join(PORT_NAMES)}")
+        raise LocalCloudError(f"unknown port name: {', '.join(sorted(unknown))}; the names are {', '.join(PORT_NAMES)}")
     taken = [f"{name} {port}" for name, port in given.items() if name in opened and not is_free(port)]
     if taken:
-        raise LocalCloudError(f"in use: {', '.join(taken)}. Give another port, or end what listens there")
+        raise LocalCloudError(f"in use: {', '.join(taken)}. Give another port, or end the program that uses it")
     earlier: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
     remembered = {name: port for name, port in earlier.items() if port not in avoided}
     chosen: dict[str, int] = {}
@@ -315,7 +315,7 @@ def choose_ports(
         usable = (port for port in wanted if name not in opened or is_free(port))
         chosen[name] = next((port for port in usable if port not in chosen.values()), fresh)
         if wanted and chosen[name] != wanted[0]:
-            tell(f"port {wanted[0]} of {name} is in use; this time it is {chosen[name]}")
+            tell(f"port {wanted[0]} of {name} is in use; this run uses {chosen[name]}")
     file.write_text(json.dumps(chosen, indent=1) + "\n")
     return chosen
 

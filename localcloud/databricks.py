@@ -179,7 +179,7 @@ class JobsService:
         return next((run for run in self._runs.values() if token and run.idempotency_token == token), None)
 
     def _new_run(self, job_id: int, token: str, parameters: dict[str, str]) -> StandinRun:
-        """Record a run and set it going. No await in between: two requests of one token cannot both get here."""
+        """Record a run and start it. There is no await in between, so two requests with one token start one run."""
         run_id = 1 + max((run.task_run_id for run in self._runs.values()), default=1000)
         number = 1 + sum(run.job_id == job_id for run in self._runs.values())
         run = StandinRun(run_id, run_id + 1, job_id, number, parameters, token, _now())

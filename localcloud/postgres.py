@@ -155,6 +155,6 @@ def _run_as(user: int | None, command: list[str], cwd: Path, given: str = "") ->
 
 
 def _says_ready(pid_file: Path) -> bool:
-    """The eighth line of the pid file is the server's own word on its state: what `pg_ctl --wait` reads."""
+    """Whether the server is ready, by the eighth line of its pid file, which `pg_ctl --wait` also reads."""
     lines = pid_file.read_text().splitlines() if pid_file.exists() else []
     return len(lines) >= 8 and lines[7].strip() == "ready"

@@ -181,7 +181,12 @@ class SettingsFile:
         if self.document.get("IsEncrypted"):
             return "it is encrypted"
         return next(
-            (f"its {name} leads elsewhere" for name, value in self.values.items() if _leads_away(name, value)), None
+            (
+                f"its {name} names another machine or Azure"
+                for name, value in self.values.items()
+                if _leads_away(name, value)
+            ),
+            None,
         )
 
     def with_cloud(self, own: Mapping[str, str], given: Mapping[str, str], port: int) -> SettingsFile:

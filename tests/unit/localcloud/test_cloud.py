@@ -121,7 +121,7 @@ class TestPorts:
         assert choose_ports(tmp_path / "ports.json", {}, pytest.fail) == first
 
     def test_an_unknown_name_is_refused_with_those_there_are(self, tmp_path: Path) -> None:
-        with pytest.raises(LocalCloudError, match="no such port name: tables; there are blob, queue"):
+        with pytest.raises(LocalCloudError, match="unknown port name: tables; the names are blob, queue"):
             choose_ports(tmp_path / "ports.json", {"tables": 1}, pytest.fail)
 
     def test_the_preferred_ones_go_before_those_of_the_last_run(self, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ class TestPorts:
         before = choose_ports(file, {}, pytest.fail)
         chosen = choose_ports(file, {}, said.append, {**self.PREFERRED, "lake": taken})
         assert chosen == {**self.PREFERRED, "lake": before["lake"]}
-        assert said == [f"port {taken} of lake is in use; this time it is {before['lake']}"]
+        assert said == [f"port {taken} of lake is in use; this run uses {before['lake']}"]
 
     def test_of_two_clouds_that_start_at_once_one_has_the_preferred_ones(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
