@@ -88,7 +88,7 @@ def import_dump_command(
             reports.append(report)
             screen.line(dump_line(report))
     if as_json:
-        print_json([report.model_dump(mode="json") for report in reports])
+        print_json([report.model_dump() for report in reports])
     elif posts and out is None:
         screen.line("Follow the files with `python manage.py status`; see the topics with `python manage.py topics`.")
 

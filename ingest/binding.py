@@ -1,7 +1,8 @@
-"""The blob trigger's argument: an SDK-type BlobClient that costs nothing before a blob arrives.
+"""The blob trigger's argument: an SDK-type BlobClient that imports nothing until a blob arrives.
 
 Microsoft's azurefunctions-extensions-bindings-blob does the same, but imports azure-storage-blob and azure-identity
-when the app is indexed: two thirds of the app's import time. It also makes its client outside `shared.services`.
+when the app is indexed, which takes two thirds of the app's import time. It also creates its client outside
+`shared.services`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class BlobClient(SdkType):  # type: ignore[misc]
     """Marks a parameter that the worker fills with an `azure.storage.blob.BlobClient` for the blob that arrived."""
 
     def get_sdk_type(self) -> AzureBlobClient:
-        """A client made by the app's services; the host sends connection, container and blob as JSON."""
+        """A client from the app's services; the host sends connection, container and blob as JSON."""
         from shared.services import services
 
         where = json.loads(self._data.content)
@@ -27,7 +28,7 @@ class BlobClient(SdkType):  # type: ignore[misc]
 
 
 class BlobClientConverter(InConverter, binding="blob", trigger="blobTrigger"):  # type: ignore[call-arg, misc]
-    """What the worker asks when it indexes the app and when a blob has arrived."""
+    """The converter that the worker calls when it indexes the app and when a blob has arrived."""
 
     @classmethod
     def check_input_type_annotation(cls, pytype: type) -> bool:

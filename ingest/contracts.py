@@ -1,7 +1,7 @@
-"""What a Posts file must look like, checked against its Parquet footer alone.
+"""The contract for a Posts file, checked by its Parquet footer alone.
 
-Only columns that are read can be at fault (`shared.posts.POSTS`). Whether a double or a text holds whole numbers, and a
-text a date, the footer does not say: that is for the job, which sends such a file to quarantine as well.
+Only columns that the pipeline reads are checked (`shared.posts.POSTS`). The footer does not say whether a double or a
+text holds whole numbers, or whether a text holds dates: the job checks that, and also sends such a file to quarantine.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from shared.errors import BadInput
 from shared.posts import POST_COLUMNS, Kind, PostsColumn, columns_named
 
 MAX_FOOTER_BYTES = 8 << 20
-"""A footer is read whole and takes several times its size in memory; it has about 2 KB a row group of 16 columns."""
+"""A footer is read at once and takes several times its size in memory. It has about 2 KB a row group of 16 columns."""
 MAGIC, ENCRYPTED = b"PAR1", b"PARE"
 
 
 def check_posts(file: BinaryIO, name: str) -> Footer:
-    """Read the footer of `file` by ranges and hold it against the contract.
+    """Read the footer of `file` by ranges and check it against the contract.
 
-    Raises BadInput with every fault of `name` at once: not Parquet, encrypted, missing columns, wrong types, absurd
-    sizes.
+    Raises BadInput that names the file as `name`, with all faults at once: not Parquet, encrypted, missing columns,
+    wrong types, absurd sizes.
     """
     data, begins = _footer_of(file, name)
     try:
@@ -35,7 +35,7 @@ def check_posts(file: BinaryIO, name: str) -> Footer:
 
 
 def _footer_of(file: BinaryIO, name: str) -> tuple[bytes, int]:
-    """The bytes of the footer and where in the file they begin; the last eight bytes of the file are read first."""
+    """The bytes of the footer and their offset in the file; the last eight bytes of the file are read first."""
     size = file.seek(0, 2)
     if size < 2 * len(MAGIC) + 4:
         raise BadInput(f"{name} is not a Parquet file: it has {size} bytes")
@@ -48,14 +48,15 @@ def _footer_of(file: BinaryIO, name: str) -> tuple[bytes, int]:
         raise BadInput(_no_parquet(file, name, tail[4:]))
     if footer > min(size - 12, MAX_FOOTER_BYTES):
         raise BadInput(
-            f"{name} declares a footer of {footer} bytes, has {size} in all, and at most {MAX_FOOTER_BYTES} are read"
+            f"{name} declares a footer of {footer} bytes, has {size} bytes in all, and at most {MAX_FOOTER_BYTES} bytes"
+            " of footer are read"
         )
     begins = file.seek(-8 - footer, 2)
     return file.read(footer), begins
 
 
 def _no_parquet(file: BinaryIO, name: str, end: bytes) -> str:
-    """Why a file that does not end as Parquet does is refused: a CSV file of posts has a way in of its own."""
+    """Why a file without the end mark of Parquet is refused; for a CSV file of posts, how to upload it."""
     file.seek(0)
     try:
         header_of(file.read(LOOKED_AT), name)
@@ -69,7 +70,7 @@ def _fault(column: PostsColumn, columns: list[tuple[str, str]]) -> str | None:
     if not names:
         return f"column {column.name} is missing" if column.required else None
     if len(names) > 1:
-        return f"columns {' and '.join(names)} are both there, and one of them must go: which is {column.name}?"
+        return f"columns {' and '.join(names)} differ only in case: remove the one that is not {column.name}"
     kind = dict(columns)[names[0]]
     if kind not in _TYPES[column.kind]:
         return f"column {names[0]} is {kind} and must be {_WORDS[column.kind]}"
@@ -79,9 +80,9 @@ def _fault(column: PostsColumn, columns: list[tuple[str, str]]) -> str | None:
 
 
 _COUNTED = {"Id", "PostTypeId"}
-"""Without a value in any row no post can be counted; of other columns that is odd, but possible."""
+"""Posts cannot be counted if one of these has no value in any row; for other columns that is unusual, but allowed."""
 _MADE_OF_NULLS = {"null", "float", "double"}
-"""What writers make of a column that has no value: some write NaN, which no statistics tell from a number."""
+"""Types of a column without values: some writers write NaN, and statistics cannot tell it from a number."""
 _TYPES: dict[Kind, set[str]] = {
     "whole number": {"int32", "uint32", "int64", "uint64", "decimal", "string"} | _MADE_OF_NULLS,
     "text": {"string", "binary"} | _MADE_OF_NULLS,

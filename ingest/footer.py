@@ -1,8 +1,9 @@
-"""The footer of a Parquet file, read with suspicion before any library is given it.
+"""The footer of a Parquet file, checked before any library reads it.
 
-It is Thrift's compact encoding of FileMetaData (https://parquet.apache.org/docs/file-format/metadata/). A library
-recurses as deep as the schema says and makes objects for whatever is declared; here nothing recurses by what the file
-says, every byte is read once, and what is absurd is refused before it takes memory.
+It is FileMetaData in Thrift's compact encoding (https://parquet.apache.org/docs/file-format/metadata/). A library
+recurses as deep as the schema declares and creates an object for everything that is declared. This module never
+recurses on what the file declares, reads every byte once, and refuses absurd values before it allocates memory for
+them.
 """
 
 from __future__ import annotations
@@ -17,33 +18,34 @@ from shared.errors import BadInput
 MAX_COLUMNS = 1_000
 MAX_ROW_GROUPS = 10_000
 MAX_CHUNKS = 50_000
-"""Row groups times columns: for each of them Arrow and this module hold some 2 KB."""
+"""Row groups times columns: Arrow and this module hold about 2 KB for each."""
 MAX_ELEMENTS = 4 * MAX_COLUMNS
-"""Columns and the groups they stand in."""
+"""Schema elements: columns, and the groups that contain them."""
 MAX_LISTED = 20 * MAX_CHUNKS
-"""Entries of the lists that are passed over here but not by Arrow: encodings, paths, their statistics."""
+"""Entries of lists that this module skips but Arrow reads: encodings, paths, their statistics."""
 MAX_DEPTH = 32
 MAX_NAME_BYTES = 1_000
 MAX_ROWS, MAX_ROWS_PER_BYTE = 100_000_000, 1_000
-"""Stack Overflow has 60 million posts, of each of which the job holds 20 bytes for a moment; columns that are null
-throughout take a byte for some twenty rows."""
+"""Stack Overflow has 60 million posts; the job briefly holds 20 bytes for each. A column of nulls only takes about one
+byte for twenty rows."""
 FREE_BYTES = 64 << 20
 MAX_RATIO_OF_CHUNK, MAX_RATIO_OF_FILE = 32_768, 1_000
-"""Bytes before compression (but after dictionary encoding) for each stored one, beyond the first 64 MiB. zstd writes
-128 KiB of one byte as 4 bytes, so a constant column may come near the one; all columns together, with their texts, stay
-far below the other: 5 is usual, 100 a lot. 200,000 copies of one post in brotli, without dictionaries, are within."""
+"""Largest ratio of uncompressed (but dictionary-encoded) to stored bytes, beyond the first 64 MiB. zstd writes 128 KiB
+of one repeated byte as 4 bytes, so a constant column may come near the limit of a chunk. A whole file, with its texts,
+stays far below its limit: a ratio of 5 is usual, 100 is high. 200,000 copies of one post in brotli, without
+dictionaries, are within it."""
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST = range(1, 10)
 _BOOLS = (_TRUE, _FALSE)
-"""The type of a field is its value."""
+"""The type of a boolean field is also its value."""
 _STRUCT = 12
-_FIELDS = -1  # no type of Thrift's: the inside of a struct
+_FIELDS = -1  # not a type of Thrift: the fields of an open struct
 _FIXED = {_TRUE: 1, _FALSE: 1, _BYTE: 1, _DOUBLE: 8}
 _REPEATED = 2
 
 Wanted = Mapping[int, tuple[str, Any]]
-"""Of a struct: by field number the name and what it is: a type, a struct's fields, or in brackets
-a list of one's and how many the file may have in all."""
+"""The fields of a struct by number, each with its name and shape: a type, the fields of a nested struct, or a list of
+two: the fields of its elements, and the most elements that the whole file may have."""
 
 _LOGICAL: Wanted = {
     1: ("string", {}),
@@ -116,10 +118,10 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Footer:
-    """What a footer that can be believed says: how many rows and row groups the file has, and its columns: of each
-    that stands in the root its name and its type. That is int32, uint32, int64, uint64, float, double, decimal,
-    timestamp, date, string, binary, null (a column of which no row has a value, whatever its type), or words for what
-    no contract asks for."""
+    """A checked footer: the numbers of rows and row groups, and name and type of each column in the root of the schema.
+
+    A type is int32, uint32, int64, uint64, float, double, decimal, timestamp, date, string, binary, null (a column
+    without a value in any row, whatever its declared type), or a description of any other type."""
 
     rows: int
     row_groups: int
@@ -127,10 +129,10 @@ class Footer:
 
 
 def read_footer(footer: bytes, begins: int) -> Footer:
-    """Read the bytes of a footer that stands at byte `begins` of its file, in linear time.
+    """Read the bytes of a footer that begins at byte `begins` of its file, in linear time.
 
-    Raises BadInput, without the file's name, when it is cut, deeper or larger than anything honest, or declares sizes,
-    places or rows that the file cannot have.
+    Raises BadInput, without the file's name, when the footer is truncated, exceeds a limit of depth or size, or
+    declares sizes, offsets or rows that the file cannot have.
     """
     try:
         reading = _Compact(footer)
@@ -157,7 +159,7 @@ def read_footer(footer: bytes, begins: int) -> Footer:
 
 
 def _without_values(groups: list[dict[str, Any]]) -> set[int | None]:
-    """The leaves of which the statistics of every row group say that all values are null."""
+    """The leaves whose values are all null, by the statistics of every row group."""
     chunks = [[chunk["columns"] for chunk in group["column chunks"]] for group in groups if group["rows"]]
     if not chunks:
         return set()
@@ -169,9 +171,9 @@ def _without_values(groups: list[dict[str, Any]]) -> set[int | None]:
 
 
 def _schema(elements: list[dict[str, Any]]) -> tuple[list[bool], list[tuple[str, str]], list[int | None]]:
-    """Of each leaf whether it has one value a row, `Footer.columns`, and of each of these which leaf it is, None for a
-    group; the schema is a tree, its root first."""
-    open_groups: list[int] = []  # how many children are still to come, from the root down
+    """For each leaf whether it has one value a row; `Footer.columns`; and for each of these columns the number of its
+    leaf, None for a group. `elements` is the schema tree in pre-order, root first."""
+    open_groups: list[int] = []  # the number of children still missing, from the root down
     leaves: list[bool] = []
     columns: list[tuple[str, str]] = []
     places: list[int | None] = []
@@ -206,7 +208,8 @@ def _schema(elements: list[dict[str, Any]]) -> tuple[list[bool], list[tuple[str,
 
 
 def _type(element: dict[str, Any]) -> str:
-    """The type of a column as `Footer` names it: what is stored, and what for, which newer writers say twice."""
+    """The type of a column as `Footer` names it, from the physical and the logical type (`logical` replaces the older
+    `converted`; newer writers write both)."""
     repeated = "list of " if element.get("repetition") == _REPEATED else ""
     if "type" not in element:
         return f"{repeated}group"
@@ -226,20 +229,20 @@ def _type(element: dict[str, Any]) -> str:
     if logical == "null":
         return "null"
     if (physical, logical) not in _TYPES and logical in {known for _, known in _TYPES} - {"plain"}:
-        raise BadInput(f"its column {element['name'].decode()} is a {logical} in {physical}, which no reader takes")
+        raise BadInput(f"its column {element['name'].decode()} is a {logical} in {physical}, which no reader supports")
     return repeated + _TYPES.get((physical, logical), physical if logical == "plain" else f"{physical} {logical}")
 
 
 def _check_sizes(groups: list[dict[str, Any]], leaves: list[bool], rows: int, begins: int, size: int) -> None:
-    """Hold what is declared against a file of `size` bytes whose columns end at byte `begins`."""
+    """Check the declared values against a file of `size` bytes whose columns end at byte `begins`."""
     if rows != sum(group["rows"] for group in groups) or any(group["rows"] < 0 for group in groups):
-        raise BadInput(f"it declares {rows} rows and its row groups others")
+        raise BadInput(f"it declares {rows} rows, and its row groups another number")
     if rows > min(MAX_ROWS, MAX_ROWS_PER_BYTE * size):
         raise BadInput(f"it declares {rows} rows in {size} bytes")
     all_stored = all_plain = 0
     for number, group in enumerate(groups):
         if len(group["column chunks"]) != len(leaves) or group["plain"] < 0:
-            raise BadInput(f"its row group {number} has not the columns of its schema")
+            raise BadInput(f"its row group {number} does not have the columns of its schema")
         for chunk, is_flat in zip(group["column chunks"], leaves, strict=True):
             if "elsewhere" in chunk:
                 raise BadInput("it keeps columns in another file")
@@ -248,7 +251,7 @@ def _check_sizes(groups: list[dict[str, Any]], leaves: list[bool], rows: int, be
             starts = min(column["data"], column.get("dictionary") or column["data"])
             if stored < 0 or plain < 0:
                 raise BadInput(f"its row group {number} declares {plain} bytes compressed to {stored}")
-            if group["rows"] and not 0 < starts <= begins - stored:  # without rows some writers give no place
+            if group["rows"] and not 0 < starts <= begins - stored:  # without rows some writers give no offset
                 raise BadInput(
                     f"its row group {number} declares {stored} bytes at byte {starts}; columns end at {begins}"
                 )
@@ -259,20 +262,20 @@ def _check_sizes(groups: list[dict[str, Any]], leaves: list[bool], rows: int, be
             all_stored += stored
             all_plain += plain
     if all_stored > begins:
-        raise BadInput(f"it declares {all_stored} bytes of columns and has {begins}")
+        raise BadInput(f"it declares {all_stored} bytes of columns, but has {begins}")
     if all_plain > FREE_BYTES + MAX_RATIO_OF_FILE * size:
         raise BadInput(f"it declares {all_plain} bytes compressed to {size}")
 
 
 class _Compact:
-    """A position in Thrift's compact encoding; IndexError where the bytes end too early."""
+    """A reader of Thrift's compact encoding; raises IndexError when the bytes end too early."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._at = data, 0
         self._counted: Counter[str] = Counter()
 
     def struct(self, wanted: Wanted) -> dict[str, Any]:
-        """Those fields of the struct that begins here; recurses as deep as `wanted` does."""
+        """The wanted fields of the struct that begins here; recurses only as deep as `wanted`."""
         found: dict[str, Any] = {}
         number = 0
         while head := self._byte():
@@ -287,12 +290,12 @@ class _Compact:
             expected = _LIST if isinstance(shape, list) else shape if isinstance(shape, int) else _STRUCT
             is_bool = kind in _BOOLS and expected in _BOOLS
             if (kind != expected and not is_bool) or name in found:
-                raise BadInput(f"its footer has {name} twice, or of another type")
+                raise BadInput(f"its footer has {name} twice, or with another type")
             found[name] = kind == _TRUE if is_bool else self._value(name, shape)
         return found
 
     def end(self) -> None:
-        """Raise BadInput when there are bytes left."""
+        """Raise BadInput when bytes are left."""
         if self._at < len(self._data):
             raise BadInput(f"its footer ends {len(self._data) - self._at} bytes too early")
 
@@ -306,15 +309,15 @@ class _Compact:
         element, most = shape
         kind, size = self._list()
         if kind != _STRUCT and size:
-            raise BadInput(f"its footer has {name} of another type")
+            raise BadInput(f"its footer has {name} with another type")
         self._count(name, size, most)
         return [self.struct(element) for _ in range(size)]
 
     def _skip(self, kind: int) -> None:
-        """Pass over a field's value, whatever is nested in it, with a list in place of the call stack."""
+        """Skip a field's value with everything nested in it; a list replaces the call stack."""
         if kind in _BOOLS:
             return
-        nested = [[kind, 1]]  # of each list that is open its elements' type and how many are left
+        nested = [[kind, 1]]  # for each open value the type of its elements and how many are left
         while nested:
             kind, left = nested[-1]
             if kind == _FIELDS:
@@ -354,7 +357,7 @@ class _Compact:
             raise BadInput(f"its footer has {self._counted[name]} {name}; at most {most} are read")
 
     def _list(self) -> tuple[int, int]:
-        """The type of a list's elements and how many they are: no more than bytes are left, as each takes one."""
+        """The type and number of a list's elements: at most as many as bytes are left, as each takes one."""
         head = self._byte()
         size = head >> 4 if head >> 4 < 15 else self._varint()
         if size > len(self._data) - self._at:

@@ -1,8 +1,8 @@
-"""What a person's own file needs before it is a Posts file in the container: CSV becomes Parquet, dates become today's.
+"""Prepares a user's file for the incoming container: CSV becomes Parquet and, if requested, all dates become today's.
 
-A CSV file is one as the Stack Exchange Data Explorer writes it: UTF-8, a header line, values between commas, quoted
-where they hold commas, quotes (doubled) or line breaks. Its values stay the texts they are: the contract takes whole
-numbers and dates as text.
+A CSV file has the format of the Stack Exchange Data Explorer: UTF-8, a header line, values separated by commas, and
+quoted if they contain commas, quotes (doubled) or line breaks. All values stay text: the contract accepts whole numbers
+and dates as text.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
 PARQUET = b"PAR1"
 LOOKED_AT = 64 << 10
-"""Bytes from the beginning of a file that tell what it is."""
+"""Bytes at the beginning of a file from which its format is determined."""
 CSV_BLOCK = 32 << 20
-"""Bytes of CSV that are parsed at a time: no row may be longer."""
+"""Bytes of CSV that are parsed at once: no row may be longer."""
 DATE_TEXT = r"^\d{4}-\d\d-\d\d"
 
 
 @contextmanager
 def prepared(path: Path, today: date | None = None) -> Iterator[tuple[str, IO[bytes]]]:
-    """The name and the content with which `path` goes into the container; with `today`, every post has that date.
+    """The blob name and content for the file `path`; with `today`, every post gets that date.
 
-    A Parquet file goes as it is. Raises BadInput that names the file when it is neither Parquet nor CSV, or when the
-    CSV cannot be read; what the contract demands of a Posts file is for the pipeline to check.
+    A Parquet file is otherwise unchanged. Raises BadInput that names the file when it is neither Parquet nor CSV, or
+    when the CSV cannot be read. The contract for Posts files is not checked here; the pipeline checks it.
     """
     if not path.is_file():
-        raise BadInput(f"{path} is missing, or is no file")
+        raise BadInput(f"{path} is missing or not a file")
     with path.open("rb") as data:
         head = data.read(LOOKED_AT)
         data.seek(0)
@@ -56,7 +56,7 @@ def prepared(path: Path, today: date | None = None) -> Iterator[tuple[str, IO[by
 
 
 def header_of(head: bytes, name: str) -> list[str]:
-    """The column names of a CSV file of posts that begins with `head`. Raises BadInput when it is none."""
+    """The column names of a CSV file of posts that begins with `head`. Raises BadInput for any other file."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise BadInput(f"{name} is UTF-16 text: save it as UTF-8")
     try:
@@ -67,7 +67,7 @@ def header_of(head: bytes, name: str) -> list[str]:
     if not columns_named(names, "Id"):
         raise BadInput(
             f"{name} is neither a Parquet file nor a CSV file of posts: its first line must name the columns, separated"
-            f" by commas, {', '.join(column.name for column in POST_COLUMNS)} among them; it begins with {line[:60]!r}"
+            f" by commas, including {', '.join(column.name for column in POST_COLUMNS)}; it begins with {line[:60]!r}"
         )
     return names
 
@@ -86,7 +86,7 @@ def _csv_batches(path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
             column_types=dict.fromkeys(names, pa.string()), null_values=[""], strings_can_be_null=True
         ),
     )
-    yield pa.RecordBatch.from_pylist([], reader.schema)  # a file without rows has its columns all the same
+    yield pa.RecordBatch.from_pylist([], reader.schema)  # keeps the columns of a file without rows
     yield from reader
 
 
@@ -95,12 +95,12 @@ def _parquet_batches(data: IO[bytes]) -> Iterator[pa.RecordBatch]:
 
     with pq.ParquetFile(data) as file:
         empty = file.schema_arrow.empty_table().to_batches()
-        yield from empty  # a file without rows has its columns all the same
+        yield from empty  # keeps the columns of a file without rows
         yield from file.iter_batches()
 
 
 def _redated(batches: Iterable[pa.RecordBatch], today: date) -> Iterator[pa.RecordBatch]:
-    """With `today` as the date of every CreationDate; its time of day and its offset stay."""
+    """The batches with `today` as the date of every CreationDate; time of day and UTC offset stay."""
     for batch in batches:
         for name in columns_named(batch.schema.names, "CreationDate"):
             place = batch.schema.get_field_index(name)
@@ -129,7 +129,7 @@ def _on(created: pa.Array, today: date) -> pa.Array:
 
 @contextmanager
 def _written(batches: Iterable[pa.RecordBatch]) -> Iterator[IO[bytes]]:
-    """A temporary Parquet file of these batches, at its beginning."""
+    """A temporary Parquet file of these batches, positioned at its beginning."""
     import pyarrow.parquet as pq
 
     with TemporaryFile() as content:

@@ -24,9 +24,9 @@ app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True, pret
 StateFolder = Annotated[Path, typer.Option("--state", help="Folder of data, ports and logs; kept between runs.")]
 DEFAULT_STATE = PROJECT_ROOT / ".localcloud"
 LOOK_SECONDS = 0.2
-"""How often `up` looks whether all parts run, and what they log."""
+"""How often `up` checks that all parts run, and reads their logs."""
 OVER_THE_ECHO = "\r"
-"""A terminal echoes Ctrl-C as ^C: the last line takes its place."""
+"""A terminal echoes Ctrl-C as ^C: the last line overwrites it."""
 
 
 def _port_option(name: str) -> typer.models.OptionInfo:
@@ -40,7 +40,7 @@ def up(
     state: StateFolder = DEFAULT_STATE,
     no_host: Annotated[bool, typer.Option("--no-host", help="Leave the functions to `func start`.")] = False,
     auth: Annotated[bool, typer.Option("--auth", help="Ask for keys, as Azure does.")] = False,
-    log: Annotated[bool, typer.Option("--log", help="Show live what all parts log.")] = False,
+    log: Annotated[bool, typer.Option("--log", help="Show the logs of all parts live.")] = False,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Write a setting into the settings file.")
     ] = None,
@@ -89,7 +89,7 @@ def up(
 
 
 def _show(cloud: LocalCloud, no_host: bool) -> None:
-    """What runs where, and what to do with it."""
+    """Show the addresses of the parts, and commands to try."""
     places = {**cloud.addresses(), "settings": shown(cloud.settings_file), "logs": shown(cloud.logs)}
     for part, place in places.items():
         _say(f"{part:>11}  {place}")
@@ -104,7 +104,7 @@ def _show(cloud: LocalCloud, no_host: bool) -> None:
 
 
 def _func_start(cloud: LocalCloud) -> str:
-    """The next step where the functions are left to Core Tools."""
+    """The next step if Core Tools run the functions."""
     read = PROJECT_ROOT / SETTINGS_FILE
     if cloud.settings_file == read:
         return f"Next, in another terminal: func start (it listens on {cloud.functions_url})"
@@ -138,10 +138,10 @@ def demo_command(
             files = [stack.enter_context(prepared(path, day)) for path in posts or []]
             table = pq.read_table(users) if users else samples.sample_users()
             _say("Starting the local cloud: Azurite, lake gateway, Postgres, Databricks stand-in, functions host ...")
-            # The demo loads users of its own, be they fewer than those of the last one.
+            # The demo loads its own users, possibly fewer than the last demo.
             settings = {"REFERENCE_MAX_SHRINK": "1"}
             cloud = stack.enter_context(LocalCloud(state, settings=settings, preferred=DEFAULT_PORTS, tell=_say))
-            for name in cloud.left_aside:  # here as in the host: what the demo asks is this cloud
+            for name in cloud.left_aside:  # as in the host: the demo uses this cloud
                 del os.environ[name]
             if dump:
                 demo_dump(cloud, dump, by, screen())
@@ -185,7 +185,7 @@ def invoke_command(
 
 
 def _stop_on_signals() -> list[int]:
-    """A list to which SIGINT and SIGTERM are added; a second one ends the process, and with it the parts.
+    """A list that collects SIGINT and SIGTERM; a second signal ends the process, and with it the parts.
 
     Not a `threading.Event`: its lock may be held by the very thread that the handler interrupts.
     """

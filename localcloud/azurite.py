@@ -1,6 +1,6 @@
-"""Azurite: the blob and queue services, as Microsoft's emulator of them speaks.
+"""Azurite: Microsoft's emulator of the blob and queue services.
 
-It also opens a table service that nothing uses, on a port of its own choice: its program knows no way without one.
+It also starts an unused table service on a free port, which cannot be disabled.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from localcloud.processes import LOCALHOST, Process, wait_until
 
 ACCOUNT = "devstoreaccount1"
 LISTENS = "Azurite {} service is successfully listening"
-# The emulator's well-known key, the same on every machine: it protects nothing and is no secret.
+# The emulator's well-known key, the same on every machine: it protects nothing and is not a secret.
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
@@ -25,9 +25,9 @@ def start(
 ) -> Process:
     """Start it on the state in `folder` and return once both services answer; `LocalCloudError` if they do not.
 
-    `tell` gets a sentence when something must be installed before.
+    `tell` gets a sentence if something must be installed first.
 
-    `--skipApiVersionCheck`: the newest SDKs ask for newer versions of the API than any emulator knows.
+    `--skipApiVersionCheck`: the newest SDKs request API versions that the emulator does not support yet.
     """
     options = {
         "--location": str(folder),
@@ -47,7 +47,7 @@ def start(
 
 
 def connection_string(**endpoint_ports: int) -> str:
-    """A storage connection string with one endpoint a keyword, such as `Blob=10000`."""
+    """A storage connection string with one endpoint for each keyword, such as `Blob=10000`."""
     endpoints = "".join(f"{name}Endpoint={endpoint(port)};" for name, port in endpoint_ports.items())
     return f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={ACCOUNT_KEY};{endpoints}"
 

@@ -1,4 +1,4 @@
-"""The cloud on one machine: every part started, joined by one settings file, and stopped together."""
+"""The cloud on one machine: all parts are started and stopped together, and connected by one settings file."""
 
 import fcntl
 import json
@@ -39,7 +39,7 @@ DEFAULT_PORTS: Mapping[str, int] = {
     "databricks": 10020,
     "functions": 7071,
 }
-"""The ports that people expect, those of Azurite and `func start` among them."""
+"""The expected ports, among them the defaults of Azurite and `func start`."""
 PORT_NAMES = tuple(DEFAULT_PORTS)
 SETTINGS_FILE = "local.settings.json"
 JOBS: Mapping[int, str] = {1: "classify.job", 2: "classify.train"}
@@ -47,23 +47,23 @@ SECONDS_TO_WAIT_FOR_ANOTHER = 15
 
 
 class PartEnded(LocalCloudError):
-    """A part of the running cloud ended by itself."""
+    """A part of the running cloud ended unexpectedly."""
 
     def __init__(self, part: Process) -> None:
         super().__init__(f"{part.name} ended with code {part.return_code()}. Its log ends:\n{part.last_lines()}")
 
 
 class LocalCloud:
-    """A context manager: inside it everything runs, after it nothing does, also when this process is killed.
+    """A context manager: all parts run inside it, and none runs after it, even if this process is killed.
 
     `state_dir` keeps the data, the chosen ports and the logs (`logs/<part>.log`) between runs; one cloud at a time can
-    use it. `ports` are by the names of `PORT_NAMES`; in place of one that is not given comes the `preferred` one, that
-    of the last run, or any, whichever is free. Without `host` everything but the functions host is started; with `auth`
-    the host asks for keys, as Azure does. `settings` are written to `settings_file` (default: `local.settings.json` in
-    `state_dir`), which keeps what else it holds. `jobs` are Databricks job ids to Python modules, `time_limit` is
-    seconds a run. `tell` gets a sentence where something unexpected was decided.
+    use it. `ports` are by the names of `PORT_NAMES`; a port that is not given is the `preferred` one, that of the last
+    run, or any other: the first that is free. Without `host`, the functions host is not started; with `auth`, the host
+    requires keys, as Azure does. `settings` are written to `settings_file` (default: `local.settings.json` in
+    `state_dir`), which keeps its other content. `jobs` maps Databricks job ids to Python modules, `time_limit` is in
+    seconds a run. `tell` gets a sentence about each unexpected decision.
 
-    Entering raises `LocalCloudError`, with everything stopped again, if a part does not start.
+    Entering raises `LocalCloudError` if a part does not start; all parts are then stopped.
     """
 
     def __init__(
@@ -86,9 +86,9 @@ class LocalCloud:
         self.settings_file = (settings_file or self._own_file).resolve()
         self.ports: dict[str, int] = {}
         self.settings: dict[str, str] = {}
-        """What counts while this cloud runs: the cloud's own, else what the environment says, else the file."""
+        """The effective settings of this cloud: its own, then those of the environment, then those of the file."""
         self.left_aside: list[str] = []
-        """Variables of the environment that say otherwise than the cloud's own settings."""
+        """Ignored variables of the environment: they contradict the cloud's own settings."""
         self._given_ports = dict(ports or {})
         self._preferred_ports = dict(preferred or {})
         self._given_settings = dict(settings or {})
@@ -120,7 +120,7 @@ class LocalCloud:
 
     @property
     def functions_url(self) -> str:
-        """Where the functions host listens, or would."""
+        """The URL of the functions host, also if it is not started."""
         return f"http://{LOCALHOST}:{self.ports['functions']}"
 
     @property
@@ -129,7 +129,7 @@ class LocalCloud:
         return f"http://{LOCALHOST}:{self.ports['databricks']}"
 
     def addresses(self) -> dict[str, str]:
-        """Part to address, for people."""
+        """The address of each part, for people."""
         port = {name: f"{LOCALHOST}:{number}" for name, number in self.ports.items()}
         shown = {
             "blobs": azurite.endpoint(self.ports["blob"]),
@@ -141,7 +141,7 @@ class LocalCloud:
         return shown | ({"functions": self.functions_url} if self._with_host else {})
 
     def curl(self) -> str:
-        """A command line that asks for the topics of the latest day, with a key where the host wants one."""
+        """A command line that requests the topics of the latest day, with a key if the host requires one."""
         key = ""
         if self._auth:
             keys = json.loads((self.state_dir / KEYS_FILE).read_text())
@@ -155,7 +155,7 @@ class LocalCloud:
                 raise PartEnded(process)
 
     def inject_fault(self, kind: str, times: int = 1) -> None:
-        """Have the Databricks stand-in do something bad `times` times; kinds: `localcloud.databricks.FAULTS`."""
+        """Make the Databricks stand-in fail `times` times; kinds: `localcloud.databricks.FAULTS`."""
         body = json.dumps({"kind": kind, "times": times}).encode()
         with urllib.request.urlopen(f"{self.databricks_url}/faults", body, timeout=10):
             return
@@ -178,7 +178,7 @@ class LocalCloud:
             self._tell,
             preferred,
             opened=PORT_NAMES if self._with_host else PORT_NAMES[:-1],
-            # Who has no claim takes none of the default ports, be they free now and those of its last run.
+            # A cloud without the claim takes no default port, even if it is free now or was used in the last run.
             avoided=() if preferred else tuple(DEFAULT_PORTS.values()),
         )
         self._settle(self._written_settings())
@@ -192,12 +192,12 @@ class LocalCloud:
             self._start_host(stack, lock)
 
     def _written_settings(self) -> SettingsFile:
-        """The settings file with this cloud in it; one of the state folder where the given file leads elsewhere."""
+        """The settings file with this cloud's settings; the one in the state folder if the given one is foreign."""
         file = SettingsFile.read(self.settings_file)
         if file.elsewhere and self.settings_file != self._own_file:
             self.settings_file = self._own_file
             self._tell(
-                f"{file.path} stays as it is, because {file.elsewhere}. "
+                f"{file.path} is not changed, because {file.elsewhere}. "
                 f"This cloud's settings are in {self._own_file}: python manage.py status --settings {self._own_file}"
             )
             file = SettingsFile.read(self.settings_file)
@@ -209,7 +209,7 @@ class LocalCloud:
         return written
 
     def _settle(self, file: SettingsFile) -> None:
-        """Decide what counts: the environment goes before the file, and the cloud's own settings before both."""
+        """Set the effective settings: the environment overrides the file, and the cloud's own settings both."""
         values = {name: os.environ.get(name) or value for name, value in file.values.items()}
         own = self._own_settings(values["LAKE_FILE_SYSTEM"])
         self.settings = {**values, **own}
@@ -217,7 +217,7 @@ class LocalCloud:
         self._environment, self.left_aside = without_own(given, own)
         if self.left_aside:
             names = ", ".join(self.left_aside)
-            self._tell(f"left aside, because this cloud has its own: {names} (set in the environment)")
+            self._tell(f"ignored from the environment, because this cloud sets its own: {names}")
 
     def _own_settings(self, file_system: str) -> dict[str, str]:
         return own_settings(self.ports, file_system, self._jobs)
@@ -231,7 +231,7 @@ class LocalCloud:
         self._keep(stack, server.process)
 
     def _start_services(self, stack: ExitStack, lock: int) -> None:
-        """The gateway and the Databricks stand-in: threads of this process. Their imports cost 0.4 s, here at most."""
+        """Start the gateway and the Databricks stand-in in this process. Their imports here take up to 0.4 s."""
         from localcloud.databricks import JobsService, JobsSettings
         from localcloud.gateway import Gateway
         from localcloud.loop import LoopThread
@@ -254,7 +254,7 @@ class LocalCloud:
         self._loop = loop
 
     def _create_places(self) -> None:
-        """The container, the queues and the file system that the product expects to find."""
+        """Create the container, the queues and the file system that the product expects."""
         from localcloud.blobs import create_places
 
         containers = [self.settings["POSTS_CONTAINER"], self.settings["LAKE_FILE_SYSTEM"]]
@@ -277,7 +277,7 @@ class LocalCloud:
 
 
 def reset(state_dir: Path) -> None:
-    """Delete all that a local cloud kept in `state_dir`. `LocalCloudError` if one is running on it."""
+    """Delete everything in `state_dir`. `LocalCloudError` if a local cloud is using it."""
     if not state_dir.exists():
         return
     lock = _lock(state_dir, seconds=2)
@@ -296,17 +296,17 @@ def choose_ports(
     opened: Sequence[str] = PORT_NAMES,
     avoided: Sequence[int] = (),
 ) -> dict[str, int]:
-    """A port for each of `PORT_NAMES`, written to `file`: the given one, or the first free one of the preferred one,
-    that of `file` (unless it is to be avoided), and any. Whether it is free matters for the names in `opened`.
+    """A port for each of `PORT_NAMES`, written to `file`: the given one, or the first free of the preferred one, that
+    of `file` (unless it is in `avoided`), and any other. Only ports of the names in `opened` must be free.
 
-    Raises `LocalCloudError` for an unknown name, and for a given port that something listens on.
+    Raises `LocalCloudError` for an unknown name, and for a given port that is in use.
     """
     unknown = given.keys() - set(PORT_NAMES)
     if unknown:
-        raise LocalCloudError(f"no such port name: {', '.join(sorted(unknown))}; there are {', '.join(PORT_NAMES)}")
+        raise LocalCloudError(f"unknown port name: {', '.join(sorted(unknown))}; the names are {', '.join(PORT_NAMES)}")
     taken = [f"{name} {port}" for name, port in given.items() if name in opened and not is_free(port)]
     if taken:
-        raise LocalCloudError(f"in use: {', '.join(taken)}. Give another port, or end what listens there")
+        raise LocalCloudError(f"in use: {', '.join(taken)}. Give another port, or end the program that uses it")
     earlier: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
     remembered = {name: port for name, port in earlier.items() if port not in avoided}
     chosen: dict[str, int] = {}
@@ -315,15 +315,15 @@ def choose_ports(
         usable = (port for port in wanted if name not in opened or is_free(port))
         chosen[name] = next((port for port in usable if port not in chosen.values()), fresh)
         if wanted and chosen[name] != wanted[0]:
-            tell(f"port {wanted[0]} of {name} is in use; this time it is {chosen[name]}")
+            tell(f"port {wanted[0]} of {name} is in use; this run uses {chosen[name]}")
     file.write_text(json.dumps(chosen, indent=1) + "\n")
     return chosen
 
 
 def claim_ports(ports: Mapping[str, int]) -> int | None:
-    """A file descriptor that holds these ports for one cloud of this user until it is closed; None when another has it.
+    """A file descriptor that reserves these ports for one cloud of this user; None if another cloud has reserved them.
 
-    Two clouds that start at once would both find a port free before either listens on it.
+    The reservation ends when it is closed. Two clouds that start at once could both find a port free.
     """
     name = "-".join(map(str, sorted(ports.values())))
     file = Path(tempfile.gettempdir()) / f"stacktopics-{os.getuid()}-{name}.lock"
@@ -337,17 +337,17 @@ def claim_ports(ports: Mapping[str, int]) -> int | None:
 
 
 def invoke(state_dir: Path, function: str, given: str = "") -> dict[str, object]:
-    """Have the running functions host of a cloud run one function, and return what it says of the run.
+    """Make the running functions host of a cloud run one function; returns the host's report of the run.
 
-    `given` is the trigger's input: a blob's path, a queue message, nothing for a timer. `succeeded` is None where the
-    host does not wait for the run, as `func start` does not. Raises `LocalCloudError` if no host runs or it refuses.
+    `given` is the trigger's input: a blob's path, a queue message, nothing for a timer. `succeeded` is None if the host
+    does not wait for the run, as with `func start`. Raises `LocalCloudError` if no host runs or the host refuses.
     """
     ports, keys = state_dir / "ports.json", state_dir / KEYS_FILE
     if not ports.exists():
         raise LocalCloudError(f"no functions host has run on {state_dir}")
     port = json.loads(ports.read_text())["functions"]
     headers = {"Content-Type": "application/json"}
-    if keys.exists():  # an open host does not look at it
+    if keys.exists():  # a host without keys ignores it
         headers["x-functions-key"] = json.loads(keys.read_text())["master"]
     request = urllib.request.Request(
         f"http://{LOCALHOST}:{port}/admin/functions/{function}?wait=true",
@@ -369,9 +369,9 @@ def invoke(state_dir: Path, function: str, given: str = "") -> dict[str, object]
 
 
 def _lock(state_dir: Path, seconds: float) -> int:
-    """Take the state folder for this process and the parts it starts; they hold the lock until the last one has gone.
+    """Lock the state folder for this process and the parts it starts; the lock is held until the last of them ends.
 
-    So nothing of an earlier cloud runs any more once this returns, even if that one was killed.
+    So no part of an earlier cloud is running when this returns, even if that cloud was killed.
     """
     lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + seconds

@@ -1,9 +1,9 @@
 """The Databricks stand-in: the calls of the Jobs 2.2 REST service that databricks-sdk makes, over local processes.
 
 A job is a Python module. A run of it is `python -m MODULE --name value …`, one option a job parameter (underscores of
-the name become dashes, the value is passed as it is), with a time limit. As on a cluster that is up, a run does not
-wait for imports: `localcloud.workers` has interpreters that have done them.
-Every run is a JSON file, so run ids and idempotency tokens outlive a restart; a run that a restart cut off has failed.
+the name become dashes, the value is unchanged), with a time limit. As on a running cluster, a run does not wait for
+imports: `localcloud.workers` provides interpreters that have already done them.
+Every run is a JSON file, so run ids and idempotency tokens survive a restart; an interrupted run counts as failed.
 Protocol: https://docs.databricks.com/api/workspace/jobs
 """
 
@@ -34,7 +34,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass
 class StandinRun:
-    """One run of a job, as it is kept. Times are milliseconds since 1970; 0 is not yet.
+    """The stored form of one run of a job. Times are milliseconds since 1970; 0 means not yet.
 
     `life_cycle` and `result` are those of the service's older `state` block.
     """
@@ -56,13 +56,13 @@ class StandinRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether its result stands."""
+        """Whether its result is final."""
         return self.life_cycle in ("TERMINATED", "INTERNAL_ERROR")
 
 
 @dataclass
 class JobsSettings:
-    """What the stand-in runs and how.
+    """The settings of the stand-in.
 
     `jobs` maps job ids to modules, `preload` names the modules that an interpreter imports before a run comes,
     `environment` is added to this process's own, `time_limit` is seconds a run.
@@ -132,7 +132,7 @@ class JobsService:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Check the token, put asked-for faults in the way, and give errors their form."""
+        """Check the token, inject requested faults, and format errors."""
         try:
             if request.path.startswith("/api/"):
                 self._check_token(request)
@@ -155,7 +155,7 @@ class JobsService:
             raise ApiError(403, "PERMISSION_DENIED", "Invalid access token.")
 
     def _strikes(self, fault: str) -> bool:
-        """Whether a fault was asked for and is still due; uses one up."""
+        """Whether a requested fault is still due; counts it as used."""
         due = self._faults[fault] > 0
         self._faults[fault] -= due
         if due:
@@ -179,7 +179,7 @@ class JobsService:
         return next((run for run in self._runs.values() if token and run.idempotency_token == token), None)
 
     def _new_run(self, job_id: int, token: str, parameters: dict[str, str]) -> StandinRun:
-        """Record a run and set it going. No await in between: two requests of one token cannot both get here."""
+        """Record a run and start it. There is no await in between, so two requests with one token start one run."""
         run_id = 1 + max((run.task_run_id for run in self._runs.values()), default=1000)
         number = 1 + sum(run.job_id == job_id for run in self._runs.values())
         run = StandinRun(run_id, run_id + 1, job_id, number, parameters, token, _now())
@@ -215,7 +215,7 @@ class JobsService:
             self._end(run, "TIMEDOUT", "CANCELED", f"The run took longer than {self._settings.time_limit:g} s.")
 
     async def _watch(self, run: StandinRun, worker: Worker) -> int | None:
-        """See a run to its end and return its exit code; None where a cancel or the time limit came first."""
+        """Wait for the end of a run and return its exit code; None if it was cancelled or reached the time limit."""
         working = asyncio.create_task(worker.run(self._order(run)))
         cancelling = asyncio.create_task(self._cancels[run.run_id].wait())
         try:
@@ -239,7 +239,7 @@ class JobsService:
         logger.info("run %d of job %d: %s after %.1f s %s", run.run_id, run.job_id, result, seconds, message)
 
     def _save(self, run: StandinRun) -> None:
-        """Replace the run's file at once, so that a kill leaves the old or the new."""
+        """Replace the run's file atomically, so that a kill leaves the old or the new one."""
         file = self._folder / f"run-{run.run_id}.json"
         new = file.with_suffix(".new")
         new.write_text(json.dumps(asdict(run), indent=1))
@@ -345,7 +345,7 @@ class JobsService:
 
 
 def _described_state(run: StandinRun) -> dict[str, Any]:
-    """The part that a run and its task share: times, the older `state` block and the newer `status` block."""
+    """The common part of a run and its task: times, the older `state` block and the newer `status` block."""
     state: dict[str, Any] = {"life_cycle_state": run.life_cycle, "state_message": run.message}
     status: dict[str, Any] = {"state": "TERMINATED" if run.is_over else run.life_cycle}
     if run.is_over:

@@ -36,17 +36,17 @@ from shared.queues import poison_queues
 from shared.services import Services
 
 PATIENCE_SECONDS = 300
-"""How long nothing may happen to any file: a dump of many months takes long as a whole."""
+"""The longest time without progress on any file. The total is not limited: a large dump takes long."""
 PLAIN_LINE_SECONDS = 10
-"""How often a line says how far it is where there is no terminal, on which one line would change."""
+"""Seconds between progress lines if there is no terminal, where a single line is updated."""
 FILES_SHOWN = 3
-"""Of many files, so many of the last, and of those that were not published, are named."""
+"""How many of the last files, and of the unpublished ones, are named."""
 
 Content = bytes | IO[bytes]
 
 
 def demo(cloud: LocalCloud, files: Sequence[tuple[str, Content]], users: pa.Table, screen: Screen) -> None:
-    """Run the main job on a running cloud and show what came out; `files` are names and contents.
+    """Run the main job on a running cloud and show the result; `files` are names and contents.
 
     Raises LocalCloudError when anything failed.
     """
@@ -60,7 +60,7 @@ def demo(cloud: LocalCloud, files: Sequence[tuple[str, Content]], users: pa.Tabl
 
 
 def demo_dump(cloud: LocalCloud, dump: Path, by: Unit, screen: Screen) -> None:
-    """The same from a Stack Exchange data dump: users into Postgres, a file a day, month or year into the container."""
+    """Like `demo`, from a data dump: users go to Postgres, a file for each day, month or year to the container."""
     services = Services(cloud.settings_file)
     with TemporaryDirectory() as folder:
         out = Path(folder)
@@ -76,7 +76,7 @@ def demo_dump(cloud: LocalCloud, dump: Path, by: Unit, screen: Screen) -> None:
 
 
 def sample_day(screen: Screen) -> tuple[str, bytes]:
-    """Today's sample posts as a file; says what they are."""
+    """Today's sample posts as a file; prints that they are made up."""
     today = datetime.now(UTC).date()
     posts = samples.sample_posts(today)
     screen.line(
@@ -124,9 +124,9 @@ def _follow(
 
 
 def wait(cloud: LocalCloud, services: Services, uploaded: Sequence[Uploaded], screen: Screen) -> list[FileRecord]:
-    """The records of the files once all have ended; one line shows how far they are.
+    """The records of the files once all have ended; one line shows the progress.
 
-    Raises LocalCloudError when a part of the cloud or a function ends for good, or nothing happens for long.
+    Raises LocalCloudError when a part of the cloud ends, a function fails for good, or there is no progress for long.
     """
     states: dict[Uploaded, FileState] = {}
     poisoned = _poison(services)
@@ -161,7 +161,7 @@ def how_far(files: int, states: Sequence[FileState]) -> str:
 
 
 def _passing(screen: Screen) -> Callable[[str], None]:
-    """A function that shows how far things are: in one line of the terminal, elsewhere in a line from time to time."""
+    """A function that shows the progress: in one line of the terminal, otherwise as a line from time to time."""
     said = time.monotonic()
 
     def show(text: str) -> None:
@@ -176,7 +176,7 @@ def _passing(screen: Screen) -> Callable[[str], None]:
 
 
 def _show_topics(services: Services, records: Sequence[FileRecord], seconds: float, screen: Screen) -> None:
-    """The topics of the day, of many days those of the one with the most posts, and where they lie."""
+    """Show the topics of the day (of several days, the one with the most posts), and their path in the lake."""
     days = sorted({day for record in records for day in record.days})
     pointers = [pointer for day in days if (pointer := day_pointer(services.lake, day)[0])]
     if not pointers:

@@ -1,4 +1,4 @@
-"""What a run does that was asked to go wrong: `python -m localcloud.faulty fail`, or `hang`."""
+"""A run with an injected fault: `python -m localcloud.faulty fail`, or `hang`."""
 
 import sys
 import time

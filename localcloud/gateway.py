@@ -1,15 +1,15 @@
 """The lake gateway: ADLS Gen2 on top of Azurite, which has no `dfs` endpoint.
 
-Files are block blobs, directories are empty blobs marked as Azure marks them, or are implied by the names below them.
-An append stages a block named by its position; a flush commits the blocks up to a position: no state is kept here that
-a restart could lose. Calls of the Blob service that the DataLake SDK sends to the same address (reads, properties,
-file systems) pass through untouched, so that their signature stays valid.
+Files are block blobs. Directories are empty blobs with Azure's own mark, or are implied by the names below them. An
+append stages a block named by its position; a flush commits the blocks up to a position. So the gateway keeps no state
+that a restart could lose. Calls of the Blob service that the DataLake SDK sends to the same address (reads, properties,
+file systems) are forwarded unchanged, so that their signature stays valid.
 
-Writers are kept apart by one lock a file system: conditions are checked and acted on as one step. Readers take no
-lock: a file is replaced by one copy, at once; for a moment both names of a renamed file can be seen.
+Writers take one lock for each file system, so conditions are checked and applied in one step. Readers take no lock: a
+file is replaced atomically by one copy, but for a moment both names of a renamed file are visible.
 
 Known differences from Azure: a directory is renamed or deleted file by file; the ETag changes with a rename; leases,
-access control lists and Entra tokens are not served (501, 403).
+access control lists and Entra tokens are not supported (501, 403).
 Protocol: https://learn.microsoft.com/rest/api/storageservices/data-lake-storage-gen2
 """
 
@@ -44,7 +44,7 @@ OWNED = {"owner": "$superuser", "group": "$superuser", "permissions": "rw-r-----
 
 @dataclass(frozen=True)
 class Place:
-    """What a request is about: a path of a file system; "" is the file system's root."""
+    """The target of a request: a path of a file system; "" is the file system's root."""
 
     file_system: str
     path: str
@@ -61,8 +61,8 @@ class Gateway:
     def __init__(self, origin: str) -> None:
         self._origin = origin
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        # Saves a look-up for each directory above a new file. An entry that is no longer true does no harm: the
-        # directory is then implied by the names below it.
+        # Saves a look-up for each directory above a new file. An outdated entry is harmless: the directory is then
+        # implied by the names below it.
         self._known_directories: set[Place] = set()
 
     def application(self) -> web.Application:
@@ -73,7 +73,7 @@ class Gateway:
         return app
 
     async def _session(self, _: web.Application) -> AsyncIterator[None]:
-        # Node closes an idle connection after 5 s; one that is let go before that is never closed under a request.
+        # Node closes an idle connection after 5 s; released earlier, it is never closed during a request.
         connector = TCPConnector(limit=0, keepalive_timeout=3)
         async with ClientSession(connector=connector, auto_decompress=False, timeout=ClientTimeout(None)) as session:
             self._upstream = session
@@ -92,7 +92,7 @@ class Gateway:
             return _error_response(request, _as_dfs(error))
 
     def _operation(self, request: web.Request) -> Callable[[web.Request, Place], Awaitable[web.StreamResponse]] | None:
-        """The dfs operation that a request asks for; None: it is one of the Blob service."""
+        """The dfs operation of a request; None for a call of the Blob service."""
         query, path = request.query, _place(request).path
         action, resource = query.get("action"), query.get("resource")
         match request.method:
@@ -134,7 +134,7 @@ class Gateway:
     async def _contiguous_blocks(self, place: Place, file: Blob, end: int) -> list[str]:
         """The ids of the blocks that make up the first `end` bytes; those of an abandoned upload are left out."""
         blocks = await self._blobs.blocks(place.file_system, place.path)
-        if file.size and block_id(0) not in blocks:  # written through the Blob service, which names blocks as it likes
+        if file.size and block_id(0) not in blocks:  # written through the Blob service, with other block names
             content = await self._blobs.read(place.file_system, place.path)
             await self._blobs.put_block(place.file_system, place.path, block_id(0), content, len(content))
             blocks = {**blocks, block_id(0): len(content)}
@@ -166,7 +166,7 @@ class Gateway:
             return _response(HTTPStatus.CREATED, made)
 
     async def _make_directories(self, file_system: str, path: str) -> None:
-        """Make a directory and those above it, unless they are there. `StorageError` if one of them is a file."""
+        """Create a directory and those above it if missing. `StorageError` if one of them is a file."""
         place = Place(file_system, path)
         if not path or place in self._known_directories:
             return
@@ -200,7 +200,7 @@ class Gateway:
             return _response(HTTPStatus.CREATED, await self._move(source, target, moved))
 
     async def _check_target(self, source: Place, target: Place, moved: Blob, replaced: Blob | None) -> None:
-        """Raise `StorageError` where Azure refuses a rename for what is at the target or above it."""
+        """Raise `StorageError` if Azure would refuse the rename because of the target or its parent."""
         if target.file_system == source.file_system and f"{target.path}/".startswith(f"{source.path}/"):
             raise StorageError(409, "InvalidRenameSourcePath", "A directory cannot be moved into itself.")
         parent = Place(target.file_system, target.parent)
@@ -215,7 +215,7 @@ class Gateway:
             raise StorageError(409, "PathAlreadyExists", "The destination is a directory that is not empty.")
 
     async def _move(self, source: Place, target: Place, moved: Blob) -> Blob:
-        """Copy, then delete: a crash in between leaves both names, never none."""
+        """Copy, then delete: a crash in between leaves both names; the file is never lost."""
         names = [blob.name async for blob in self._below(source)] if moved.is_directory else []
         copied: Blob | None = None
         if moved.etag:
@@ -239,7 +239,7 @@ class Gateway:
             return _response(HTTPStatus.OK)
 
     async def _remove(self, place: Place, names_below: list[str], with_own_blob: bool) -> None:
-        """Delete what is in a directory, the deepest first, and then the path itself."""
+        """Delete the content of a directory, the deepest first, and then the path itself."""
         for name in reversed(names_below):
             await self._blobs.delete(place.file_system, name)
         if with_own_blob:
@@ -306,7 +306,7 @@ class Gateway:
 
     @asynccontextmanager
     async def _writing(self, *places: Place) -> AsyncIterator[None]:
-        """Hold the locks of these file systems, taken in one order so that two renames cannot wait in a ring."""
+        """Hold the locks of these file systems; they are taken in a fixed order, so two renames cannot deadlock."""
         async with AsyncExitStack() as held:
             for file_system in sorted({place.file_system for place in places}):
                 await held.enter_async_context(self._locks[file_system])
@@ -340,7 +340,7 @@ class Gateway:
 
 
 def paths_below(directory: str, blobs: list[Blob], recursive: bool) -> dict[str, dict[str, str]]:
-    """Name to entry, as a listing of a directory shows them: files, marked directories, and implied directories.
+    """The listing of a directory, name to entry: files, marked directories, and implied directories.
 
     `blobs` are all blobs below the directory; "" is the root. Not recursive: only what is directly in the directory.
     """
@@ -368,7 +368,7 @@ def check_signature(request: web.Request) -> None:
 def check_conditions(headers: Mapping[str, str], present: Blob | None, prefix: str = "") -> None:
     """Raise `StorageError` 412, or 409 PathAlreadyExists, unless `present` meets a request's conditional headers.
 
-    `present` is None where there is nothing. `prefix` is "x-ms-source-" for the conditions on a rename's source.
+    `present` is None if the path does not exist. `prefix` is "x-ms-source-" for the conditions on a rename's source.
     """
     failed = StorageError(412, "SourceConditionNotMet" if prefix else "ConditionNotMet", "A condition was not met.")
     if_match, if_none_match = headers.get(f"{prefix}If-Match"), headers.get(f"{prefix}If-None-Match")
@@ -400,7 +400,7 @@ def _place_of(path: str) -> Place:
 
 
 def _implied(path: str, modified: str = "Thu, 01 Jan 1970 00:00:00 GMT") -> Blob:
-    """A directory of which there is no blob: it has no ETag."""
+    """A directory without a blob: it has no ETag."""
     return Blob(path, 0, "", modified, {DIRECTORY_MARK: "true"})
 
 

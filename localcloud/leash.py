@@ -1,11 +1,11 @@
-"""Runs a command that cannot outlive who started it: `python leash.py SIGNAL SECONDS USER INPUT COMMAND [ARGUMENT …]`.
+"""Runs a command that cannot outlive its caller: `python leash.py SIGNAL SECONDS USER INPUT COMMAND [ARGUMENT …]`.
 
-Standard input is one end of a socket pair, of which the caller keeps the other. Once that one is closed, by the caller
-or by the kernel because the caller was killed, the command gets SIGNAL and, SECONDS later, whatever is left of its
-process group gets SIGKILL. The last to go is the watch over it, and with it this end of the pair.
+Standard input is one end of a socket pair; the caller keeps the other end. When the caller closes it, or the kernel
+does because the caller was killed, the command gets SIGNAL and, SECONDS later, the rest of its process group gets
+SIGKILL. The watching process ends last, and with it this end of the pair.
 
-This needs no Linux-only call, works from any thread and survives a change of user, where PR_SET_PDEATHSIG does not.
-The command replaces this very process, so its pid, return code and output are its own.
+Unlike PR_SET_PDEATHSIG, this needs no Linux-only call, works from any thread and survives a change of user. The command
+replaces this process, so its pid, return code and output are its own.
 
 USER is the numeric user and group the command runs as, or "-" for the caller's. INPUT is the number of an open file
 descriptor that becomes the command's standard input, or "-" for an empty one. Run with `python -I -S` (10 ms).
@@ -26,7 +26,7 @@ def main() -> None:
         os.close(source)
         keep_watch(command_pid, signal.Signals[signal_name], float(seconds))
     os.dup2(source, 0)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what the caller passed on stays with the watch, not with the command
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # inherited files stay open in the watching process only
     if user != "-":
         os.setgroups([])
         os.setgid(int(user))
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def keep_watch(command_pid: int, polite: signal.Signals, seconds: float) -> None:
-    """Wait in a process of its own, and in the command's group, for the end of standard input; then end the group."""
+    """In a separate process of the command's group, wait for the end of standard input; then end the group."""
     for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

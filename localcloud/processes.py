@@ -1,4 +1,4 @@
-"""Child processes that end with this one, write to a log file and can say why they ended."""
+"""Child processes that end with this one and write to a log file."""
 
 import os
 import socket
@@ -13,16 +13,16 @@ LOCALHOST = "127.0.0.1"
 
 
 class LocalCloudError(Exception):
-    """The local cloud cannot do what was asked; the message says why and what to do."""
+    """The local cloud cannot fulfil a request; the message gives the cause and the remedy."""
 
 
 class Process:
     """A running command, on a leash: it ends when `stop` is called and when this process dies, however it dies.
 
-    Both output streams go to `log`, which is begun anew. `stop_signal` asks politely; after `grace` seconds what is
-    left of the command's process group is killed. `user` is a numeric user and group to run as (only for root).
-    `hold` is an open file descriptor, say of a lock, that stays open until the command has gone. `stdin` is one that
-    the command reads from; without it the command's standard input is empty.
+    Both output streams go to `log`, which is overwritten. `stop_signal` is sent first; after `grace` seconds the rest
+    of the command's process group is killed. `user` is a numeric user and group to run as (only for root). `hold` is an
+    open file descriptor, such as a lock's, that stays open until the command has ended. `stdin` is one that the command
+    reads from; without it, the command's standard input is empty.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Process:
         return self._popen.pid
 
     def return_code(self) -> int | None:
-        """None while it runs; negative: the signal that ended it."""
+        """The return code: None while it runs; negative for the signal that ended it."""
         return self._popen.poll()
 
     def wait(self, timeout: float | None = None) -> int:
@@ -71,16 +71,16 @@ class Process:
         return self._popen.wait(timeout)
 
     def stop(self) -> int:
-        """End it and what it started, as far as that still runs, and return its return code."""
+        """End it and all processes that it started, and return its return code."""
         with self._leash:
             if self._leash.fileno() != -1:
                 self._leash.shutdown(socket.SHUT_WR)
                 self._leash.settimeout(self._longest_stop)
-                self._leash.recv(1)  # returns when the watch, which goes last, has gone
+                self._leash.recv(1)  # returns when the watching process, the last one, has ended
         return self._popen.wait(self._longest_stop)
 
     def says(self, text: str) -> bool:
-        """Whether its log holds a text. Unlike an open port, which may be another's, that is its own word."""
+        """Whether its log contains a text. An open port would prove less: it may belong to another process."""
         return text.encode() in self.log.read_bytes()
 
     def last_lines(self, count: int = 20) -> str:
@@ -111,7 +111,7 @@ def wait_until(ready: Callable[[], bool], process: Process, seconds: float) -> N
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on a port of this machine now."""
+    """Whether a port of this machine is free now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -122,7 +122,7 @@ def is_free(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` different ports that nothing listens on at this moment."""
+    """`count` different ports that are free now."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:

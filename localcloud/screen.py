@@ -1,4 +1,4 @@
-"""What people read on a terminal: plain lines where there is none, or where NO_COLOR is set."""
+"""Output for people: on a terminal, or as plain lines if there is no terminal or NO_COLOR is set."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from localcloud.processes import PROJECT_ROOT
 
 
 def screen() -> Screen:
-    """A screen that writes no escape codes into a pipe or a file, nor where NO_COLOR is set."""
+    """A screen that writes no escape codes into a pipe or a file, or if NO_COLOR is set."""
     plain = bool(os.environ.get("NO_COLOR"))
     return Screen(Console(force_terminal=False if plain else None, highlight=False, markup=False, emoji=False))
 
 
 def shown(path: Path) -> str:
-    """A path as one would type it here: relative where it is below the current folder."""
+    """A path as a user would type it: relative if it is below the current folder."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 

@@ -1,8 +1,8 @@
-"""The settings of the local cloud, and local.settings.json as `up` keeps it.
+"""The settings of the local cloud, and the local.settings.json that `up` maintains.
 
-Some settings are the cloud's own: the addresses, ports and keys of the parts that it starts. It writes those anew each
-time, whatever stands there. All others are the user's: the cloud adds those that are missing and changes none. A file
-whose addresses lead to another machine is left as it is.
+Some settings are the cloud's own: the addresses, ports and keys of the parts that it starts. It overwrites them at each
+start. All others belong to the user: the cloud adds missing ones and changes none. A file with addresses of another
+machine is not changed.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ DEFAULTS: Mapping[str, str] = {
     "WATCH_MAX_DELAY_SECONDS": "5",
     "AzureFunctionsJobHost__extensions__queues__visibilityTimeout": "00:00:01",
 }
-"""What the cloud sets where the user has not."""
+"""The values that the cloud sets if the user has not."""
 
 CONNECTIONS = ("AzureWebJobsStorage", "POSTS_STORAGE", "QUEUES_STORAGE", "LAKE_STORAGE")
 WAYS_IN = ("KEY_VAULT_URL", "POSTGRES_PASSWORD_SECRET")
 DATABRICKS = "DATABRICKS_"
-"""Like WAYS_IN, settings that begin so say how the app gets into what the cloud starts; Databricks' SDK reads more of
-them than StackTopics does."""
+"""Settings with this prefix, like WAYS_IN, say how the app authenticates to the cloud's parts; Databricks' SDK reads
+more of them than StackTopics does."""
 
 TRIGGER_SOURCES = ("EventGrid", "LogsAndContainerScan")
 HOST_SETTINGS = ("AzureFunctionsJobHost__", "AzureWebJobs.")
-"""How settings begin that change host.json or disable a function."""
+"""Prefixes of settings that override host.json or disable a function."""
 
 _LOCAL_HOSTS = ("", "localhost", LOCALHOST, "::1")
 
@@ -80,7 +80,7 @@ _OWN = frozenset(own_settings(dict.fromkeys(("blob", "queue", "lake", "postgres"
 
 
 def is_own(name: str) -> bool:
-    """Whether a setting is an address or a key of what the cloud starts, or says where the app finds one."""
+    """Whether a setting is an address or a key of a part of the cloud, or says where the app finds one."""
     setting = name.upper()
     if setting.startswith(DATABRICKS) or _connection_of(name):
         return True
@@ -88,13 +88,13 @@ def is_own(name: str) -> bool:
 
 
 def _connection_of(name: str) -> str | None:
-    """The connection that a setting is, or is a part of: POSTS_STORAGE of AzureWebJobsPOSTS_STORAGE__accountName."""
+    """The connection that a setting belongs to: POSTS_STORAGE for AzureWebJobsPOSTS_STORAGE__accountName."""
     base = name.partition("__")[0].upper()
     return next((known for known in CONNECTIONS if base in (known.upper(), f"AZUREWEBJOBS{known.upper()}")), None)
 
 
 def without_own(environ: Mapping[str, str], own: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Variables with the cloud's own settings in place of what they say of those, and the names that say otherwise."""
+    """The variables with the cloud's own settings, and the names of those whose values these replaced."""
     kept = {name: value for name, value in environ.items() if not is_own(name)}
     aside = [name for name, value in environ.items() if is_own(name) and value and value != own.get(name)]
     return kept | dict(own), sorted(aside)
@@ -103,7 +103,7 @@ def without_own(environ: Mapping[str, str], own: Mapping[str, str]) -> tuple[dic
 def checked(assignments: Sequence[str]) -> dict[str, str]:
     """Settings written NAME=VALUE, by name.
 
-    Raises LocalCloudError for one that is unknown or the cloud's own, or whose value makes no sense.
+    Raises LocalCloudError for a setting that is unknown, is the cloud's own or has an invalid value.
     """
     from shared.settings import BINDING_SETTINGS, Settings
 
@@ -125,7 +125,7 @@ def checked(assignments: Sequence[str]) -> dict[str, str]:
 
 
 def _fault(name: str, value: str) -> str | None:
-    """What is wrong with a value; None where nothing is. No text stands for the default, as in the environment."""
+    """The fault of a value; None if it is valid. An empty value means the default, as in the environment."""
     from pydantic import ValidationError
 
     from localcloud.host.ncrontab import Schedule
@@ -140,7 +140,7 @@ def _fault(name: str, value: str) -> str | None:
             Settings.model_validate({name.lower(): value})
     except ValidationError as error:
         faults = (str(fault["msg"]) for fault in error.errors() if fault["loc"][0] == name.lower())
-        return next(faults, None)  # the others are of settings that are not given here
+        return next(faults, None)  # other faults are of missing settings
     except ValueError as error:
         return str(error)
     return None
@@ -148,14 +148,14 @@ def _fault(name: str, value: str) -> str | None:
 
 @dataclass(frozen=True)
 class SettingsFile:
-    """A local.settings.json; `document` is what it holds, nothing where there is no such file."""
+    """A local.settings.json; `document` is its content, empty if the file is missing."""
 
     path: Path
     document: Mapping[str, Any]
 
     @classmethod
     def read(cls, path: Path) -> SettingsFile:
-        """Comments and last commas are fine, as they are with `func`. Raises LocalCloudError for what is no JSON."""
+        """Read a file; comments and trailing commas are allowed, as with `func`. Raises LocalCloudError if invalid."""
         if not path.exists():
             return cls(path, {})
         try:
@@ -177,16 +177,21 @@ class SettingsFile:
 
     @property
     def elsewhere(self) -> str | None:
-        """Why this is not a file for this cloud: what of it leads to another machine; None where nothing does."""
+        """Why the file does not belong to this cloud: it is encrypted or names another machine. None if it does."""
         if self.document.get("IsEncrypted"):
             return "it is encrypted"
         return next(
-            (f"its {name} leads elsewhere" for name, value in self.values.items() if _leads_away(name, value)), None
+            (
+                f"its {name} names another machine or Azure"
+                for name, value in self.values.items()
+                if _leads_away(name, value)
+            ),
+            None,
         )
 
     def with_cloud(self, own: Mapping[str, str], given: Mapping[str, str], port: int) -> SettingsFile:
-        """The same with the cloud's own settings, those that were `given`, the port of the functions host, and with
-        defaults for what is missing. Parts of connections that contradict the cloud's own are left out."""
+        """The file with the cloud's own settings, the `given` ones, the port of the functions host, and defaults for
+        missing settings. Parts of connections that contradict the cloud's own are left out."""
         names = {name.upper() for name in own}
         values = {
             name: value
@@ -199,7 +204,7 @@ class SettingsFile:
         return SettingsFile(self.path, {**rest, "Values": {**values, **missing, **own, **given}, "Host": host})
 
     def write(self) -> None:
-        """Replace the file in one step; nothing is written where it holds this already, without comments."""
+        """Replace the file atomically; it is not written if it already has this content, without comments."""
         if self._is_written():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

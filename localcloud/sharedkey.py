@@ -27,8 +27,8 @@ SIGNED_HEADERS = (
 def authorization(account: str, key: str, method: str, target: str, headers: Mapping[str, str]) -> str:
     """The Authorization header of a request.
 
-    `target` is the path and query as they travel, percent-encoded; the host is not signed, which is why a gateway can
-    pass a request on. `key` is the account's key in base64.
+    `target` is the path and query as sent, percent-encoded; the host is not signed, so a gateway can forward a request.
+    `key` is the account's key in base64.
     """
     lowered = {name.lower(): value.strip() for name, value in headers.items()}
     if lowered.get("content-length") == "0":

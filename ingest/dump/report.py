@@ -1,4 +1,4 @@
-"""What an import tells its caller, and the rows it sets aside."""
+"""The progress and the report of an import, and the rows it rejects."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
-from shared.errors import Conflict
+from shared.documents import Record, decode
+from shared.errors import BadInput, Conflict
 
 SORTED_AT_ONCE = 100_000
-"""Rejected rows held in memory; a dump may have any number."""
+"""Rejected rows held in memory at once; their total number has no limit."""
 COUNT_BYTES = 1 << 20
 KEPT_BYTES = 64 << 10
-"""How much of a rejected row is kept in the file; offset and length lead to the rest of a longer one."""
+"""How many bytes of a rejected row the file holds; offset and length locate the rest of a longer one."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a step is: `done` of `total` bytes of the dump, in `seconds` since the step began."""
+    """Progress of a step: `done` of `total` bytes of the dump, in `seconds` since the step began."""
 
     step: str
     done: int
@@ -44,7 +45,7 @@ Tell = Callable[[Progress], None]
 
 
 class Stopwatch:
-    """Tells a caller's callback how far a step is, from any thread, one call at a time."""
+    """Reports the progress of a step to a callback, from any thread, one call at a time."""
 
     def __init__(self, step: str, total: int, tell: Tell | None) -> None:
         self._step, self._total, self._tell = step, total, tell
@@ -60,19 +61,19 @@ class Stopwatch:
 
 
 class Rejected(NamedTuple):
-    """Bytes of the dump that were set aside, and why."""
+    """Bytes of the dump that were rejected, and why."""
 
     offset: int
     length: int
     reason: str
 
 
-class DumpReport(BaseModel):
-    """What became of a file of the dump. `rows_in` is `rows_out` and `rejected` together, always.
+class DumpReport(Record):
+    """The result of importing one file of the dump. `rows_in` always equals `rows_out` + `rejected`.
 
-    `rows_in` counts what stands where a row should stand; `not_imported` says how often an attribute occurred that the
-    target has no column for; `resumed` is how many files an earlier, interrupted import had finished, and
-    `resumed_rows` how many of `rows_out` are theirs.
+    `rows_in` counts everything found in the place of a row, well-formed or not; `not_imported` counts the occurrences
+    of each attribute for which the target has no column; `resumed` is the number of files that an earlier, interrupted
+    import had finished, and `resumed_rows` is the number of their rows, included in `rows_out`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -96,18 +97,29 @@ class DumpReport(BaseModel):
         return self.bytes / self.seconds if self.seconds else 0.0
 
     @classmethod
-    def load(cls, file: Path) -> DumpReport | None:
-        """The report that a file holds; None when there is none to be read: a repeated import makes it anew."""
+    def load(cls, file: Path) -> Self | None:
+        """The report in a file; None when it is missing or unreadable: a repeated import then makes it again."""
         try:
-            return cls.model_validate_json(file.read_text())
-        except (FileNotFoundError, ValueError):
+            return decode(cls, file.read_bytes(), str(file))
+        except (FileNotFoundError, BadInput):
             return None
 
 
-class Spool:
-    """Rows set aside, on disk in the order they come, from any thread. A file is made only when there are any.
+class _RejectedRow(Record):
+    """One line of the file of rejected rows. `line` counts from 1; `text` is at most `KEPT_BYTES` of the row."""
 
-    Entering begins anew.
+    file: str
+    line: int
+    offset: int
+    bytes: int
+    reason: str
+    text: str
+
+
+class Spool:
+    """Rejected rows on disk, in the order of arrival, added by any thread. The file is created with the first row.
+
+    Entering the context deletes an earlier file.
     """
 
     def __init__(self, file: Path) -> None:
@@ -139,16 +151,16 @@ class Spool:
 def write_rejected(spools: Iterable[Path], source: Path, target: Path) -> Path | None:
     """Write one JSON object a line: file, line (from 1), offset, bytes, reason and text. Returns None for no rows.
 
-    An earlier file at `target` is replaced, or removed. Lines are counted here and not before: only a dump with
-    rejected rows is read a third time, at the speed of counting newlines. Raises Conflict when the source became
-    shorter.
+    An earlier file at `target` is replaced or, if no row was rejected, removed. Line numbers are computed only here:
+    so only a dump with rejected rows is read a third time, as fast as newlines can be counted. Raises Conflict when the
+    source became shorter.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     number = 0
     with source.open("rb") as xml, part.open("w", encoding="utf-8") as out, _in_order(spools, target.parent) as ordered:
         line, counted = 1, 0
-        for number, (offset, length, reason) in enumerate(ordered, 1):  # noqa: B007 - the last one is the count
+        for number, (offset, length, reason) in enumerate(ordered, 1):  # noqa: B007 - after the loop it is the count
             while counted < offset:
                 chunk = xml.read(min(COUNT_BYTES, offset - counted))
                 if not chunk:
@@ -156,10 +168,15 @@ def write_rejected(spools: Iterable[Path], source: Path, target: Path) -> Path |
                 line, counted = line + chunk.count(b"\n"), counted + len(chunk)
             text = xml.read(min(length, KEPT_BYTES))
             xml.seek(offset)
-            entry = {"file": source.name, "line": line, "offset": offset, "bytes": length, "reason": reason}
-            out.write(
-                json.dumps({**entry, "text": text.decode("utf-8", "backslashreplace")}, ensure_ascii=False) + "\n"
+            row = _RejectedRow(
+                file=source.name,
+                line=line,
+                offset=offset,
+                bytes=length,
+                reason=reason,
+                text=text.decode("utf-8", "backslashreplace"),
             )
+            out.write(row.model_dump_json() + "\n")
     if number:
         return part.replace(target)
     part.unlink()
@@ -169,7 +186,7 @@ def write_rejected(spools: Iterable[Path], source: Path, target: Path) -> Path |
 
 @contextmanager
 def _in_order(spools: Iterable[Path], folder: Path) -> Iterator[Iterator[Rejected]]:
-    """What the spools hold, by offset; sorted in pieces, which are merged."""
+    """The rows of the spools, by offset; sorted in pieces, which are then merged."""
     with ExitStack() as opened:
         lines = _lines(spools)
         pieces: list[IO[str]] = []

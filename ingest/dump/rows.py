@@ -1,9 +1,10 @@
-"""Rows of a dump to Arrow: a compiled loop reads the form that dumps are written in, Python's expat everything else.
+"""Rows of a dump to Arrow: a compiled loop reads the usual form of rows, Python's expat every other form.
 
-The loop goes over the bytes once, checks them and writes values where Arrow wants them. It reads `<row Name="value"
-... />` with plain names, valid UTF-8, the five named entities and numeric ones, numbers and moments that fit; of that
-form are all rows of a genuine dump. A row of any other form is read alone by expat, which knows all of XML, and its
-values are cast by Arrow; what neither makes sense of is set aside, with the words of the one that refused it.
+The loop goes over the bytes once, checks them and writes values directly into Arrow's buffers. It reads `<row
+Name="value" ... />` with plain names, valid UTF-8, the five named entities and numeric ones, and numbers and timestamps
+that fit their columns; all rows of a genuine dump have this form. A row of any other form is parsed alone by expat,
+which supports all of XML, and Arrow casts its values. A row that they can't read either is rejected, with their error
+message as the reason.
 """
 
 from __future__ import annotations
@@ -32,20 +33,21 @@ MOMENT = pa.timestamp("us")
 _ROW = b"<row"
 _TEXT, _INTEGER, _MOMENT = range(3)
 _END = b"<" + bytes(8)
-"""Follows the last row, so that the loops need no bounds: no value goes on over a `<`, and words can be read whole."""
+"""Appended to the last row, so that the loops need no bounds checks: a value ends before `<`, and whole words can be
+read."""
 _UNKNOWN_A_ROW = 32
-"""Room for attributes without a column, on average over the rows read at once; a row without room is read by expat."""
+"""Space for attributes without a column, per row on average over a block; rows beyond it are read by expat."""
 
 
 class _RowFault(Exception):
-    """A row that can't be read as it should; the message is the reason that is kept with it."""
+    """A row that can't be read; the message is saved as the reason of its rejection."""
 
 
 @dataclass(frozen=True)
 class XmlTable:
     """A file of the dump: its root element, its attributes with their types, and those that a row must have.
 
-    Types are strings, int32, int64 and moments, which are naive and mean UTC, as in the dump.
+    Types are string, int32, int64 and timestamps, which have no time zone and mean UTC, as in the dump.
     """
 
     root: str
@@ -54,7 +56,7 @@ class XmlTable:
 
     @cached_property
     def form(self) -> _Form:
-        """The same for the compiled loop."""
+        """The table in the form that the compiled loop takes."""
         names = [field.name.encode() for field in self.schema]
         kinds = [{pa.string(): _TEXT, MOMENT: _MOMENT}.get(field.type, _INTEGER) for field in self.schema]
         bits = [field.type.bit_width if kind == _INTEGER else 0 for field, kind in zip(self.schema, kinds, strict=True)]
@@ -67,8 +69,8 @@ class XmlTable:
 
 
 class _Form(NamedTuple):
-    """The C columns of a table: their names one after the other, where each begins [C + 1], their kinds [C], and of
-    integers how many bits they have [C]."""
+    """The C columns of a table: their concatenated names, the bounds of each name [C + 1], their kinds [C], and the
+    bits of integers [C]."""
 
     names: Bytes
     bounds: Int64s
@@ -77,7 +79,7 @@ class _Form(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Bytes that hold `number` whole rows, from `offset` of the file."""
+    """The bytes of `number` whole rows, which begin at `offset` of the file."""
 
     offset: int
     data: bytes | Bytes
@@ -85,14 +87,14 @@ class Rows(NamedTuple):
 
 
 Check = Callable[[pa.RecordBatch], Iterable[tuple[Flags, str]]]
-"""Yields for each rule of a target which of n rows break it [n], and the words for it."""
+"""Yields for each rule of a target which of n rows break it [n], and the reason."""
 
 
 class RowParser:
-    """Turns rows into record batches; collects what was set aside, until the caller takes it out of `rejected`, and
-    which attributes had no column.
+    """Turns rows into record batches. Collects rejected rows in `rejected`, which the caller empties, and counts the
+    attributes without a column in `not_imported`.
 
-    One after the other, parsers of a table may share a room.
+    Parsers of one table may share a room, one after the other.
     """
 
     def __init__(self, table: XmlTable, check: Check, room: Room | None = None) -> None:
@@ -103,14 +105,14 @@ class RowParser:
         self.not_imported: Counter[str] = Counter()
 
     def parse(self, rows: Sequence[Rows]) -> list[pa.RecordBatch]:
-        """Read rows in the schema of the table, in their order; those that fail are set aside.
+        """Read rows in the schema of the table, in their order; rows that can't be read are rejected.
 
-        Raises Conflict when they are more or fewer than was said.
+        Raises Conflict when there are more or fewer rows than `rows` says.
         """
         return [batch for batch, _ in self.parse_with_places(rows)]
 
     def parse_with_places(self, rows: Sequence[Rows]) -> list[tuple[pa.RecordBatch, Int64s]]:
-        """The same, each batch with the offsets of its rows in the file [n]."""
+        """Like `parse`; each batch comes with the offsets of its rows in the file [n]."""
         block = _Block(rows, self._table, self._room)
         faults = self._faults(block.batch)
         places = block.places
@@ -141,7 +143,7 @@ class RowParser:
         return [batch]
 
     def _faults(self, batch: pa.RecordBatch) -> dict[int, str]:
-        """What is wrong with a row, by its number."""
+        """The fault of each faulty row, by the row's number."""
         missing = [
             (np.asarray(batch[name].is_null()), f"{name} is missing")
             for name in self._table.required
@@ -156,7 +158,7 @@ class RowParser:
 
 
 def read_rows(file: BinaryIO, start: int, end: int, number: int) -> Rows:
-    """The rows of a run, as the scan found it. Raises Conflict when they are no longer there."""
+    """The rows of a run that the scan found. Raises Conflict when they are gone."""
     file.seek(start)
     data = file.read(end - start)
     if len(data) < end - start or not data.startswith(_ROW):
@@ -168,7 +170,7 @@ def read_rows(file: BinaryIO, start: int, end: int, number: int) -> Rows:
 
 
 class Room:
-    """Where the rows of a table are read, again and again: memory that is new costs as much as the reading."""
+    """Buffers that are reused for all blocks of a table: allocating new memory takes as long as the reading itself."""
 
     def __init__(self, table: XmlTable) -> None:
         self._texts = 1 + sum(kind == _TEXT for kind in table.form.kinds)  # one for attributes without a column
@@ -178,8 +180,8 @@ class Room:
         self._read: list[Rows] = []
 
     def read(self, file: FileIO, runs: Iterable[tuple[int, int, int]]) -> list[Rows]:
-        """The rows of runs (start, end, number of rows) from a file, for the next call of `of`, which moves them no
-        more. Raises Conflict when they are no longer there."""
+        """The rows of runs (start, end, number of rows) from a file. A following call of `of` uses them without a copy.
+        Raises Conflict when they are gone."""
         runs = list(runs)
         self._make(sum(end - start for start, end, _ in runs) + len(_END))
         self._read, at = [], 0
@@ -193,7 +195,7 @@ class Room:
         return self._read
 
     def of(self, rows: Sequence[Rows]) -> tuple[Bytes, Bytes]:
-        """The bytes of all rows, and room for their texts [T + 1, bytes]; overwritten by the next call."""
+        """The bytes of all rows, and a buffer for their texts [T + 1, bytes]; overwritten by the next call."""
         size = sum(len(some.data) for some in rows) + len(_END)
         if rows is not self._read:
             self._make(size)
@@ -210,20 +212,20 @@ class Room:
             self._text = _pages(self._texts * size).reshape(self._texts, size)
 
     def of_unknown(self, number: int) -> Int64s:
-        """Room for the attributes without a column that so many rows may have [n, 3]; overwritten by the next call."""
+        """A buffer for `number` attributes without a column [n, 3]; overwritten by the next call."""
         if number > len(self._unknown):
             self._unknown = _pages(number * 3 * 8).view(np.int64).reshape(number, 3)
         return self._unknown[:number]
 
 
 def _pages(size: int) -> Bytes:
-    """Memory from the system, of which what is never written takes none. glibc, once it has seen blocks this large,
-    would keep as much of what is freed later, in every thread."""
+    """Memory directly from the system; pages that are never written use no memory. From glibc, blocks this large would
+    raise its threshold: every thread would then keep as much freed memory."""
     return np.frombuffer(mmap.mmap(-1, size), np.uint8)
 
 
 class _Block:
-    """Rows read at once. `batch` has a place for each, in their order; those in `odd` have no values there."""
+    """Rows that are read at once. `batch` has an entry for each, in order; the entries of rows in `odd` are empty."""
 
     def __init__(self, rows: Sequence[Rows], table: XmlTable, room: Room) -> None:
         self._rows = rows
@@ -252,13 +254,13 @@ class _Block:
         )
 
     def row(self, number: int) -> Rows:
-        """One of the rows, without the white space behind it."""
+        """One of the rows, without the white space after it."""
         start, end = self._starts[number : number + 2]
         return Rows(int(self.places[number]), self._data[start:end].tobytes().rstrip(WHITESPACE), 1)
 
     @cached_property
     def places(self) -> Int64s:
-        """Where in the file each of the rows begins [n]."""
+        """The offset of each row in the file [n]."""
         bounds = np.fromiter(accumulate((len(some.data) for some in self._rows), initial=0), np.int64)
         offsets = np.fromiter((some.offset for some in self._rows), np.int64)
         piece = np.searchsorted(bounds, self._starts[:-1], "right") - 1
@@ -270,7 +272,7 @@ class _Block:
 
 
 def _texts(text: Bytes, ends: Int32s, present: Flags) -> pa.Array:
-    """Strings from their bytes, which are copied, and their bounds [n + 1]."""
+    """Strings from their bytes (copied) and their bounds [n + 1]."""
     content = pa.py_buffer(text[: ends[-1]].tobytes())
     return pa.StringArray.from_buffers(len(present), pa.py_buffer(ends), content, _validity(present))
 
@@ -289,13 +291,13 @@ def _read_rows(
     data: Bytes, names: Bytes, name_bounds: Int64s, kinds: Bytes, bits: Bytes,
     starts: Int64s, odd: Flags, values: Int64s, present: Flags, text: Bytes, ends: Int32s, unknown: Int64s,
 ) -> tuple[int, int]:  # fmt: skip
-    """Read all rows into columns; returns how many there were, and how many attributes had no column.
+    """Read all rows into columns; returns the number of rows, and the number of attributes without a column.
 
-    Of row i: `starts[i]` where it begins; `odd[i]` whether it is of another form, and has no values; `values[c, i]`
-    the number or moment of column c, `present[c, i]` whether there is one; `text[t, ends[t, i] : ends[t, i + 1]]` the
-    text of the t-th column of strings. Of an attribute without a column `unknown` has row, start and end of its name.
+    For row i: `starts[i]` is its start; `odd[i]` says that it has another form and no values; `values[c, i]` is the
+    number or timestamp of column c, `present[c, i]` whether it has one; `text[t, ends[t, i] : ends[t, i + 1]]` is the
+    text of the t-th string column. `unknown` has the row, start and end of the name of each attribute without a column.
     """
-    slot = np.empty(len(kinds), np.int64)  # of a column of strings in `text`
+    slot = np.empty(len(kinds), np.int64)  # the index of a string column in `text`
     slots = 0
     for column in range(len(kinds)):
         slot[column] = slots
@@ -331,8 +333,8 @@ def _read_row(
     data: Bytes, at: int, row: int, names: Bytes, name_bounds: Int64s, kinds: Bytes, bits: Bytes, slot: Int64s,
     values: Int64s, present: Flags, text: Bytes, ends: Int32s, unknown: Int64s, unknown_before: int,
 ) -> tuple[int, int]:  # fmt: skip
-    """Read the attributes from here on; returns where the next row begins (-1 for a row of another form) and how many
-    entries `unknown` has then."""
+    """Read the attributes from `at` on; returns the start of the next row (-1 for a row of another form) and the new
+    number of entries in `unknown`."""
     refused = -1, unknown_before
     unknown_now = unknown_before
     column = -1
@@ -403,7 +405,7 @@ def _same(one: Bytes, at: int, other: Bytes, other_at: int, size: int) -> bool:
 
 @inlined
 def _column_of(data: Bytes, at: int, size: int, names: Bytes, bounds: Int64s, likely: int) -> int:
-    """The column of the name that stands here, looked for from the likely one on; -1 when there is none."""
+    """The column with the name at `at`, searched from the likely column on; -1 if there is none."""
     columns = len(bounds) - 1
     for i in range(likely, likely + columns):
         column = i - columns if i >= columns else i
@@ -414,7 +416,7 @@ def _column_of(data: Bytes, at: int, size: int, names: Bytes, bounds: Int64s, li
 
 @inlined
 def _read_integer(data: Bytes, at: int, bits: int) -> tuple[int, int]:
-    """Where the quotation mark behind the digits is, and the number; -1 when it is none of so many bits."""
+    """The position of the quotation mark after the digits, and the number; -1 if it is no integer of `bits` bits."""
     sign = 1
     if data[at] == 45:  # -
         sign = -1
@@ -433,7 +435,7 @@ def _read_integer(data: Bytes, at: int, bits: int) -> tuple[int, int]:
 
 @inlined
 def _digits(data: Bytes, at: int, count: int) -> int:
-    """The number that so many digits are; -1 when not all of them are digits."""
+    """The number in the next `count` digits; -1 if one of them is not a digit."""
     number = 0
     for i in range(at, at + count):
         if not 48 <= data[i] <= 57:
@@ -444,8 +446,8 @@ def _digits(data: Bytes, at: int, count: int) -> int:
 
 @inlined
 def _read_moment(data: Bytes, at: int) -> tuple[int, int]:
-    """Where the quotation mark behind `2012-06-12T19:49:26.940` (or without the fraction) is, and the microseconds
-    since 1970; -1 when it is of another form. The days of a date: days_from_civil in H. Hinnant, chrono-Compatible
+    """The position of the quotation mark after `2012-06-12T19:49:26.940` (the fraction is optional), and the
+    microseconds since 1970; -1 for another form. The days of a date: days_from_civil in H. Hinnant, chrono-Compatible
     Low-Level Date Algorithms."""
     refused = -1, 0
     year = _digits(data, at, 4)
@@ -483,8 +485,8 @@ def _read_moment(data: Bytes, at: int) -> tuple[int, int]:
 
 @inlined
 def _read_text(data: Bytes, at: int, text: Bytes, size: int) -> tuple[int, int]:
-    """Append a value to the text; returns where the quotation mark behind it is, -1 when it needs more than is known
-    here, and how long the text is then."""
+    """Append a value to the text; returns the position of the quotation mark after it (-1 if the value has a form that
+    only expat reads), and the new length of the text."""
     while True:
         word = load_word(data, at)
         store_word(text, size, word)
@@ -520,9 +522,8 @@ _CONTROLS = np.uint64(0x80 - 32) * EACH_BYTE
 @inlined
 def _stops(word: np.uint64) -> np.uint64:
     """The highest bit of each byte that is a quotation mark, `&`, `<`, below 32, or above 127."""
-    low = (
-        word & LOW_BITS
-    )  # a sum stays within its byte, and reaches the highest bit unless the byte is the one looked for
+    # Each sum stays within its byte, and sets the highest bit unless the byte is a match.
+    low = word & LOW_BITS
     plain = (
         (low + _CONTROLS) & ((low ^ _QUOTE) + LOW_BITS) & ((low ^ _AMPERSAND) + LOW_BITS) & ((low ^ _ANGLE) + LOW_BITS)
     )
@@ -531,7 +532,7 @@ def _stops(word: np.uint64) -> np.uint64:
 
 @compiled
 def _character(data: Bytes, at: int) -> int:
-    """The bytes of the character of two bytes or more that begins here; 0 when it is no UTF-8, or none that XML has."""
+    """The bytes of the multi-byte character that begins at `at`; 0 if it is invalid UTF-8 or not allowed in XML."""
     lead = int(data[at])
     length = 2 if 0xC2 <= lead < 0xE0 else 3 if 0xE0 <= lead < 0xF0 else 4 if 0xF0 <= lead < 0xF5 else 0
     code_point = lead & (0x7F >> length)
@@ -547,7 +548,7 @@ def _character(data: Bytes, at: int) -> int:
 
 @compiled
 def _is_character(code_point: int) -> bool:
-    """Whether XML 1.0 (2.2) has this character."""
+    """Whether XML 1.0 (2.2) allows this character."""
     if code_point < 32:
         return code_point in (9, 10, 13)
     return code_point < 0xD800 or 0xE000 <= code_point < 0xFFFE or 0x10000 <= code_point < 0x110000
@@ -555,8 +556,8 @@ def _is_character(code_point: int) -> bool:
 
 @compiled
 def _read_reference(data: Bytes, at: int, text: Bytes, size: int) -> tuple[int, int]:
-    """Append what the reference that begins here stands for; returns where it ends, -1 when it is not known, and how
-    long the text is then."""
+    """Append the character that a reference stands for; returns the end of the reference (-1 if it is unknown), and the
+    new length of the text."""
     word = load_word(data, at)
     for i in range(len(_REFERENCES)):
         if word & _REFERENCE_MASKS[i] == _REFERENCES[i]:
@@ -584,7 +585,7 @@ def _read_reference(data: Bytes, at: int, text: Bytes, size: int) -> tuple[int, 
     return at + 1, _write(code_point, text, size)
 
 
-# The five that XML names and the one that dumps are full of, the most frequent first.
+# The five named entities of XML, and the reference that is common in dumps; the most frequent first.
 _USUAL = {b"&gt;": ">", b"&lt;": "<", b"&#xA;": "\n", b"&amp;": "&", b"&quot;": '"', b"&apos;": "'"}
 _REFERENCES = np.array([int.from_bytes(name, "little") for name in _USUAL], np.uint64)
 _REFERENCE_MASKS = np.array([(1 << 8 * len(name)) - 1 for name in _USUAL], np.uint64)
@@ -594,7 +595,7 @@ _REFERENCE_CHARACTERS = np.array([ord(character) for character in _USUAL.values(
 
 @compiled
 def _write(code_point: int, text: Bytes, size: int) -> int:
-    """Append a character as UTF-8; returns how long the text is then."""
+    """Append a character as UTF-8; returns the new length of the text."""
     if code_point < 0x80:
         text[size] = code_point
         return size + 1
@@ -609,19 +610,19 @@ def _write(code_point: int, text: Bytes, size: int) -> int:
 
 
 def _attributes(row: bytes) -> dict[str, str]:
-    """The attributes of one row, as XML says. Raises _RowFault when it is none."""
+    """The attributes of one row, by the rules of XML. Raises _RowFault when it is not well-formed."""
     found: dict[str, str] = {}
     parser = expat.ParserCreate("utf-8", namespace_separator=":")
     parser.StartElementHandler = lambda _, attributes: found.update(attributes)
     try:
         parser.Parse(row, True)
     except expat.ExpatError as error:
-        raise _RowFault(f"no well-formed row: {error}") from error
+        raise _RowFault(f"not a well-formed row: {error}") from error
     return found
 
 
 def _cast(text: str | None, field: pa.Field) -> pa.Array:
-    """A value of a column; an empty number is null. Raises _RowFault when it is none of its type."""
+    """A value of a column; an empty number is null. Raises _RowFault when the value does not fit the type."""
     known = None if text == "" and pa.types.is_integer(field.type) else text
     try:
         return pa.array([known], pa.string()).cast(field.type)

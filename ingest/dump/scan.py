@@ -1,8 +1,8 @@
-"""The first pass over a dump: where its rows lie and which file each belongs to, by its date. Nothing is parsed yet.
+"""The first pass over a dump: it finds each row and, by its date, the file it belongs to. Nothing is parsed yet.
 
-A well-formed row holds no `<` but its first byte, so a compiled search for that byte finds them all; only a piece that
-looks odd goes through a regular expression. A comment around rows is seen only when they were found already: then the
-file is scanned again without it.
+A well-formed row has only one `<`, its first byte, so a compiled search for that byte finds all rows; only unusual
+pieces go through a regular expression. A comment around rows is noticed only after rows were found in it: then the file
+is scanned again without it.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from typing import Any, BinaryIO, Literal, NamedTuple, Self
 from zipfile import BadZipFile
 
 import numpy as np
-from pydantic import BaseModel
 
 from ingest.dump.report import Rejected, Spool, Stopwatch, Tell
 from shared.arrays import Bytes, Flags, Int32s, Int64s
 from shared.compiled import EACH_BYTE, HIGH_BITS, LOW_BITS, compiled, inlined, load_word, trailing_zeros
+from shared.documents import Record, decode
 from shared.errors import BadInput, Conflict
 
 Unit = Literal["day", "month", "year", "all"]
-"""Whose posts a file holds: those of a day, a month or a year (UTC), or all of them."""
+"""The period of a file: a day, a month or a year (UTC), or all posts."""
 DAYS_OF: dict[Unit, int] = {"day": 1, "month": 100, "year": 100_00, "all": 10000_00_00}
-"""What the number of a day, 20120612, is divided by for that of its file: 20120612, 201206, 2012 or 0."""
+"""Divisors of the number of a day, 20120612, that give the number of its file: 20120612, 201206, 2012 or 0."""
 Array = np.ndarray[Any, Any]
 
 RUN = np.dtype([("bucket", np.int32), ("start", np.int64), ("end", np.int64), ("rows", np.int32)])
 """Neighbouring rows of one bucket: bytes `start` to `end` of the file. A bucket is the number of a file, see `DAYS_OF`.
 
-All runs of a dump are held in memory. There are about two a megabyte and two more for every post that is dated back; a
-dump in no order at all would cost 24 bytes a row.
+All runs of a dump are held in memory. There are about two per megabyte, and two more for every post with a date before
+its neighbours'; a dump in random order would take 24 bytes a row.
 """
 
 SCAN_BYTES = 64 << 20
-"""The range one task scans."""
+"""Bytes that one task scans."""
 BLOCK = 384 << 10
-"""Bytes scanned at once, and about the most a run holds: what stays in cache."""
+"""Bytes scanned at once, and about the largest size of a run: they stay in cache."""
 MAX_ROW = 16 << 20
 HEAD = 64 << 10
 WHITESPACE = b" \t\r\n"
@@ -55,18 +55,18 @@ _WELL_FORMED = re.compile(rb"<row(?=[\s/])" + _ATTRIBUTES + rb"/>")
 _ROOT = re.compile(rb"<([^\s/>!?]+)" + _ATTRIBUTES + rb"(/?)>")
 _DATE = re.compile(rb"""\sCreationDate\s*=\s*["'](\d{4}-\d\d-\d\d)""")
 _AROUND = re.compile(rb"[ \t\r\n]+|<!--.*?-->|<\?.*?\?>", re.DOTALL)
-"""What XML allows before and after the root; the declaration is of the last form."""
+"""What XML allows before and after the root; the XML declaration matches the last alternative."""
 
 SetAside = Callable[[Iterable[Rejected]], None]
 Span = tuple[int, int]
-"""Bytes of the file, from the first to before the second."""
+"""A range of bytes of the file: start and end, the end excluded."""
 Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any]]]
-"""Calls a function on each item, spread over threads; yields items with their results, in the order they come."""
+"""Calls a function on each item, in several threads; yields items with their results, in the order of completion."""
 
 
 class Scan(NamedTuple):
-    """What one range of the file holds. `rows` counts everything that stands where a row should stand; `closed` says
-    whether it ends by the root's end tag; `comments` is where those begin that rows were found in."""
+    """The result for one range of the file. `rows` counts everything found in the place of a row; `closed` says whether
+    the range ends with the root's end tag; `comments` holds the offsets of comments in which rows were found."""
 
     runs: Array
     rows: int
@@ -74,8 +74,8 @@ class Scan(NamedTuple):
     comments: list[int]
 
 
-class Found(BaseModel):
-    """What the scan counted in the whole file."""
+class _Totals(Record):
+    """The counts that are saved with the runs of an index."""
 
     rows: int
     rejected: int
@@ -84,7 +84,7 @@ class Found(BaseModel):
 
 @dataclass
 class Index:
-    """What the scan found in the whole file."""
+    """The scan of the whole file."""
 
     runs: Array
     rows: int
@@ -92,28 +92,28 @@ class Index:
     truncated: bool
 
     def save(self, file: Path) -> None:
-        found = Found(rows=self.rows, rejected=self.rejected, truncated=self.truncated)
+        totals = _Totals(rows=self.rows, rejected=self.rejected, truncated=self.truncated)
         part = file.with_name(file.name + ".part")
         with part.open("wb") as out:
-            np.savez(out, runs=self.runs, found=np.array(found.model_dump_json()))
+            np.savez(out, runs=self.runs, said=np.array(totals.model_dump_json()))
         part.replace(file)
 
     @classmethod
     def load(cls, file: Path) -> Self | None:
-        """What was saved there; None when that is nothing, or damaged: then the file is scanned again."""
+        """The saved index; None when it is missing or damaged: the dump is then scanned again."""
         try:
             with file.open("rb") as opened, np.load(opened) as saved:
-                found = Found.model_validate_json(str(saved["found"]))
-                return cls(saved["runs"], **found.model_dump())
-        except (FileNotFoundError, EOFError, KeyError, TypeError, ValueError, BadZipFile, zlib.error):
+                totals = decode(_Totals, str(saved["said"]).encode(), str(file))
+                return cls(saved["runs"], totals.rows, totals.rejected, totals.truncated)
+        except (FileNotFoundError, EOFError, KeyError, TypeError, ValueError, BadZipFile, zlib.error, BadInput):
             return None
 
 
 def scan_file(
     path: Path, root: str, unit: Unit | None, *, rejected: Path, spread: Spread, tell: Tell | None = None
 ) -> Index:
-    """Find all rows of a file, in runs of one `unit`; in runs of any dates if None. Bytes that are no row go to the
-    spool `rejected`.
+    """Find all rows of a file, as runs of one `unit`; if it is None, runs may mix dates. Bytes that are not a row go to
+    the spool `rejected`.
 
     Raises BadInput when the file does not begin as a dump's `<root>` in UTF-8, Conflict when it becomes shorter.
     """
@@ -130,7 +130,7 @@ def _scan_without(
     ranges = row_ranges(path, root, SCAN_BYTES, spans)
     scans = {}
     with Spool(rejected) as spool:
-        spool.add(Rejected(start, end - start, "no row but a comment with rows") for start, end in spans)
+        spool.add(Rejected(start, end - start, "a comment that contains rows") for start, end in spans)
         piece_of = functools.partial(_scan_piece, path, root, unit, spool.add, ranges[-1] if ranges else None)
         for piece, scan in spread(piece_of, ranges):
             scans[piece] = scan
@@ -150,8 +150,8 @@ def _scan_piece(path: Path, root: str, unit: Unit | None, set_aside: SetAside, l
 
 
 def row_ranges(path: Path, root: str, size: int, without: Sequence[Span] = ()) -> list[Span]:
-    """Cut the file after its head into ranges of about `size` bytes, each beginning at a row or where a span to leave
-    out ends; none for `<root />`.
+    """Cut the file after its head into ranges of about `size` bytes, each beginning at a row or at the end of a span in
+    `without`, which is left out; no ranges for `<root />`.
 
     Raises BadInput when the file does not begin as a dump's `<root>` in UTF-8.
     """
@@ -162,7 +162,7 @@ def row_ranges(path: Path, root: str, size: int, without: Sequence[Span] = ()) -
             return []
         pieces = list(zip([first, *(span[1] for span in without)], [*(span[0] for span in without), end], strict=True))
         if without and _past_around(rest := _read(file, pieces[-1][0], HEAD), 0) == end - pieces[-1][0] == len(rest):
-            pieces.pop()  # the root ended before
+            pieces.pop()  # the root ended before it
         ranges = []
         for start, stop in pieces:
             cuts = {start, stop, *(find_row(file, at, stop) for at in range(start + size, stop, size))}
@@ -174,27 +174,27 @@ def _head_end(head: bytes, root: str, path: Path) -> int | None:
     bare = head.removeprefix(b"\xef\xbb\xbf")
     found = _ROOT.match(bare, _past_around(bare, 0))
     if not found or found[1] != root.encode():
-        raise BadInput(f"{path} is no dump of {root}: it begins with {head[:60]!r} where <{root}> was expected")
+        raise BadInput(f"{path} is not a dump of {root}: it begins with {head[:60]!r}, not with <{root}>")
     encoding = re.match(rb"""\s*<\?xml\b[^>]*?encoding\s*=\s*["']([^"']*)""", bare)
     if encoding and encoding[1].lower() not in (b"utf-8", b"us-ascii"):
-        raise BadInput(f"{path} says that it is encoded in {encoding[1].decode()}; dumps are read in UTF-8")
+        raise BadInput(f"{path} declares the encoding {encoding[1].decode()}; only UTF-8 is read")
     return None if found[2] else found.end() + len(head) - len(bare)
 
 
 def _past_around(data: bytes, at: int) -> int:
-    """Where white space, comments and processing instructions end that begin here."""
+    """The end of the white space, comments and processing instructions that begin at `at`."""
     while found := _AROUND.match(data, at):
         at = found.end()
     return at
 
 
 def find_row(file: BinaryIO, position: int, end: int) -> int:
-    """Where the first row at or after `position` begins; `end` when none does before it."""
+    """The start of the first row at or after `position`; `end` if no row begins before `end`."""
     return min(_search(file, _ROW_START, position, end, end)[0], end)
 
 
 def _search(file: BinaryIO, what: re.Pattern[bytes], position: int, end: int, otherwise: int) -> Span:
-    """Where the first match at or after `position` is, of at most 5 bytes; `otherwise` when none is before `end`."""
+    """The span of the first match (at most 5 bytes) at or after `position`; `otherwise` if none is before `end`."""
     while position < end:
         data = _read(file, position, BLOCK)
         if found := what.search(data):
@@ -206,7 +206,7 @@ def _search(file: BinaryIO, what: re.Pattern[bytes], position: int, end: int, ot
 
 
 def _spans(path: Path, comments: Sequence[int]) -> list[Span]:
-    """The comments that begin there, without those that have no end."""
+    """The spans of the comments that begin at these offsets, without those that have no end."""
     spans: list[Span] = []
     size = path.stat().st_size
     with path.open("rb", buffering=0) as file:
@@ -223,10 +223,10 @@ def _spans(path: Path, comments: Sequence[int]) -> list[Span]:
 def scan_range(
     path: Path, lo: int, hi: int, root: str, unit: Unit | None, set_aside: SetAside, *, last: bool = False
 ) -> Scan:
-    """Find the rows between `lo` and `hi`, as cut by `row_ranges`, in runs of one `unit`; in runs of any dates if None.
-    `last` says that the end tag of `root` should follow them.
+    """Find the rows between `lo` and `hi`, a range of `row_ranges`, as runs of one `unit`; if it is None, runs may mix
+    dates. `last` says that the end tag of `root` should follow them.
 
-    Raises Conflict when the file has become shorter than it was.
+    Raises Conflict when the file has become shorter.
     """
     runs, comments, rows, closed = [np.empty(0, RUN)], [], 0, False
     with path.open("rb", buffering=0) as file:
@@ -244,7 +244,7 @@ def scan_range(
 
 
 def _blocks(file: BinaryIO, lo: int, hi: int) -> Iterator[tuple[int, bytes | Rejected]]:
-    """Whole rows, about BLOCK bytes at a time; a row beyond MAX_ROW is passed over without being held."""
+    """Whole rows, about BLOCK bytes at a time; a row longer than MAX_ROW is skipped without being held in memory."""
     start = position = lo
     carried = b""
     while position < hi:
@@ -265,7 +265,7 @@ def _blocks(file: BinaryIO, lo: int, hi: int) -> Iterator[tuple[int, bytes | Rej
 
 
 def _last_row(data: bytes) -> int:
-    """Where the last row in a block begins; -1 when none does."""
+    """The start of the last row in a block; -1 if no row begins in it."""
     at = data.rfind(_ROW)
     while at >= 0 and not _ROW_START.match(data, at):
         at = data.rfind(_ROW, 0, at)
@@ -291,21 +291,21 @@ def _scan_block(data: bytes, offset: int, closing: str | None, unit: Unit | None
             if strays or closed:
                 ends[row] = cut
         else:
-            reason = "no well-formed row" if data.find(b"/>", start, end) >= 0 else "the row has no end"
+            reason = "not a well-formed row" if data.find(b"/>", start, end) >= 0 else "the row has no end"
             strays = [stray._replace(reason=reason) for stray in strays]
             kept[row] = False
         rejected += strays
     buckets = _buckets(data, starts, ends, days, unit) if unit else np.zeros(len(starts), np.int32)
     for row in np.flatnonzero(kept & (buckets < 0)).tolist():
         length = len(data[starts[row] : ends[row]].rstrip(WHITESPACE))
-        rejected.append(Rejected(offset + int(starts[row]), length, "CreationDate is missing or no date"))
+        rejected.append(Rejected(offset + int(starts[row]), length, "CreationDate is missing or invalid"))
     kept &= buckets >= 0
     set_aside(rejected)
     return Scan(_runs(buckets[kept], starts[kept] + offset, ends[kept] + offset), rows, closed, comments)
 
 
 def _runs(buckets: Array, starts: Array, ends: Array) -> Array:
-    """Rows in their order, those that lie side by side and are of one bucket together."""
+    """Merge neighbouring rows of one bucket into runs; the order is kept."""
     if not len(buckets):
         return np.empty(0, RUN)
     breaks = np.flatnonzero((buckets[1:] != buckets[:-1]) | (starts[1:] != ends[:-1])) + 1
@@ -321,7 +321,7 @@ def _runs(buckets: Array, starts: Array, ends: Array) -> Array:
 
 
 def _buckets(data: bytes, starts: Array, ends: Array, days: Array, unit: Unit) -> Array:
-    """The bucket of each row's CreationDate; -1 where that is missing or no date."""
+    """The bucket of each row's CreationDate; -1 where that is missing or invalid."""
     for row in np.flatnonzero(days < 0).tolist():
         otherwise = _DATE.search(data, int(starts[row]), int(ends[row]))
         days[row] = int(otherwise[1].replace(b"-", b"")) if otherwise else -1
@@ -331,7 +331,8 @@ def _buckets(data: bytes, starts: Array, ends: Array, days: Array, unit: Unit) -
 
 
 def _is_day(number: int) -> bool:
-    """Whether there is a day 20120612; below the year 1000 its number would look like that of another unit."""
+    """Whether the number, such as 20120612, is a date. Years below 1000 are refused: their numbers would look like
+    those of another unit."""
     try:
         date(number // 10_000, number // 100 % 100, number % 100)
     except ValueError:
@@ -340,8 +341,8 @@ def _is_day(number: int) -> bool:
 
 
 def _find_rows(data: bytes) -> tuple[Array, Array, Array]:
-    """The rows in a block: where they begin; the day of each, 20120612, or -1 where it does not stand as usual; and
-    whether the row has a `<` in it or no end, so that it needs a closer look."""
+    """The rows in a block: their starts; the day of each, such as 20120612, or -1 if it is not in the usual form; and
+    whether the row is odd: it contains a `<` or has no end, and needs a closer look."""
     most = len(data) // len(b"<row>")
     starts, days, odd = np.empty(most, np.int64), np.empty(most, np.int32), np.zeros(most, np.bool_)
     rows = _find(np.frombuffer(data + _END, np.uint8), starts, days, odd)
@@ -349,7 +350,7 @@ def _find_rows(data: bytes) -> tuple[Array, Array, Array]:
 
 
 _END = b"<" + bytes(15)
-"""Follows a block, so that the search needs no bounds."""
+"""Appended to a block, so that the search needs no bounds checks."""
 _ANGLE = np.uint64(ord("<")) * EACH_BYTE
 _ROW_WORD, _CREATED_WORD, _DATE_WORD = (
     np.uint64(int.from_bytes(text, "little")) for text in (_ROW, _CREATED[:8], _CREATED[-8:])
@@ -387,7 +388,7 @@ def _ends_name(byte: int) -> bool:
 
 @inlined
 def _is_end(data: Bytes, at: int) -> bool:
-    """Whether `/>` and white space come before this byte."""
+    """Whether `/>`, optionally with white space after it, precedes this byte."""
     while data[at - 1] == 32 or 9 <= data[at - 1] <= 10 or data[at - 1] == 13:
         at -= 1
     return bool(data[at - 2] == 47 and data[at - 1] == 62)  # />
@@ -395,7 +396,7 @@ def _is_end(data: Bytes, at: int) -> bool:
 
 @inlined
 def _find_date(data: Bytes, at: int) -> int:
-    """What comes behind the next `CreationDate="`, or the next `<` if that comes first."""
+    """The position after the next `CreationDate="`, or of the next `<` if that comes first."""
     while data[at] != 60:  # <
         if load_word(data, at) == _CREATED_WORD and load_word(data, at + len(_CREATED) - 8) == _DATE_WORD:
             return at + len(_CREATED)
@@ -405,7 +406,7 @@ def _find_date(data: Bytes, at: int) -> int:
 
 @inlined
 def _day(data: Bytes, at: int) -> int:
-    """The number 20120612 for 2012-06-12; -1 for what is not of that form."""
+    """The number 20120612 for 2012-06-12; -1 for any other form."""
     number = 0
     for i in range(10):
         byte = int(data[at + i])
@@ -420,17 +421,17 @@ def _day(data: Bytes, at: int) -> int:
 
 
 def _strays(data: bytes, offset: int, closing: str | None) -> tuple[list[Rejected], bool]:
-    """Bytes that are neither row nor white space nor the end tag of `closing` with what XML allows behind it, and
-    whether that tag was there."""
+    """Bytes that are neither a row nor white space nor the end tag of `closing` (and what XML allows after it), and
+    whether that tag was found."""
     tags = re.finditer(rb"</%s\s*>" % closing.encode(), data) if closing else ()
     last = next((tag for tag in tags if _past_around(data, tag.end()) == len(data)), None)
     left = (data[: last.start()] if last else data).rstrip(WHITESPACE)
     bare = left.lstrip(WHITESPACE)
-    return [Rejected(offset + len(left) - len(bare), len(bare), "no row")] if bare else [], last is not None
+    return [Rejected(offset + len(left) - len(bare), len(bare), "not a row")] if bare else [], last is not None
 
 
 def _open_comment(strays: bytes, offset: int) -> list[int]:
-    """Where a comment begins that does not end among these bytes."""
+    """The offset of a comment that begins in these bytes and does not end in them."""
     at = strays.rfind(b"<!--")
     return [offset + at] if at >= 0 and strays.find(b"-->", at + len(b"<!--")) < 0 else []
 

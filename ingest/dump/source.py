@@ -1,7 +1,8 @@
-"""Where a dump lies: a folder with its XML files, or .7z archives that hold them."""
+"""Access to a dump: a folder with its XML files, or .7z archives that contain them."""
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from ingest.dump.report import Stopwatch, Tell
+from shared.documents import Record
 from shared.errors import BadInput, NotFound, StackTopicsError
 from shared.paths import file_day
 
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
     from py7zr.callbacks import ExtractCallback
 
 Source = Path | Sequence[Path]
-"""A folder with XML files or archives, an archive, or several of them that make one dump together."""
+"""A folder with XML files or archives, an archive, or several of these that form one dump together."""
 
 WORK_FOLDER = ".import-dump"
-"""Holds the state of imports, and nothing else: what lies beside it is the user's."""
+"""Holds the state of imports, and nothing else: files beside it belong to the user."""
 
 CRC_BYTES = 1 << 20
 
@@ -33,9 +35,9 @@ _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def dump_origin(source: Source, name: str) -> Path:
-    """The file on disk that holds `name`: itself, or the archive.
+    """The path of the XML file `name`, or of the archive that contains it.
 
-    Raises NotFound when there is none, and BadInput for an archive that can't be read or when there are several.
+    Raises NotFound when it is missing, BadInput when several places have it or when an archive can't be read.
     """
     places = [source] if isinstance(source, Path) else source
     found = [origin for place in places for origin in _origins(place, name)]
@@ -62,8 +64,11 @@ def _holds(archive: Path, name: str) -> bool:
         return name in opened.getnames()
 
 
-class Origin(BaseModel):
-    """The file that was given: its name, its bytes, and when it was last changed (nanoseconds since 1970)."""
+class DumpIdentity(Record):
+    """Identifies a dump's file and its content: a changed file has another size or time.
+
+    `size` is in bytes, `modified` in nanoseconds since 1970.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -72,18 +77,22 @@ class Origin(BaseModel):
     modified: int
 
 
-def dump_identity(origin: Path) -> Origin:
-    """What tells a dump's file from another, and from itself once it was changed."""
+def dump_identity(origin: Path) -> DumpIdentity:
     found = origin.stat()
-    return Origin(name=origin.name, size=found.st_size, modified=found.st_mtime_ns)
+    return DumpIdentity(name=printable(origin.name), size=found.st_size, modified=found.st_mtime_ns)
+
+
+def printable(path: Path | str) -> str:
+    """The path as valid Unicode: bytes that are not UTF-8 become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def site_prefix(origin: Path, given: str | None) -> str:
-    """What the names of a dump's files begin with, so that two sites can share a container; may be empty.
+    """The prefix of a dump's file names, so that two sites can share a container; may be empty.
 
-    Unless given it is the site, if the archive or the folder of the XML file is named by one: `raspberrypi.meta` of
-    raspberrypi.meta.stackexchange.com.7z, `stackoverflow` of stackoverflow.com-Posts.7z. Raises BadInput for what
-    can't be part of a blob's name, or would be taken for the date of the file.
+    If none is given, it is the site, provided that the archive or the folder of the XML file has the name of a site:
+    `raspberrypi.meta` for raspberrypi.meta.stackexchange.com.7z, `stackoverflow` for stackoverflow.com-Posts.7z. Raises
+    BadInput for a prefix that can't be part of a blob's name, or that looks like the date of the file.
     """
     archive = origin.suffix == ".7z"
     name = re.sub(r"-[A-Z][A-Za-z]*$", "", origin.stem) if archive else origin.resolve().parent.name
@@ -99,10 +108,10 @@ def site_prefix(origin: Path, given: str | None) -> str:
 def dump_file(origin: Path, name: str, work: Path, tell: Tell | None = None) -> Iterator[Path]:
     """The XML file `name` of an origin, for as long as the context lasts.
 
-    A folder's file is read where it lies. A .7z can only be unpacked from its beginning, and the import reads where it
-    needs to: the file is unpacked into a folder of its own in `work` (which needs room for it), kept there if the
-    context ends by an error so that a resumed import finds it, and removed at the end. Raises BadInput for an archive
-    that is damaged, has a password or uses a method that is not known.
+    A file in a folder is read in place. A .7z can only be unpacked from its beginning, but the import needs random
+    access. So the file is unpacked into its own folder in `work`, which needs enough disk space. If the context ends
+    with an error, the file stays there for a resumed import; otherwise it is removed. Raises BadInput for an archive
+    that is damaged, has a password or uses an unknown compression method.
     """
     if origin.name == name:
         yield origin
@@ -113,7 +122,7 @@ def dump_file(origin: Path, name: str, work: Path, tell: Tell | None = None) -> 
 
 
 def discard_unpacked(origin: Path, file: Path) -> None:
-    """Remove what `dump_file` unpacked, if anything, which no import will ask for again."""
+    """Remove the file that `dump_file` unpacked, if any: no import needs it any more."""
     if file != origin:
         file.unlink()
         file.parent.rmdir()
@@ -132,7 +141,7 @@ def _unpack(archive: Path, name: str, work: Path, tell: Tell | None) -> Path:
 
 @contextmanager
 def _opened(archive: Path) -> Iterator[SevenZipFile]:
-    """An archive; py7zr lets the errors of every library it unpacks with through."""
+    """An open archive. Any error becomes BadInput: py7zr raises the errors of all libraries that it unpacks with."""
     import py7zr
 
     try:
@@ -153,7 +162,7 @@ def _crc32(file: Path) -> int:
 
 
 def _told_as(stopwatch: Stopwatch) -> ExtractCallback:
-    """py7zr's callbacks, of which one tells how many bytes more are unpacked."""
+    """py7zr's callbacks; one of them reports the number of newly unpacked bytes."""
     from py7zr.callbacks import ExtractCallback
 
     class Told(ExtractCallback):

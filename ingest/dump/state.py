@@ -1,6 +1,6 @@
-"""What imports keep between their starts, in a folder each: whose it is, which files it wrote, and that one is at work.
+"""The state that an import keeps between runs: its identity, the files it wrote, and a lock while it runs.
 
-A folder lies in `.import-dump` of the target folder or of the folder for work, one for each site and target.
+Each site and target has its own state folder in `.import-dump` of the target folder or of the work folder.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
-from ingest.dump.source import WORK_FOLDER, Origin
-from shared.documents import decode
+from ingest.dump.source import WORK_FOLDER, DumpIdentity
+from shared.documents import Record, decode
 from shared.errors import BadInput, Conflict
 
 IDENTITY, JOURNAL, LOCK = "identity.json", "written.jsonl", "lock"
 END_BYTES = 1 << 20
 HERE = "."
-"""The target of an import whose state lies in it, wherever the folder is moved."""
+"""Stands for the target folder when the state lies in it, so that the folder can be moved."""
 
 if sys.platform == "win32":
     import msvcrt
@@ -38,42 +38,44 @@ else:
 
 
 def make_folder(folder: Path) -> Path:
-    """The folder, made if missing. Raises BadInput when a file is in its place."""
+    """The folder, created if missing. Raises BadInput when a file has its name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         file = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
-        raise BadInput(f"{file} is a file: name a folder for --out and --work") from error
+        raise BadInput(f"{file} is a file: give a folder for --out and --work") from error
     return folder
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a file that is never seen half written, whenever this process dies."""
+    """Write a file atomically: it never appears half written, even if this process dies."""
     part = file.with_name(f"{file.name}.part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     part.replace(file)
 
 
 @contextmanager
 def only_one(state: Path) -> Iterator[None]:
-    """Hold a state folder while the context lasts, or until this process dies.
+    """Lock a state folder while the context lasts, or until this process dies.
 
-    Raises Conflict while another import holds it, BadInput where its file system knows no locks.
+    Raises Conflict while another import holds the lock, BadInput where the file system does not support locks.
     """
     with (state / LOCK).open("a") as file:
         try:
             _lock(file.fileno())
         except (BlockingIOError, PermissionError) as error:
             raise Conflict(
-                f"another import is at work in {state}: wait until it has ended, then give the command again"
+                f"another import is running in {state}: wait until it has ended, then run the command again"
             ) from error
         except OSError as error:
-            raise BadInput(f"{file.name} can't be locked ({error}): name a folder on a local disk by --work") from error
+            raise BadInput(
+                f"{file.name} can't be locked ({error}): give a folder on a local disk with --work"
+            ) from error
         yield
 
 
 def is_held(state: Path) -> bool:
-    """Whether an import is at work there."""
+    """Whether an import is using the folder."""
     try:
         with only_one(state):
             return False
@@ -81,8 +83,8 @@ def is_held(state: Path) -> bool:
         return True
 
 
-class Content(BaseModel):
-    """What tells bytes from others without reading them all: their number, and a digest of the first and last MiB."""
+class Content(Record):
+    """Identifies bytes without reading them all: their number, and a digest of the first and the last megabyte."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -91,7 +93,7 @@ class Content(BaseModel):
 
 
 def content_of(file: Path, size: int | None = None) -> Content:
-    """The content of the first `size` bytes of a file, or of all."""
+    """Identifies the first `size` bytes of a file; all of them if None."""
     size = file.stat().st_size if size is None else size
     with file.open("rb") as opened:
         digest = hashlib.sha256(opened.read(min(size, END_BYTES)))
@@ -100,28 +102,28 @@ def content_of(file: Path, size: int | None = None) -> Content:
     return Content(size=size, digest=digest.hexdigest())
 
 
-class Identity(BaseModel):
-    """An import of posts: from which file (`origin`), and from which XML in it (`content`)."""
+class Identity(Record):
+    """An import of posts: `origin` identifies the given file and its date, `content` the XML in it."""
 
     model_config = ConfigDict(frozen=True)
 
-    origin: Origin
+    origin: DumpIdentity
     by: str
     target: str
     prefix: str
     content: Content
 
     @classmethod
-    def is_of(cls, state: Path, origin: Origin, by: str, target: str) -> bool:
-        """Whether a state folder is that of an import of just this file, its date included."""
+    def is_of(cls, state: Path, origin: DumpIdentity, by: str, target: str) -> bool:
+        """Whether a state folder belongs to an import of exactly this file, its date included."""
         saved = cls.of(state)
         return saved is not None and (saved.origin, saved.by, saved.target) == (origin, by, target)
 
     @classmethod
     def of(cls, state: Path) -> Self | None:
-        """Whose a state folder is; None when nobody's who has written a file.
+        """The import that a state folder belongs to; None when it is unknown and no file was written.
 
-        Raises BadInput when that can't be read.
+        Raises BadInput when files were written but the identity can't be read.
         """
         try:
             return decode(cls, (state / IDENTITY).read_bytes(), IDENTITY)
@@ -142,27 +144,29 @@ def _unreadable(file: Path, error: Exception) -> BadInput:
 
 
 def has_begun(state: Path) -> bool:
-    """Whether an import has put files in their place."""
+    """Whether an import has delivered files to the target."""
     journal = state / JOURNAL
     return journal.is_file() and journal.stat().st_size > 0
 
 
 def refuse_another_unit(state: Path, by: str, target: str) -> None:
-    """Raises BadInput when the folder is that of an import by another unit: the files of both would count."""
+    """Raises BadInput when the folder belongs to an import by another unit: the files of both would be counted."""
     saved = Identity.of(state)
     if saved and has_begun(state) and saved.by != by:
         raise BadInput(
-            f"{saved.origin.name} was imported into {target} by {saved.by}: by {by} too, its posts would be counted"
-            f" twice; go on with --by {saved.by}, or first {_taking_back(state, target)}"
+            f"{saved.origin.name} was imported into {target} by {saved.by}: by {by} as well, its posts would be"
+            f" counted twice; continue with --by {saved.by}, or first {_taking_back(state, target)}"
         )
 
 
 def refuse_a_second_copy(
     xml: Path, mine: Identity, state: Path, places: Iterable[tuple[Path, str]], target: str
 ) -> None:
-    """Raises BadInput when one of the `places`, with the name that `target` has there, knows an import of the same
-    posts, or of the first of them, into files of other names, which would count as well; Conflict when that one is at
-    work."""
+    """Check that the same posts were not imported into `target` under other file names: both would be counted.
+
+    `places` are folders that may hold the state of such an import, each with the name that `target` has there. Raises
+    BadInput when one of them imported the same posts, or the first part of them; Conflict when that import is running.
+    """
     for folder, address in places:
         for file in sorted((folder / WORK_FOLDER).glob(f"*/{IDENTITY}")):
             other = None if file.parent.samefile(state) else Identity.of(file.parent)
@@ -174,25 +178,25 @@ def refuse_a_second_copy(
                 as_before = f"--prefix {shlex.quote(other.prefix)} --by {other.by}"
                 raise BadInput(
                     f"the same posts were imported into {target} from {other.origin.name} with {as_before}: with"
-                    f" --prefix {shlex.quote(mine.prefix)} --by {mine.by} too, they would be counted twice; go on with"
-                    f" {as_before}, or first {_taking_back(file.parent, target)}"
+                    f" --prefix {shlex.quote(mine.prefix)} --by {mine.by} as well, they would be counted twice;"
+                    f" continue with {as_before}, or first {_taking_back(file.parent, target)}"
                 )
             if is_held(file.parent):
-                raise Conflict(f"another import of the same posts into {target} is at work, in {file.parent}")
+                raise Conflict(f"another import of the same posts into {target} is running in {file.parent}")
 
 
 def _taking_back(state: Path, target: str) -> str:
     return (
-        f"take back the files that {state / JOURNAL} names (remove them from {target}; for those that were counted"
-        f" already upload files of the same names without rows) and remove {state}"
+        f"take back the files that {state / JOURNAL} names (remove them from {target}; for files that were already"
+        f" counted, upload files with the same names and no rows) and remove {state}"
     )
 
 
 # ---- the journal --------------------------------------------------------------------------------------------------
 
 
-class Written(BaseModel):
-    """A file that was written; `bytes` is 0 where all its rows were rejected, so that no file was made."""
+class Written(Record):
+    """A file that was written; `bytes` is 0 where all its rows were rejected and no file was created."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -204,23 +208,23 @@ class Written(BaseModel):
 
 
 class Journal:
-    """Which files were written: one JSON line each, added when the file is in its place; the last of a name counts.
+    """The written files: one JSON line each, added when the file is at the target; the last line of a name counts.
 
-    Raises BadInput when it can't be read.
+    Raises BadInput when the journal can't be read.
     """
 
     def __init__(self, state: Path) -> None:
         self._file = state / JOURNAL
         self._lock = threading.Lock()
         try:
-            whole, _, torn = (self._file.read_text() if self._file.exists() else "").rpartition("\n")
-            entries = [decode(Written, line.encode(), JOURNAL) for line in whole.splitlines()]
-        except (ValueError, BadInput) as error:
+            whole, _, torn = (self._file.read_bytes() if self._file.exists() else b"").rpartition(b"\n")
+            entries = [decode(Written, line, JOURNAL) for line in whole.splitlines()]
+        except BadInput as error:
             raise _unreadable(self._file, error) from error
-        if torn:  # by a kill while a line was added
-            write_whole(self._file, whole + "\n" if whole else "")
+        if torn:  # the process was killed while it added a line
+            write_whole(self._file, whole.decode() + "\n" if whole else "")
         self.written = {entry.name: entry for entry in entries}
 
     def add(self, written: Written) -> None:
-        with self._lock, self._file.open("a") as out:
+        with self._lock, self._file.open("a", encoding="utf-8") as out:
             out.write(written.model_dump_json() + "\n")

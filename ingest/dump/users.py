@@ -17,15 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 from psycopg2.extensions import encodings
-from pydantic import BaseModel
+from pydantic import ConfigDict
 
 from ingest.dump.report import KEPT_BYTES, DumpReport, Rejected, Spool, Stopwatch, Tell, write_rejected
 from ingest.dump.rows import MOMENT, Check, RowParser, XmlTable, read_rows
 from ingest.dump.scan import MAX_ROW, Index, scan_file
-from ingest.dump.source import WORK_FOLDER, Origin, Source, dump_file, dump_identity, dump_origin
+from ingest.dump.source import WORK_FOLDER, DumpIdentity, Source, dump_file, dump_identity, dump_origin, printable
 from ingest.dump.state import make_folder, only_one, write_whole
 from ingest.postgres.errors import postgres_errors
 from shared.arrays import Flags
+from shared.documents import Record, decode
 from shared.errors import BadInput, Conflict
 
 USERS_XML = "Users.xml"
@@ -50,10 +51,10 @@ USERS = XmlTable(
     ),
     required=("Id", "Reputation", "CreationDate", "DisplayName", "LastAccessDate", "Views", "UpVotes", "DownVotes"),
 )
-"""The attributes of a user that the table has a column for; `id`, `creation_date` and so on are their names there."""
+"""The attributes of a user for which the table has a column, named `id`, `creation_date` and so on."""
 
 LONGEST = {"DisplayName": 40, "WebsiteUrl": 200, "Location": 100}
-"""Characters that a column of the table takes, as in Stack Exchange's own schema."""
+"""Maximum characters of a column, as in Stack Exchange's own schema."""
 
 TEXTS = [field.name for field in USERS.schema if field.type == pa.string()]
 
@@ -67,7 +68,7 @@ POST_TYPES: tuple[tuple[int, str], ...] = (
     (7, "WikiPlaceholder"),
     (8, "PrivilegeWiki"),
 )
-"""The rows (Id, Name) of Stack Exchange's PostTypes, which a dump holds in its description only."""
+"""The rows (Id, Name) of Stack Exchange's PostTypes; a dump has them only in its description."""
 
 TABLES = {
     "post_types": "id smallint PRIMARY KEY, name varchar(50) NOT NULL",
@@ -100,7 +101,7 @@ LATER = """
     WHERE n > 1
 """
 LOADED = "SELECT count(*), count(*) FILTER (WHERE xmin::text = %s) FROM raw_st.users"
-"""How many users there are, and how many of them a transaction wrote that nobody has changed since."""
+"""The number of users, and the number of those that a given transaction wrote and nobody has changed since."""
 
 MAX_SHRINK = 0.1
 LATER_AT_ONCE = 10_000
@@ -120,17 +121,17 @@ def import_users(
 ) -> DumpReport:
     """Replace the users and the post types in Postgres by those of a dump (a folder or archives with Users.xml).
 
-    One transaction on a psycopg2 `connection`, which is committed: readers see the old rows until it is, and keep
-    them if anything fails. So an interrupted import begins again; but one that is called again while the table holds
-    just what it loaded from the same file does nothing and returns the first report. Memory is constant. Users that
-    can't be read, that the table or the database's encoding can't hold or whose Id an earlier one has go to the file
-    `rejected`, one JSON object a line. State lies in `.import-dump/users` of `work`, unless given of the folder of
-    `rejected`.
+    It runs and commits one transaction on a psycopg2 `connection`: readers see the old rows until the commit, and keep
+    them if anything fails. So an interrupted import starts from the beginning. If the table still holds exactly what an
+    earlier call loaded from the same file, nothing is done and the first report is returned. Memory is constant. A user
+    goes to the file `rejected`, one JSON object a line, if it can't be read, if the table or the database's encoding
+    can't hold it, or if an earlier user has the same Id. State is in `.import-dump/users` of `work`; without `work`, of
+    the folder of `rejected`.
 
-    Unless `force` is given nothing is replaced by a file that is cut off, that has no users, or that has fewer than the
-    table by more than the share `max_shrink`: BadInput, with the numbers. Raises as well NotFound or BadInput when the
-    source is no dump, BadInput when the table has other columns, Conflict when the file changes while it is read or
-    another import holds the state, and what `postgres_errors` makes of the server's answers.
+    Without `force`, a file is refused with BadInput and numbers if it is truncated, has no users, or has fewer users
+    than the table by more than the share `max_shrink`. Also raises NotFound or BadInput when the source is no dump,
+    BadInput when the table has other columns, Conflict when the file changes while it is read or another import holds
+    the state, and what `postgres_errors` raises.
     """
     started = time.monotonic()
     origin = dump_origin(source, USERS_XML)
@@ -140,24 +141,24 @@ def import_users(
         with _errors():
             connection.set_client_encoding("UTF8")
         server = connection.info
-        identity = _Identity(origin=dump_identity(origin), database=f"{server.host}:{server.port}/{server.dbname}")
-        record = _Record(state / "loaded.json", identity)
-        if earlier := record.report_if_loaded(connection):
+        identity = _Identity(**dump_identity(origin).model_dump(), database=(server.host, server.port, server.dbname))
+        record = state / "loaded.json"
+        if earlier := _report_if_loaded(record, identity, connection):
             return earlier
         with dump_file(origin, USERS_XML, state, progress) as xml:
             report, transaction = _load(
                 xml, origin, connection, state, rejected, progress, None if force else max_shrink
             )
         report = report.model_copy(update={"seconds": time.monotonic() - started})
-        record.save(report, transaction)
+        write_whole(record, _Loaded(identity=identity, transaction=transaction, report=report).model_dump_json())
     return report
 
 
 def _load(
     xml: Path, origin: Path, connection: Any, state: Path, rejected: Path, tell: Tell | None, max_shrink: float | None
 ) -> tuple[DumpReport, str]:
-    """Replace the users by those of a file, whatever it is where `max_shrink` is None; reports it, without `seconds`,
-    and returns the number of the transaction."""
+    """Replace the users by those of a file; if `max_shrink` is None, the file is not checked for loss. Returns the
+    report, without `seconds`, and the id of the transaction."""
     found, spooled = state / "rejected-by-scan.spool", state / "rejected.spool"
     index = scan_file(xml, USERS.root, None, rejected=found, spread=_one_by_one, tell=tell)
     if max_shrink is not None and (index.truncated or not index.rows):
@@ -176,12 +177,12 @@ def _load(
             _check_shrink(cursor, origin, rows_out, max_shrink)
         transaction = _replace(cursor)
     report = DumpReport(
-        source=str(origin),
+        source=printable(origin),
         bytes=xml.stat().st_size,
         rows_in=index.rows,
         rows_out=rows_out,
         rejected=index.rejected + spool.count,
-        rejected_file=str(rejected_to) if rejected_to else None,
+        rejected_file=printable(rejected_to) if rejected_to else None,
         not_imported=dict(reading.not_imported),
         truncated=index.truncated,
         seconds=0.0,
@@ -190,10 +191,10 @@ def _load(
 
 
 def replace_reference_tables(connection: Any, users: Iterable[pa.RecordBatch]) -> int:
-    """Replace the rows of both tables, made if missing, in one transaction; returns the number of users.
+    """Replace the rows of both tables in one transaction, creating missing tables; returns the number of users.
 
-    `users` has the columns of `USERS`. Raises BadInput when two users have one Id, and what `postgres_errors` makes of
-    the server's other answers.
+    `users` has the columns of `USERS`. Raises BadInput when two users have the same Id, and what `postgres_errors`
+    raises.
     """
     with _errors(), connection, connection.cursor() as cursor:
         _make_tables(cursor)
@@ -207,8 +208,8 @@ def _errors() -> AbstractContextManager[None]:
 
 
 def _make_tables(cursor: Any) -> None:
-    """Make what is missing: the server asks for the right to make even what is there. Raises BadInput for tables of
-    other columns."""
+    """Create only what is missing: the server requires the right to create even for what exists. Raises BadInput for
+    tables that lack columns."""
     cursor.execute("SELECT to_regnamespace('raw_st')")
     if cursor.fetchone() == (None,):
         cursor.execute("CREATE SCHEMA IF NOT EXISTS raw_st")
@@ -220,12 +221,12 @@ def _make_tables(cursor: Any) -> None:
             cursor.execute(f"CREATE TABLE IF NOT EXISTS raw_st.{table} ({columns})")
         elif lost := [name for name in needed[table] if name not in found]:
             raise BadInput(
-                f"raw_st.{table} has no column {' or '.join(lost)}: add what is missing, or rename the table, and the"
-                " import makes one of its own"
+                f"raw_st.{table} has no column {' or '.join(lost)}: add it, or rename the table, and the import"
+                " creates a new one"
             )
 
 
-_WAY_OUT = "raw_st.users is left as it was; --force-users takes the file as it is"
+_WAY_OUT = "raw_st.users is unchanged; --force-users loads the file without this check"
 
 
 def _one_by_one(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -233,7 +234,7 @@ def _one_by_one(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterato
 
 
 def _replace(cursor: Any) -> str:
-    """Put the incoming users, of each Id the first, in place of the old ones; returns the number of the transaction."""
+    """Replace the old users by the incoming ones, the first of each Id; returns the id of the transaction."""
     columns = ", ".join(_snake_case(USERS.schema))
     _replace_post_types(cursor)
     cursor.execute(
@@ -247,13 +248,13 @@ def _replace(cursor: Any) -> str:
 
 def _replace_post_types(cursor: Any) -> None:
     types = pa.record_batch({"id": [number for number, _ in POST_TYPES], "name": [name for _, name in POST_TYPES]})
-    # TRUNCATE would be faster, but shows empty tables to a transaction that took its snapshot before.
+    # TRUNCATE would be faster, but a transaction with an older snapshot would see empty tables.
     cursor.execute("DELETE FROM raw_st.post_types")
     _copy(cursor, "raw_st.post_types", [types])
 
 
 def _set_aside_later(connection: Any, xml: Path, spool: Spool) -> int:
-    """Users whose Id an earlier one has; returns their number."""
+    """Reject users whose Id an earlier user has; returns their number."""
     number = 0
     with connection.cursor("later") as cursor, xml.open("rb") as file:
         cursor.itersize = LATER_AT_ONCE
@@ -277,54 +278,43 @@ def _check_shrink(cursor: Any, origin: Path, users: int, max_shrink: float) -> N
     (before,) = cursor.fetchone()
     if not users or users < before * (1 - max_shrink):
         raise BadInput(
-            f"{origin}: {users:,} users can be taken from {USERS_XML}, and raw_st.users has {before:,}"
+            f"{origin}: {USERS_XML} has {users:,} valid users, and raw_st.users has {before:,}"
             f" (REFERENCE_MAX_SHRINK is {max_shrink}); {_WAY_OUT}"
         )
 
 
-class _Identity(BaseModel):
-    """An import of users: from which file, into which database (`host:port/name`)."""
+class _Identity(DumpIdentity):
+    """The file that was loaded, and the host, port and name of the database."""
 
-    origin: Origin
-    database: str
+    database: tuple[str | None, int, str]
 
 
-class _Loaded(BaseModel):
-    """Which transaction loaded which file, with its report; `loaded.json`."""
+class _Loaded(Record):
+    """Which transaction loaded which file, with its report."""
+
+    model_config = ConfigDict(frozen=True)
 
     identity: _Identity
     transaction: str
     report: DumpReport
 
 
-class _Record:
-    """The record of the last import of users."""
-
-    def __init__(self, file: Path, identity: _Identity) -> None:
-        self._file = file
-        self._identity = identity
-
-    def report_if_loaded(self, connection: Any) -> DumpReport | None:
-        """The report of an earlier import of the same file, if the table holds its users and no others."""
-        try:
-            saved = _Loaded.model_validate_json(self._file.read_text())
-        except (FileNotFoundError, ValueError):  # nothing to rely on: the users are loaded again
+def _report_if_loaded(record: Path, identity: _Identity, connection: Any) -> DumpReport | None:
+    """The report of an earlier import of the same file, if the table holds its users and no others."""
+    try:
+        saved = decode(_Loaded, record.read_bytes(), str(record))
+    except (FileNotFoundError, BadInput):  # the users are loaded again
+        return None
+    if saved.identity != identity:
+        return None
+    with _errors(), connection, connection.cursor() as cursor:
+        cursor.execute("SELECT to_regclass('raw_st.users')")
+        if cursor.fetchone() == (None,):
             return None
-        if saved.identity != self._identity:
+        cursor.execute(LOADED, [saved.transaction])
+        if cursor.fetchone() != (saved.report.rows_out, saved.report.rows_out):
             return None
-        report = saved.report
-        with _errors(), connection, connection.cursor() as cursor:
-            cursor.execute("SELECT to_regclass('raw_st.users')")
-            if cursor.fetchone() == (None,):
-                return None
-            cursor.execute(LOADED, [saved.transaction])
-            if cursor.fetchone() != (report.rows_out, report.rows_out):
-                return None
-        return report.model_copy(update={"resumed_rows": report.rows_out})
-
-    def save(self, report: DumpReport, transaction: str) -> None:
-        loaded = _Loaded(identity=self._identity, transaction=transaction, report=report)
-        write_whole(self._file, loaded.model_dump_json())
+    return saved.report.model_copy(update={"resumed_rows": saved.report.rows_out})
 
 
 def _named(users: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -350,13 +340,13 @@ def _copy(cursor: Any, table: str, batches: Iterable[pa.RecordBatch]) -> int:
         raise BadInput(f"{table} refuses the dump: {' '.join(str(error).split())}") from error
     except psycopg2.Error:
         if text.failure:
-            raise text.failure from None  # psycopg2 makes a database error of it
+            raise text.failure from None  # psycopg2 turned it into a database error
         raise
     return int(cursor.rowcount)
 
 
 class _CsvText:
-    """What psycopg2 reads: batches as CSV, made one at a time. Strings stand in quotes, so '' is no NULL."""
+    """A file for psycopg2: batches as CSV, converted one at a time. Strings are quoted, so an empty one is not NULL."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
         self._batches = batches
@@ -380,7 +370,7 @@ class _CsvText:
 
 
 class _Reading:
-    """Users.xml as batches, and what is known of it once they were taken."""
+    """Users.xml as batches; `not_imported` is complete once all were read."""
 
     def __init__(self, xml: Path, index: Index, spool: Spool, tell: Tell | None, unfit: Check) -> None:
         self._xml = xml
@@ -391,7 +381,7 @@ class _Reading:
         self.not_imported = self._parser.not_imported
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """Every user that the table can hold, and its place. Raises Conflict when the file changes meanwhile."""
+        """Every user that the table can hold, and its offset. Raises Conflict when the file changes meanwhile."""
         given = 0
         with self._xml.open("rb", buffering=0) as file:
             for run in self._index.runs:
@@ -403,13 +393,11 @@ class _Reading:
                 self._parser.rejected.clear()
                 self._stopwatch.advance(len(rows.data))
         if self._index.rows != given + self._index.rejected + self._spool.count:
-            raise Conflict(
-                f"{self._xml} held {self._index.rows} users, and {given} were read: it was changed meanwhile"
-            )
+            raise Conflict(f"{self._xml} had {self._index.rows} users, but {given} were read: it changed meanwhile")
 
 
 def _unfit_for(connection: Any) -> Check:
-    """What the table would refuse, so that one user can't fail the COPY of all."""
+    """A check for what the table would refuse, so that one user can't make the whole COPY fail."""
     encoding = connection.get_parameter_status("server_encoding")
     codec = None if encoding in ("UTF8", "SQL_ASCII") else encodings.get(encoding)
 
@@ -418,7 +406,7 @@ def _unfit_for(connection: Any) -> Check:
             lengths = pc.utf8_length(users[name]).fill_null(0)
             yield np.asarray(lengths) > longest, f"{name} is longer than {longest} characters"
         for name in TEXTS if codec else ():
-            words = f"{name} has characters that the encoding of the database, {encoding}, has not"
+            words = f"{name} has characters that the encoding of the database, {encoding}, does not have"
             yield _beyond(users[name], str(codec)), words
 
     return unfit

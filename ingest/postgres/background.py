@@ -1,4 +1,4 @@
-"""Work ahead in a thread: a bounded queue between who makes things and who uses them."""
+"""A producer thread that works ahead: a bounded queue between producer and consumer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Abandoned(Exception):
-    """The consumer has gone; raised inside the producer so that it unwinds."""
+    """The consumer has stopped; raised inside the producer so that it unwinds."""
 
 
 def run_ahead(
@@ -21,12 +21,13 @@ def run_ahead(
     budget: int | None = None,
     size: Callable[[T], int] | None = None,
 ) -> Generator[T, None, None]:
-    """Yield what `produce(put)` puts, while it runs in a thread of that name at most `depth` items ahead.
+    """Yield the items of `produce(put)`, which runs in a thread called `name`, at most `depth` items ahead.
 
-    With a `budget`, items wait only while the sum of their `size`, and that of the one in use, is within it; one that
-    is larger waits until all others were used.
+    With a `budget`, the `size` of the queued items and of the one in use adds up to at most the budget; a larger item
+    is queued only when all others were used.
     An exception in `produce` is raised here, after the items before it. Closing the generator raises Abandoned in the
-    producer's next `put` and waits for its end: a producer that may block elsewhere must be woken by the caller first.
+    producer's next `put` and waits for the thread to end: if the producer may block elsewhere, the caller must wake it
+    first.
     """
     waiting: deque[tuple[T, int]] = deque()
     changed = threading.Condition()
@@ -53,7 +54,7 @@ def run_ahead(
         nonlocal over, failure
         try:
             produce(put)
-        except BaseException as error:  # noqa: BLE001 - carried over to the consumer
+        except BaseException as error:  # noqa: BLE001 - raised in the consumer
             failure = error
         with changed:
             over = True
@@ -70,7 +71,7 @@ def run_ahead(
                 item, weight = waiting.popleft()
                 changed.notify()
             yield item
-            del item  # else it stays until the next one is there
+            del item  # else it stays in memory until the next one arrives
             with changed:
                 held -= weight
                 changed.notify()

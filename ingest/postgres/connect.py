@@ -1,4 +1,4 @@
-"""Connecting to the reference database, and the one session in which all tables are seen at the same moment."""
+"""The connection to the reference database, and the one session that reads all tables from the same snapshot."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ PINNED_SESSION = """
     SET LOCAL lock_timeout = '60s';
     SET LOCAL idle_in_transaction_session_timeout = 0;
 """
-"""Text forms and row order must not depend on the role's settings or on who else reads; with row_security off, rows
-that the role may not see are an error and do not just go missing."""
+"""Text forms and row order must not depend on the role's settings or on other readers. With row_security off, rows that
+the role may not see raise an error instead of being left out."""
 
 
 def begin_snapshot(connection: Any, seconds: float) -> None:
-    """Start the one read-only transaction in which every table is seen at the same moment; see `limit_statements`.
+    """Start the one read-only transaction that reads every table from the same snapshot; see `limit_statements`.
 
     Raises what `postgres_errors` raises.
     """
@@ -44,7 +44,7 @@ def begin_snapshot(connection: Any, seconds: float) -> None:
 
 
 def limit_statements(connection: Any, seconds: float) -> None:
-    """Have the server end each later statement of the transaction after so many seconds, at once if there are none."""
+    """Have the server cancel each later statement of the transaction after `seconds`, at once if not positive."""
     with postgres_errors("the snapshot"), connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = %s", [max(1, ceil(seconds * 1000))])  # 0 would be no limit
 
@@ -53,8 +53,8 @@ def connect(services: Services) -> Any:
     """A new psycopg2 connection to the reference database; the caller closes it.
 
     Raises TransientError when the server cannot be reached, AccessDenied when it refuses the login, NotFound when
-    it has no such database, TerminalError when it cannot be trusted or speaks no TLS. A password that is refused is
-    read anew the next time.
+    the database does not exist, TerminalError when its certificate is not trusted or it does not support TLS. A refused
+    password is read again the next time.
     """
     settings = services.settings
     where = f"Postgres {settings.postgres_host}:{settings.postgres_port}/{settings.postgres_database}"

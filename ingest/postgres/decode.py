@@ -1,4 +1,4 @@
-"""Values in the wire form of COPY BINARY as Arrow arrays, a column of some thousands of rows at a time.
+"""Decodes values of COPY BINARY to Arrow arrays, one column of some thousands of rows at a time.
 
 Source: the `*_send` functions of PostgreSQL's types.
 """
@@ -26,10 +26,10 @@ FIRST_MICROSECOND, LAST_MICROSECOND = FIRST_DAY * 86_400_000_000, (LAST_DAY + 1)
 
 @dataclass(frozen=True)
 class Cells:
-    """One column of some rows: the values in wire form, and which of them are not NULL (None: all are not).
+    """One column of some rows: the values in wire form, and which of them are not NULL (None: no value is NULL).
 
-    `starts` and `ends` say where each value lies in `buffer`; `fixed` holds those of a fixed-width column, where what
-    stands at a NULL has no meaning.
+    `starts` and `ends` are the bounds of each value in `buffer`; `fixed` holds the values of a fixed-width column,
+    undefined at a NULL.
     """
 
     buffer: bytes | bytearray
@@ -43,12 +43,12 @@ NO_VALUES = np.empty(0, np.uint8)
 Irregularities = Counter[tuple[str, str]]
 """How many irregular values were seen, by (column, "infinity" | "out_of_range" | "nan")."""
 Decode = Callable[[Cells, str, pa.DataType, Irregularities], pa.Array]
-"""From cells, the column's name and Arrow type, and the counter of its irregular values to an array."""
+"""Takes cells, the column's name and Arrow type, and the counter of irregular values; returns an array."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The days or microseconds since 2000-01-01 that the lake holds, and how many the epoch of Arrow lies before."""
+    """The first and last day or microsecond, since 2000-01-01, that the lake accepts; `epoch` is the offset to 1970."""
 
     first: int
     last: int
@@ -72,12 +72,12 @@ def _array(arrow: pa.DataType, values: NDArray[Any], valid: Flags | None) -> pa.
 
 
 def numbers(cells: Cells, _: str, arrow: pa.DataType, __: Irregularities) -> pa.Array:
-    """Values of a fixed width that Arrow holds as they are."""
+    """Values of a fixed width that need no conversion."""
     return _array(arrow, native(cells.fixed), cells.valid)
 
 
 def moments(cells: Cells, name: str, arrow: pa.DataType, irregularities: Irregularities, *, bounds: Bounds) -> pa.Array:
-    """Days or microseconds since 2000-01-01, where the two ends of the integer mean -infinity and infinity."""
+    """Days or microseconds since 2000-01-01; the smallest and largest integer mean -infinity and infinity."""
     values, valid = native(cells.fixed), cells.valid
     ends = np.iinfo(values.dtype)
     outside = (values < bounds.first) | (values > bounds.last)
@@ -98,9 +98,9 @@ def flags(cells: Cells, _: str, arrow: pa.DataType, __: Irregularities) -> pa.Ar
 
 
 def strings(cells: Cells, _: str, arrow: pa.DataType, __: Irregularities) -> pa.Array:
-    """Text or bytes: Arrow sees the buffer as values and the gaps between them, and copies out the values only.
+    """Text or bytes: Arrow reads the buffer as alternating values and gaps, and copies only the values.
 
-    Of a single row it copies nothing: that is how values of many megabytes come.
+    A single row is not copied: values of many megabytes arrive in this way.
     """
     rows = len(cells.starts)
     if rows == 1:

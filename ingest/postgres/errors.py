@@ -27,14 +27,14 @@ def postgres_errors(what: str, needed: str = READING) -> Iterator[None]:
 
 def _translated(what: str, error: psycopg2.Error, needed: str) -> StackTopicsError:
     said = f"{what}: {' '.join(str(error).split())}"
-    of_statement = error.diag.statement_position is not None  # what it misses is named there, not in a view's function
+    of_statement = error.diag.statement_position is not None  # the statement itself fails, not a function in a view
     if isinstance(error, errors.UndefinedFunction) and of_statement:
-        return TerminalError(f"{said}; a key must be of a type that can be compared (see REFERENCE_KEYS)")
+        return TerminalError(f"{said}; the type of a key must be comparable (see REFERENCE_KEYS)")
     if isinstance(error, errors.UndefinedTable | errors.UndefinedFunction | errors.InvalidSchemaName):
         if of_statement:
             return NotFound(f"{what} does not exist (see REFERENCE_SCHEMA and REFERENCE_TABLES)")
-        needed = "name the schema there, or ALTER FUNCTION … SET search_path"
-        return NotFound(f"{said}; functions that a view calls find nothing outside pg_catalog by itself: {needed}")
+        needed = "qualify names there with their schema, or ALTER FUNCTION … SET search_path"
+        return NotFound(f"{said}; functions of a view find unqualified names only in pg_catalog: {needed}")
     if isinstance(error, errors.InsufficientPrivilege):
         return AccessDenied(f"{said}; the role in POSTGRES_USER needs {needed}")
     if isinstance(error, errors.QueryCanceled):
@@ -51,7 +51,7 @@ def _translated(what: str, error: psycopg2.Error, needed: str) -> StackTopicsErr
 
 @contextmanager
 def connection_errors(where: str, user: str) -> Iterator[None]:
-    """Translate what libpq says when it cannot connect to `where` as `user`; it has no codes for that, only words."""
+    """Translate libpq's errors of a failed connection to `where` as `user`, by their text: they have no codes."""
     try:
         yield
     except psycopg2.OperationalError as error:
@@ -65,7 +65,9 @@ def _not_connected(where: str, user: str, said: str) -> StackTopicsError:
         hint = "set POSTGRES_SSLROOTCERT to a file with the server's CA (for Amazon RDS, Amazon's bundle)"
         return TerminalError(f"{where}: {said}; {hint}")
     if "does not support SSL" in said:
-        return TerminalError(f"{where}: {said}; turn TLS on there; POSTGRES_SSLMODE=disable sends all in the clear")
+        return TerminalError(
+            f"{where}: {said}; enable TLS on the server; POSTGRES_SSLMODE=disable sends everything unencrypted"
+        )
     if "authentication failed" in said or "no pg_hba.conf entry" in said:
         return AccessDenied(f"{where} refuses {user}: {said}")
     if "does not exist" in said:

@@ -1,6 +1,6 @@
 """Postgres' own 64-bit hashes of values, computed for whole Arrow arrays: Bob Jenkins' lookup3 with a seed.
 
-Partitioned tables are laid out by these hashes, so they stay the same between versions. Source: PostgreSQL,
+Postgres assigns rows to hash partitions by these hashes, so they do not change between versions. Source: PostgreSQL,
 `src/common/hashfn.c` and the `hash_*_extended` function of each type.
 """
 
@@ -18,13 +18,13 @@ from ingest.postgres.decode import EPOCH_DAYS, EPOCH_MICROSECONDS
 from shared.arrays import Bytes, Doubles, Hashes, Int64s, Words
 
 LONG = 1024
-"""Measured best of 64 to 1024 bytes, on both sides."""
+"""The fastest of 64 to 1024 bytes, measured on the server and here."""
 START = 0x9E3779B9 + 3923095
-"""What lookup3 starts all three words from, before the value's length is added."""
+"""The initial value of lookup3's three words, before the value's length is added."""
 
 
 Hash = Callable[[pa.Array, int], Hashes]
-"""Postgres' seeded 64-bit hash of every value of an Arrow array; what stands at a NULL has no meaning."""
+"""Postgres' seeded 64-bit hash of every value of an Arrow array; the hash at a NULL is undefined."""
 
 
 def of_small_numbers(column: pa.Array, seed: int) -> Hashes:
@@ -43,7 +43,7 @@ def of_words(column: pa.Array, seed: int) -> Hashes:
 
 
 def of_floats(column: pa.Array, seed: int) -> Hashes:
-    """`hashfloat8extended`, which is also that of a float4."""
+    """`hashfloat8extended`, which float4 also uses."""
     return _hash_float8(_values(column.cast(pa.float64()), np.float64), seed)
 
 
@@ -71,7 +71,7 @@ def of_decimals(column: pa.Array, seed: int) -> Hashes:
 
 
 def of_strings(column: pa.Array, seed: int) -> Hashes:
-    """`hashtextextended`, and that of bytes; a value longer than LONG bytes is hashed through its SHA-256."""
+    """`hashtextextended`, also for bytes; for a value longer than LONG bytes, its SHA-256 is hashed."""
     all_offsets = np.frombuffer(column.buffers()[1], np.int32)
     offsets = all_offsets[column.offset : column.offset + len(column) + 1].astype(np.int64)
     data = np.frombuffer(column.buffers()[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
@@ -79,8 +79,8 @@ def of_strings(column: pa.Array, seed: int) -> Hashes:
     is_long = lengths > LONG
     if not is_long.any():
         return _lookup3(data, starts, lengths, seed)
-    size = 64 if pa.types.is_string(column.type) else 32  # text is hashed as text, by the digest's hexadecimal form
-    kept, digests = data[:0] if is_long.all() else data, bytearray()  # values of many megabytes are not copied
+    size = 64 if pa.types.is_string(column.type) else 32  # for text, the hexadecimal digest is hashed
+    kept, digests = data[:0] if is_long.all() else data, bytearray()  # does not copy values of many megabytes
     for row in np.flatnonzero(is_long):
         digest = hashlib.sha256(data[starts[row] : starts[row] + lengths[row]].data)
         starts[row], lengths[row] = len(kept) + len(digests), size
@@ -97,7 +97,7 @@ def without_nulls(hashed: Hash, column: pa.Array, seed: int) -> Hashes:
 
 
 def _values(column: pa.Array, dtype: Any) -> NDArray[Any]:
-    """The values buffer of a fixed-width array, without looking at which are NULL."""
+    """The values buffer of a fixed-width array; NULLs are ignored."""
     return np.frombuffer(column.buffers()[1], dtype)[column.offset : column.offset + len(column)]
 
 
@@ -109,13 +109,13 @@ def _hash_word(values: Words, seed: int) -> Hashes:
 
 
 def _hash_int8(values: Int64s, seed: int) -> Hashes:
-    """`hashint8extended`: the high half is folded into the low one so that an int8 hashes as the equal int4 does."""
+    """`hashint8extended`: folds the high half into the low one, so that equal int8 and int4 have the same hash."""
     low, high = values.astype(np.uint32), (values >> 32).astype(np.uint32)
     return _hash_word(low ^ np.where(values >= 0, high, ~high), seed)
 
 
 def _hash_float8(values: Doubles, seed: int) -> Hashes:
-    """`hashfloat8extended`: both zeros hash to the seed, all NaN alike."""
+    """`hashfloat8extended`: both zeros hash to the seed, all NaN to one value."""
     canonical = np.where(np.isnan(values), np.float64("nan"), values)
     hashes = _lookup3(canonical.view(np.uint8), np.arange(0, 8 * len(values), 8), np.full(len(values), 8), seed)
     hashes[values == 0] = seed
@@ -128,14 +128,14 @@ LOW_BYTES = np.array([(1 << 8 * count) - 1 for count in range(5)], np.uint32)
 
 
 def _lookup3(data: Bytes, starts: Int64s, lengths: Int64s, seed: int) -> Hashes:
-    """`hash_bytes_extended` of many byte strings at once: block i of all strings that have one is one step."""
+    """`hash_bytes_extended` of many byte strings at once: step i hashes block i of all strings that are long enough."""
     if not len(lengths):
         return np.empty(0, np.uint64)
     blocks = lengths // BLOCK
     most = int(blocks.max())
-    order = np.argsort((most - blocks).astype(np.uint8), kind="stable")  # most < 256; so the sort is a radix sort
+    order = np.argsort((most - blocks).astype(np.uint8), kind="stable")  # most < 256, so numpy uses a radix sort
     position, lengths = starts[order], lengths[order]
-    with_block = len(order) - np.bincount(blocks, minlength=most + 1).cumsum()  # how many strings have a block i
+    with_block = len(order) - np.bincount(blocks, minlength=most + 1).cumsum()  # the number of strings with a block i
     padded = np.concatenate([data, np.zeros(BLOCK, np.uint8)])
     block_at = np.ndarray((len(data) + 1,), f"V{BLOCK}", padded, strides=(1,))
 

@@ -1,7 +1,7 @@
-"""How a table is copied: its columns from the server's catalogue, what becomes of each, and its key.
+"""The plan for copying a table: its columns from the server's catalogue, their types in the lake, and its key.
 
-Refused by name: pseudo-types, and two columns whose names differ only in case (Spark and Synapse cannot tell them
-apart).
+Pseudo-types are refused, and columns whose names differ only in case, which Spark and Synapse cannot distinguish. The
+error names these columns.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from shared.errors import BadInput
 
 LONGEST_STRETCH, LONGEST_FIELD = 64, 4 + 16
 DECLARED = b"stacktopics.postgres_type"
-"""Under this name a field's metadata hold the column's type as the server declares it."""
+"""The key in a field's metadata for the column's type as the server declares it."""
 
 
 @dataclass(frozen=True)
 class TablePlan:
-    """How one table is copied; made by `plan_table`. `key` holds the columns that tell its rows apart, if any do."""
+    """How one table is copied; made by `plan_table`. `key` holds the columns of its key, if it has one."""
 
     schema: str
     table: str
@@ -46,7 +46,7 @@ class TablePlan:
 
     @cached_property
     def stretches(self) -> list[np.dtype[Any]]:
-        """For each column: the fields that follow in every row from its length on, as far as their widths are fixed."""
+        """For each column: the fields that follow in every row from its length on, up to the next variable width."""
         return [_stretch(self.columns, first) for first in range(len(self.columns))]
 
     @property
@@ -55,12 +55,12 @@ class TablePlan:
 
     @property
     def copy_statement(self) -> sql.Composed:
-        """COPY of every column, as text where the binary form is not read here."""
+        """COPY of every column, as text if its binary form is not supported."""
         return sql.SQL("COPY ({}) TO STDOUT (FORMAT binary)").format(self._query)
 
     @property
     def probe_statement(self) -> sql.Composed:
-        """The same query for no row: the server refuses it where the role may not read one of the columns."""
+        """The same query for no row: the server refuses it if the role may not read one of the columns."""
         return sql.SQL("{} LIMIT 0").format(self._query)
 
     @property
@@ -86,7 +86,7 @@ CATALOGUE_QUERY = """
            )
     FROM resolved r JOIN pg_type t ON t.oid = r.type WHERE t.typtype <> 'd' ORDER BY r.attnum
 """
-"""An object whose oid is below 16384 came with the server (FirstNormalObjectId of its source)."""
+"""An object with an oid below 16384 is built in (FirstNormalObjectId in PostgreSQL's source)."""
 KEYS_QUERY = """
     SELECT i.indisprimary, array_agg(a.attname::text ORDER BY a.attnum)
     FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
@@ -95,8 +95,8 @@ KEYS_QUERY = """
       AND NOT (c.relkind = 'r' AND c.relhassubclass)
     GROUP BY i.indexrelid, i.indisprimary HAVING bool_and(a.attnotnull)
 """
-"""Sets of columns that the server itself keeps unique and free of NULL. An index of a table with heirs (the old kind,
-not partitions) does not reach their rows, which a SELECT of the table returns too."""
+"""Sets of columns that the server itself keeps unique and free of NULL. A table with inheritance children (not
+partitions) is left out: its index does not cover the children's rows, which a SELECT of the table returns too."""
 
 
 def plan_table(
@@ -106,16 +106,16 @@ def plan_table(
     excluded: frozenset[str] = frozenset(),
     key: tuple[str, ...] = (),
 ) -> TablePlan:
-    """Read a table's columns from the catalogue and decide what becomes of each; holds the table against changes.
+    """Read a table's columns from the catalogue and decide how each is copied; locks the table against changes.
 
-    `excluded` columns are left out. `key` names the columns that must tell rows apart; without it that is the primary
-    key, if there is one and all of it is copied. Raises BadInput naming every column that cannot be carried, or a key
-    that is none, with how many rows break it; NotFound for a table or view that is not there; AccessDenied when the
-    role may not read all that is copied.
+    `excluded` columns are left out. `key` names the columns whose values must be unique; without it, the primary key is
+    used if all its columns are copied. Raises BadInput naming every column that cannot be copied, or an invalid key
+    with the number of rows that violate it; NotFound when the table or view does not exist; AccessDenied when the role
+    may not read everything that is copied.
     """
     relation = sql.SQL("{}.{}").format(sql.Identifier(schema), sql.Identifier(table))
     with postgres_errors(f"{schema}.{table}"), connection.cursor() as cursor:
-        cursor.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(relation))  # locks it until the transaction ends
+        cursor.execute(sql.SQL("SELECT FROM {} LIMIT 0").format(relation))  # locks the table until the transaction ends
         cursor.execute(CATALOGUE_QUERY, (schema, table))
         found = cursor.fetchall()
         cursor.execute(KEYS_QUERY, [relation.as_string(cursor)])
@@ -146,7 +146,7 @@ def plan_table(
 
 
 def _check_key(connection: Any, plan: TablePlan) -> None:
-    """Have the server count the rows that break the key: an index would say so for nothing, but there is none."""
+    """Have the server count the rows that violate the key: no unique index guarantees it."""
     columns = [sql.Identifier(name) for name in plan.key]
     statement = sql.SQL(
         "SELECT coalesce(sum(rows) FILTER (WHERE incomplete), 0),"
@@ -162,8 +162,8 @@ def _check_key(connection: Any, plan: TablePlan) -> None:
         without, again = cursor.fetchone()
     if without or again:
         raise BadInput(
-            f"{plan.name}: ({', '.join(plan.key)}) is no key: {without} rows have NULL in it, "
-            f"{again} rows repeat that of another (see REFERENCE_KEYS)"
+            f"{plan.name}: ({', '.join(plan.key)}) is not a key: {without} rows have NULL in it, "
+            f"{again} rows repeat the key of another (see REFERENCE_KEYS)"
         )
 
 

@@ -1,7 +1,7 @@
-"""Every Postgres type in one entry: what it becomes, how it is decoded, and how both sides hash it.
+"""One entry for every Postgres type: its Arrow type, how it is decoded, and how both sides hash it.
 
-A new type is one entry in TYPES (and a row in docs/operations.md, which a test compares with the entries). A type
-without an entry is carried as the server's own text, with the session's formats pinned. A domain counts as its base
+A new type needs one entry in TYPES (and a row in docs/operations.md, which a test compares with the entries). A type
+without an entry is copied as the server's own text, in the session's pinned formats. A domain is treated as its base
 type.
 """
 
@@ -22,16 +22,16 @@ MAX_DECIMAL_DIGITS = 38
 
 
 ServerHash = Callable[["SourceColumn", sql.Literal, bool, str], sql.Composed]
-"""The SQL of a column's hash, given the seed, whether its irregular values were emptied, and the server's encoding."""
+"""The SQL of a column's hash, given the seed, whether its irregular values became NULL, and the server's encoding."""
 
 
 @dataclass(frozen=True)
 class PostgresType:
-    """A type of `pg_catalog`, or several that are alike.
+    """A type of `pg_catalog`, or several that are treated the same.
 
-    `wire` is its binary form as a numpy type, None where the length varies. `by_cast`: the server sends its text.
-    `server_hash` gives the SQL of a column's hash, `hash` computes the same of an Arrow array, given the seed.
-    `becomes` is the cell of the docs' table.
+    `wire` is its binary form as a numpy type, None if the length varies. `by_cast`: the server sends its text.
+    `server_hash` gives the SQL of a column's hash; `hash` computes the same for an Arrow array, given the seed.
+    `becomes` is the cell in the table of docs/operations.md.
     """
 
     names: tuple[str, ...]
@@ -45,15 +45,15 @@ class PostgresType:
 
     @property
     def width(self) -> int:
-        """Bytes a value takes; 0 where the length varies."""
+        """Bytes of a value; 0 if the length varies."""
         return np.dtype(self.wire).itemsize if self.wire else 0
 
 
 @dataclass(frozen=True)
 class SourceColumn:
-    """A column as it is carried: its type, and the Arrow type that it becomes.
+    """A column to copy: its type, and its Arrow type.
 
-    `declared` is the type in the server's words; `has_own_cast` says that somebody defined its cast to text.
+    `declared` is the type as the server declares it; `has_own_cast` says that its cast to text is user-defined.
     """
 
     name: str
@@ -64,13 +64,13 @@ class SourceColumn:
 
     @property
     def value(self) -> sql.Composable:
-        """What COPY selects."""
+        """The expression that COPY selects."""
         return self.text_of(sql.Identifier(self.name)) if self.type.by_cast else sql.Identifier(self.name)
 
     def text_of(self, value: sql.Composable) -> sql.Composed:
-        """The server's own text of a value of this type, NULL for NULL; not what somebody's cast makes of it.
+        """The server's own text of a value of this type, without any user-defined cast; NULL for NULL.
 
-        A composite value of NULLs alone IS NULL to SQL but is a value: `num_nulls` tells the two apart.
+        In SQL, a composite value with only NULLs IS NULL although it is a value: `num_nulls` distinguishes the two.
         """
         own = "CASE WHEN num_nulls({value}) = 0 THEN format('%s', {value}) END"
         return sql.SQL(own if self.has_own_cast else "{value}::text").format(value=value)
@@ -96,12 +96,12 @@ def _hashed(template: str, value: sql.Composable, seed: sql.Literal) -> sql.Comp
 
 
 def _by(template: str) -> ServerHash:
-    """The hash of a value by this SQL."""
+    """The hash of a value with this SQL."""
     return lambda column, seed, _, __: _hashed(template, sql.Identifier(column.name), seed)
 
 
 def _of_moment(template: str) -> ServerHash:
-    """That of a moment, NULL where it was emptied because it lies outside the years 1 to 9999."""
+    """The hash of a date or timestamp; NULL if it is outside the years 1 to 9999 and was copied as NULL."""
 
     def hashed(column: SourceColumn, seed: sql.Literal, emptied: bool, _: str) -> sql.Composed:
         value: sql.Composable = sql.Identifier(column.name)
@@ -118,12 +118,12 @@ def _of_text(column: SourceColumn, seed: sql.Literal, _: bool, encoding: str) ->
 
 
 def _of_padded_text(column: SourceColumn, seed: sql.Literal, _: bool, __: str) -> sql.Composed:
-    """A cast to text would drop the padding."""
+    """The hash of `bpchar` with its padding, which a cast to text would drop."""
     return _hashed(BYTES_OF_TEXT_HASH, _filled("bpcharsend({value})", sql.Identifier(column.name)), seed)
 
 
 def _of_decimal(column: SourceColumn, seed: sql.Literal, _: bool, __: str) -> sql.Composed:
-    """That of the unscaled integer's text; NULL for NaN."""
+    """The hash of the unscaled integer's text; NULL for NaN."""
     to_integer = "(nullif({value}, 'NaN') * 1e{scale})::numeric({digits}, 0)"
     scale, digits = sql.Literal(column.arrow.scale), sql.Literal(MAX_DECIMAL_DIGITS)
     unscaled = _filled(to_integer, sql.Identifier(column.name), scale=scale, digits=digits)
@@ -173,7 +173,7 @@ NUMERIC = PostgresType(
 TEXT_BY_CAST = PostgresType(
     (), None, pa.string(), decode.strings, _of_text, lookup3.of_strings, "string: the server's own text", by_cast=True
 )
-"""Every type that has no entry."""
+"""The entry for every type without its own."""
 TYPES: Sequence[PostgresType] = (
     PostgresType(
         ("bool",),
@@ -246,7 +246,7 @@ BY_NAME = {name: entry for entry in TYPES for name in entry.names}
 
 
 def column_of(name: str, base: str, modifier: int, declared: str, *, has_own_cast: bool = False) -> SourceColumn:
-    """How a column is carried whose type, domains resolved, is `base` with this type modifier."""
+    """The copied form of a column whose type, with domains resolved, is `base` with this type modifier."""
     entry = BY_NAME.get(base, TEXT_BY_CAST)
     arrow = entry.arrow
     if entry is NUMERIC:
@@ -256,7 +256,7 @@ def column_of(name: str, base: str, modifier: int, declared: str, *, has_own_cas
 
 
 def _decimal(modifier: int) -> pa.DataType | None:
-    """The decimal that holds every value of a numeric of this type modifier; None without one or beyond 38 digits."""
+    """The decimal for all values of a numeric with this type modifier; None without modifier or beyond 38 digits."""
     if modifier < 0:
         return None
     precision, scale = (modifier - 4) >> 16 & 0xFFFF, ((modifier - 4 & 0x7FF) ^ 1024) - 1024

@@ -1,10 +1,10 @@
 """One Postgres table as Arrow record batches, by COPY BINARY.
 
-The server sends `COPY (SELECT …) TO STDOUT (FORMAT binary)`; psycopg2 hands over one row a message; numpy decodes
+The server executes `COPY (SELECT …) TO STDOUT (FORMAT binary)`; psycopg2 delivers one row a message; numpy decodes
 some thousands of rows at a time, column by column. No Python code runs for a single value.
 
-Values that have no place in the target (infinity, dates outside the years 1 to 9999, on which the readers of the lake
-disagree, NaN in a numeric) are counted and refused, or become NULL where a setting says so.
+Irregular values, which the lake cannot hold, are counted and refused, or become NULL if a setting says so: infinity,
+NaN in a numeric, and dates outside the years 1 to 9999, which the readers of the lake interpret differently.
 
 Source: PostgreSQL documentation, "COPY" (binary format) and "Message Formats" (CopyData: one row a message).
 """
@@ -30,19 +30,19 @@ from shared.arrays import Int64s
 from shared.errors import BadInput, TransientError
 
 ROWS_PER_BATCH = 8192
-"""What is decoded at once stays in the processor's cache; 128 thousand rows do not."""
+"""Rows that are decoded at once stay in the processor's cache; 128 thousand rows do not."""
 
 BYTES_PER_BATCH = 8 << 20
 LARGE_BATCH, RELEASE_EVERY = 4 << 20, 16 << 20
-"""Of blocks this large, Arrow's allocator keeps many that another thread has freed, until told to release them."""
+"""Arrow's allocator keeps many blocks of this size that another thread has freed, until it is asked to release them."""
 
 BATCHES_AHEAD, BYTES_AHEAD = 12, 32 << 20
-"""Enough to go on decoding while a row group of 64 thousand rows is encoded; wide rows are bounded by their bytes."""
+"""Enough to continue decoding while a row group of 64 thousand rows is encoded; wide rows are limited by bytes."""
 
 SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 END_MARK = b"\xff\xff"
 PADDING = bytes(LONGEST_STRETCH)
-"""What is fetched at the last row's end stays inside the buffer."""
+"""Keeps a fetch at the end of the last row inside the buffer."""
 
 
 Fate = Literal["refuse", "null"]
@@ -50,7 +50,7 @@ Fate = Literal["refuse", "null"]
 
 @dataclass(frozen=True)
 class Irregular:
-    """What to do with values that the target has no place for."""
+    """What to do with irregular values."""
 
     infinity: Fate = "refuse"
     out_of_range: Fate = "refuse"
@@ -58,7 +58,7 @@ class Irregular:
 
 
 class WireRows(NamedTuple):
-    """Rows in wire form (each the field count, then length and bytes of every field), PADDING behind the last."""
+    """Rows in wire form (each the field count, then length and bytes of every field), PADDING after the last."""
 
     buffer: bytes | bytearray
     sizes: Int64s
@@ -67,8 +67,8 @@ class WireRows(NamedTuple):
 def decode(rows: WireRows, plan: TablePlan, irregularities: Irregularities) -> pa.RecordBatch:
     """Rows in wire form as a record batch.
 
-    Irregular values become NULL and are counted in `irregularities`. Raises BadInput when a row has another form than
-    the plan's.
+    Irregular values become NULL and are counted in `irregularities`. Raises BadInput when a row does not have the form
+    of the plan.
     """
     walk = _Walk(rows, plan)
     arrays = [
@@ -80,11 +80,11 @@ def decode(rows: WireRows, plan: TablePlan, irregularities: Irregularities) -> p
 
 
 class _Walk:
-    """Goes through the columns of all rows at once, and never beyond a row's end.
+    """Reads the columns of all rows at once, and never beyond a row's end.
 
-    Between two values of variable length, all rows without a NULL there are laid out alike: such a stretch of lengths
-    and fixed-width values is fetched at once. numpy's fetch from any byte costs about the same for 4 bytes as for 64;
-    fetching one by one took 12 % more CPU to receive and decode.
+    Between two values of variable length, all rows without a NULL there have the same layout: such a stretch of lengths
+    and fixed-width values is fetched at once. For numpy, an unaligned fetch of 64 bytes costs about as much as one of
+    4; single fetches took 12 % more CPU to receive and decode.
     """
 
     def __init__(self, rows: WireRows, plan: TablePlan) -> None:
@@ -92,12 +92,12 @@ class _Walk:
         self._row_ends = rows.sizes.cumsum()
         self._position = self._row_ends - rows.sizes
         if (self._fetch(np.dtype(">i2")) != len(plan.columns)).any():
-            raise BadInput(f"{plan.name}: the server sent rows that have not {len(plan.columns)} columns")
+            raise BadInput(f"{plan.name}: the server sent rows that do not have {len(plan.columns)} columns")
         self._position += 2
         self._stretch: NDArray[Any] | None = None
 
     def cells(self, number: int) -> Cells:
-        """The next column. Raises BadInput when its lengths are not those of its type, or lead beyond the row."""
+        """The next column. Raises BadInput when its lengths do not fit its type, or exceed the row."""
         length_field, value_field = field_names(number)
         if self._stretch is None or length_field not in (self._stretch.dtype.names or ()):
             self._stretch = self._fetch(self._plan.stretches[number])
@@ -122,7 +122,7 @@ class _Walk:
             raise BadInput(f"{self._plan.name}: a row does not end where its last column does")
 
     def _fetch(self, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """A `dtype` from each row's position on; it may reach into the next row, or into the padding."""
+        """A `dtype` at each row's position; it may extend into the next row, or into the padding."""
         if (self._position > self._row_ends).any():
             raise BadInput(f"{self._plan.name}: a row ends before its columns do")
         shape = (len(self._buffer) - dtype.itemsize + 1,)
@@ -131,7 +131,7 @@ class _Walk:
 
 
 class TableCopy:
-    """One pass over a table: `batches()` yields it, then `rows` and `nulled` say what came of it."""
+    """One pass over a table: `batches()` yields its rows; after that `rows` and `nulled` are complete."""
 
     def __init__(self, connection: Any, plan: TablePlan, irregular: Irregular | None = None) -> None:
         self.plan, self.rows = plan, 0
@@ -139,7 +139,7 @@ class TableCopy:
 
     @property
     def nulled(self) -> dict[str, int]:
-        """How many values became NULL, by "column: what they were"."""
+        """The number of values that became NULL, by "column: kind"."""
         return {f"{column}: {what}": count for (column, what), count in sorted(self._irregularities.items()) if count}
 
     @property
@@ -150,8 +150,8 @@ class TableCopy:
     def batches(self) -> Generator[pa.RecordBatch, None, None]:
         """The table's rows, some thousands at a time, while the server sends the next ones.
 
-        Raises, after the last batch, BadInput naming every column with irregular values that are to be refused, and
-        how many; TransientError when the connection breaks or the rows that came are not those that the server sent.
+        Raises, after the last batch, BadInput naming every column with refused irregular values, and their numbers;
+        TransientError when the connection breaks or fewer or more rows arrived than the server sent.
         """
         with postgres_errors(self.plan.name):
             cursor = self._connection.cursor()
@@ -162,7 +162,7 @@ class TableCopy:
             def put_decoded(rows: WireRows) -> None:
                 nonlocal unreleased
                 batch = decode(rows, self.plan, self._irregularities)
-                del rows  # not to hold both while the queue is full
+                del rows  # else both are held while the queue is full
                 unreleased += batch.nbytes if batch.nbytes > LARGE_BATCH else 0
                 if unreleased > RELEASE_EVERY:
                     pa.default_memory_pool().release_unused()
@@ -179,10 +179,10 @@ class TableCopy:
                 for batch in received:
                     self.rows += batch.num_rows
                     yield batch
-                    del batch  # a large one must not stay until the next one comes
+                    del batch  # a large one must not stay in memory until the next one arrives
             except BaseException:
-                with suppress(psycopg2.Error):  # a connection that is gone needs no cancelling
-                    self._connection.cancel()  # else the copying thread waits for the server to send all the rest
+                with suppress(psycopg2.Error):  # a lost connection needs no cancelling
+                    self._connection.cancel()  # else the copying thread waits until the server has sent the rest
                 raise
             if cursor.rowcount != self.rows:
                 raise TransientError(f"{self.plan.name}: {self.rows} of {cursor.rowcount} rows arrived")
@@ -205,7 +205,7 @@ class TableCopy:
             )
             settings = ", ".join(sorted({f"REFERENCE_{kind.upper()}" for _, kind in refused}))
             raise BadInput(
-                f"{self.plan.name} has values that cannot be carried: {what} ({settings}=null would empty them)"
+                f"{self.plan.name} has values that cannot be copied: {what} (with {settings}=null they become NULL)"
             )
 
 
@@ -217,10 +217,10 @@ WORDS = {
 
 
 class RowSink:
-    """What psycopg2 writes to, one row a call: joins rows into `WireRows`, bounded in number and in bytes.
+    """The file that psycopg2 writes to, one row a call: joins rows into `WireRows`, limited in number and bytes.
 
-    `write` is a generator's own `send`: a Python method would cost a frame for each row. A row is copied at once, while
-    it is in the processor's cache: keeping rows and joining them later took 1.1 to 1.3x the CPU of receiving.
+    `write` is a generator's own `send`: a Python method would cost a frame for each row. A row is copied immediately,
+    while it is in the processor's cache: to keep rows and join them later took 1.1 to 1.3x the CPU of receiving.
     """
 
     def __init__(self, put: Callable[[WireRows], None], table: str) -> None:
@@ -231,7 +231,7 @@ class RowSink:
         self.write = collector.send
 
     def finish(self) -> None:
-        """Hand over what is left; the last message is the format's end mark, not a row."""
+        """Hand over the last rows. Raises TransientError when the last message is not the format's end mark."""
         if not self._buffer.endswith(END_MARK) or self._sizes[-1] != len(END_MARK):
             raise TransientError(f"{self._table}: the copy ended without its end mark")
         del self._buffer[-len(END_MARK) :], self._sizes[-1]
@@ -240,10 +240,10 @@ class RowSink:
 
     def _collect(self) -> Generator[None, bytes, None]:
         row = _without_header((yield))
-        while True:  # the row that no longer fits begins the next batch: it may be the end mark
+        while True:  # a row that no longer fits begins the next batch; it may be the end mark
             filled = len(row)
             buffer, sizes = self._buffer, self._sizes = bytearray(row), [filled]
-            del row  # a large one, which always begins a batch, must not stay until the next one comes
+            del row  # a large one, which always begins a batch, must not stay until the next one arrives
             for _ in range(ROWS_PER_BATCH - 1):
                 row = yield
                 size = len(row)
@@ -261,7 +261,7 @@ class RowSink:
         self._put(self._taken())
 
     def _taken(self) -> WireRows:
-        """The rows so far, which are kept nowhere else from here on."""
+        """The rows so far; the sink gives up its reference to them."""
         buffer, self._buffer = self._buffer, bytearray()
         buffer += PADDING
         return WireRows(buffer, np.array(self._sizes, np.int64))
@@ -271,8 +271,8 @@ def _without_header(message: bytes) -> bytes:
     """The first message holds signature, flags, an extension area, and the first row (or the end mark)."""
     fixed = len(SIGNATURE) + 8
     if not message.startswith(SIGNATURE) or len(message) < fixed:
-        raise BadInput("the server does not speak the binary COPY format")
+        raise BadInput("the server did not send the binary COPY format")
     flags, extension = struct.unpack_from("!iI", message, len(SIGNATURE))
     if flags:
-        raise BadInput(f"the binary COPY format has flags {flags:#x}, which nobody has defined yet")
+        raise BadInput(f"the binary COPY format has unknown flags {flags:#x}")
     return message[fixed + extension :]

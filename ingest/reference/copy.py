@@ -1,11 +1,11 @@
 """The reference tables: Postgres -> Parquet in the lake, a weekly snapshot that replaces the last one (SCD type 1).
 
-All tables are read in one REPEATABLE READ, READ ONLY transaction and written beside their places, under names that no
-query matches. Each is then read back and held against the server: row count, and a checksum over every value. Only when
-all tables have passed is each made visible, by one rename. Whatever fails before leaves the lake as it was. What is to
-be renamed is recorded first, so that after a crash between two renames the rest can be made up for.
+All tables are read in one REPEATABLE READ, READ ONLY transaction and written beside their final paths, under names that
+no query matches. Each file is then read back and compared with the server: row count, and a checksum over every value.
+Only when all tables have passed, each becomes visible by one rename. A failure before that leaves the lake unchanged.
+The renames are recorded before the first one, so that a crash between two of them can be repaired.
 
-A run is keyed by its ISO week: running again copies again and ends in the same place.
+A run is keyed by its ISO week: another run in the same week replaces its result.
 """
 
 from __future__ import annotations
@@ -53,11 +53,10 @@ BACK_OFF = wait_exponential_jitter(initial=BACK_OFF_FIRST_SECONDS, max=BACK_OFF_
 def copy_reference(services: Services, now: datetime | None = None) -> ReferenceRecord:
     """Copy every table of REFERENCE_TABLES into the lake, for the ISO week of `now`.
 
-    Raises, and records, BadInput for what must not be published: a source that is empty or shrank too much, a key that
-    is none, values or columns that cannot be carried, a frozen schema that changed, a damaged snapshot, without which
-    none of that is known; TransientError when REFERENCE_ATTEMPTS attempts met trouble that may pass, or
-    REFERENCE_DEADLINE_SECONDS are over; NotFound or AccessDenied where a table is missing or may not be read;
-    SettingsError.
+    Raises, and records: BadInput for a source that is empty or shrank too much, an invalid key, values or columns that
+    cannot be copied, a change of a frozen schema, or a damaged snapshot, which makes these checks impossible;
+    TransientError when REFERENCE_ATTEMPTS attempts failed with transient errors, or REFERENCE_DEADLINE_SECONDS are
+    over; NotFound or AccessDenied when a table is missing or may not be read; SettingsError.
     """
     started, clock = now or services.now(), time.monotonic()
     week = paths.iso_week(started)
@@ -76,16 +75,17 @@ def copy_reference(services: Services, now: datetime | None = None) -> Reference
 
 
 def finish_publication(services: Services, idle_for: timedelta = timedelta()) -> ReferenceRecord | None:
-    """Make up for the renames of a copy that was proved and recorded, but died or failed while it was published.
+    """Finish the renames of a copy that was verified and recorded, but died or failed while it was published.
 
-    Must not run beside a copy: who cannot know gives the time, longer than functionTimeout, since that copy began.
-    Returns the record, now `published`; None when there is nothing to do. Raises TransientError when the lake fails.
+    Must not run at the same time as a copy. A caller that cannot rule that out passes `idle_for`, longer than
+    functionTimeout: a copy that started later is left alone. Returns the record, now `published`; None when there is
+    nothing to do. Raises TransientError when the lake fails.
     """
     try:
         started_to = (record for record in records(services.lake) if record.state in ("publishing", "published"))
         record = next(started_to, None)
     except BadInput:
-        log.exception("whether a copy was left half published cannot be known")
+        log.exception("cannot determine whether a copy was left half published")
         return None
     if record is None or record.state != "publishing" or services.now() - record.started_at < idle_for:
         return None
@@ -94,7 +94,7 @@ def finish_publication(services: Services, idle_for: timedelta = timedelta()) ->
 
 
 def _attempts(settings: Settings, until: float = inf) -> Retrying:
-    """As many as the settings say; none is waited for after the time `until` of the monotonic clock."""
+    """Retries as the settings say; no retry after the time `until` of the monotonic clock."""
     return Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, TransientError) and time.monotonic() < until),
         stop=stop_after_attempt(settings.reference_attempts),
@@ -109,7 +109,7 @@ def _since(clock: float) -> float:
 
 
 def _record_failure(lake: Lake, week: str, started: datetime, clock: float, error: Exception) -> None:
-    """Record why a run failed, beside what was published before in its week. A failure of this only is logged."""
+    """Record why a run failed; what was published in its week stays recorded. A failure to record is only logged."""
     state: CopyState = "refused" if isinstance(error, BadInput) else "failed"
     record = ReferenceRecord(
         week=week, state=state, started_at=started, seconds=_since(clock), tables={}, reason=_reason(error)
@@ -123,7 +123,7 @@ def _record_failure(lake: Lake, week: str, started: datetime, clock: float, erro
                 kept |= {"state": before.state, "incoming": before.incoming}
             record = record.model_copy(update=kept)
     except Exception:
-        log.exception("what %s said before is lost", path)
+        log.exception("the earlier content of %s is lost", path)
     try:
         put_record(lake, record)
     except Exception:
@@ -135,9 +135,9 @@ def _reason(error: Exception) -> str:
 
 
 def _copy_all(services: Services, week: str, until: float) -> tuple[dict[str, TableRecord], dict[str, str]]:
-    """Copy and prove every table; returns the records, and where each table lies until it is published.
+    """Copy and verify every table; returns the records, and the path of each table until it is published.
 
-    What the server does after the time `until` of the monotonic clock, it ends.
+    The server cancels statements that run after the time `until` of the monotonic clock.
     """
     settings, lake = services.settings, services.lake
     attempt = uuid.uuid4().hex
@@ -154,16 +154,16 @@ def _copy_all(services: Services, week: str, until: float) -> tuple[dict[str, Ta
         for path in incoming.values():
             try:
                 lake.delete(path)
-            except Exception:  # what went wrong first counts; the next run deletes the file
+            except Exception:  # the first error is raised; the next run deletes the file
                 log.exception("%s could not be deleted", path)
         raise
     return tables, incoming
 
 
 def plan_of(connection: Any, settings: Settings, table: str) -> TablePlan:
-    """How a table of REFERENCE_TABLES is copied, as the settings say.
+    """The plan for a table of REFERENCE_TABLES, by the settings.
 
-    Raises SettingsError where a setting names another table, and what `plan_table` raises.
+    Raises SettingsError when a setting names another table, and what `plan_table` raises.
     """
     excluded = _by_table(settings.reference_exclude_columns, settings, "REFERENCE_EXCLUDE_COLUMNS")
     keys = _by_table(settings.reference_keys, settings, "REFERENCE_KEYS")
@@ -172,7 +172,7 @@ def plan_of(connection: Any, settings: Settings, table: str) -> TablePlan:
 
 
 def _by_table(names: Iterable[str], settings: Settings, setting: str) -> dict[str, list[str]]:
-    """The columns that "table.column" names, by table. A name that leads nowhere is an error: it would do nothing."""
+    """The columns of the names "table.column", by table. A name of another table is an error: it would do nothing."""
     columns: dict[str, list[str]] = {table: [] for table in settings.reference_tables}
     lost = [name for name in names if name.partition(".")[0] not in columns]
     if lost:
@@ -186,7 +186,7 @@ def _by_table(names: Iterable[str], settings: Settings, setting: str) -> dict[st
 def _copy_table(
     connection: Any, plan: TablePlan, lake: Lake, path: str, week: str, settings: Settings, until: float
 ) -> TableRecord:
-    """Write one table to `path`, which nobody reads yet, and prove it."""
+    """Write one table to `path`, which nobody reads yet, and verify it."""
     clock = time.monotonic()
     current = read_snapshot(lake, plan.table)
     added, dropped, retyped = changes(current.schema if current else plan.arrow_schema, plan.arrow_schema)
@@ -234,9 +234,9 @@ def _refuse_loss(plan: TablePlan, rows: int, current: Snapshot | None, settings:
 
 
 def _publish_all(services: Services, record: ReferenceRecord, clock: float) -> ReferenceRecord:
-    """Publish every table that lies where the record says, by one rename each; returns the record of it.
+    """Publish every table at the path in the record, by one rename each; returns the new record.
 
-    Recorded before the first rename, and done again and again: a table that was renamed already is passed over.
+    The record is written before the first rename. Repeating is safe: a table that was already renamed is skipped.
     """
     lake, settings = services.lake, services.settings
     try:

@@ -1,4 +1,4 @@
-"""The proof of a copy: row count and checksum of the file as it lies in the lake, compared with the server's."""
+"""The verification of a copy: row count and checksum of the file in the lake, compared with the server's."""
 
 from __future__ import annotations
 
@@ -21,17 +21,22 @@ CANCEL_POLL_SECONDS = 0.1
 
 
 def prove(connection: Any, copy: TableCopy, lake: Lake, path: str, proof: Literal["checksum", "rows"]) -> str | None:
-    """Compare row count and checksum of the file as it lies in the lake with the server's; returns the checksum."""
+    """Compare row count and checksum of the file in the lake with the server's; returns the checksum.
+
+    With the proof "rows" only the row count is compared, and None is returned. Raises TransientError when they differ.
+    """
     if proof == "rows":
         _compare(copy.plan.name, (copy.rows, 0), (_rows(lake, path), 0))
         return None
-    pa.default_memory_pool().release_unused()  # what copying left would stay beside what reading back takes
+    pa.default_memory_pool().release_unused()  # else memory freed by the copy adds to that of reading back
     with ThreadPoolExecutor(1, "checksum") as pool:
         server = pool.submit(server_checksum, connection, copy.plan, copy.emptied)
         try:
             written = file_checksum(lake, path, copy.plan)
         except BaseException:
-            while wait([server], CANCEL_POLL_SECONDS).not_done:  # one cancel may come before the statement does
+            while wait(
+                [server], CANCEL_POLL_SECONDS
+            ).not_done:  # a single cancel may arrive before the statement starts
                 with suppress(psycopg2.Error):
                     connection.cancel()
             raise
@@ -53,7 +58,7 @@ def _rows(lake: Lake, path: str) -> int:
 
 
 def file_checksum(lake: Lake, path: str, plan: TablePlan) -> tuple[int, int]:
-    """Row count and checksum of a file that was just written. Raises TransientError when it cannot be read back."""
+    """Row count and checksum of a file that was just written. Raises TransientError when it cannot be read."""
     rows = checksum = 0
     with opened(lake, path, TransientError, "copy it again") as parquet:
         for number in range(parquet.num_row_groups):

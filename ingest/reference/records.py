@@ -1,4 +1,4 @@
-"""What came of the weekly copies, as `runs/reference/` keeps it."""
+"""The records of the weekly copies, kept in `runs/reference/`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CopyState = Literal["publishing", "published", "refused", "failed"]
 
 
 class TableRecord(Record):
-    """What came of one table. `retyped` says "column: old -> new"; `key` holds the columns that tell its rows apart."""
+    """The result for one table. `retyped` has entries "column: old -> new"; `key` holds the columns of its key."""
 
     rows: int
     bytes: int
@@ -31,10 +31,10 @@ class TableRecord(Record):
 
 
 class ReferenceRecord(Record):
-    """What came of a weekly copy; `runs/reference/<yyyy>-W<ww>.json`.
+    """The result of a weekly copy; `runs/reference/<yyyy>-W<ww>.json`.
 
-    `state` and `reason` are those of the last run; `tables` is what was last published in this week, `published_at`.
-    `incoming` says where each table lies while it is `publishing`, and afterwards is empty.
+    `state` and `reason` are those of the last run; `tables` is what was last published in this week, at `published_at`.
+    `incoming` has the path of each table while the state is `publishing`, and is empty afterwards.
     """
 
     week: str
@@ -48,7 +48,7 @@ class ReferenceRecord(Record):
 
     @property
     def changes(self) -> list[str]:
-        """One sentence for each table whose columns are others than the week before."""
+        """One sentence for each table whose columns changed since the week before."""
         return [
             f"{name}: added {table.added}, dropped {table.dropped}, retyped {table.retyped}"
             for name, table in self.tables.items()
@@ -57,7 +57,7 @@ class ReferenceRecord(Record):
 
 
 def last_record(lake: Lake) -> ReferenceRecord | None:
-    """The record of the newest week; None when nothing was ever copied. Raises BadInput when it is none."""
+    """The record of the newest week; None when nothing was ever copied. Raises BadInput when it is invalid."""
     return next(records(lake), None)
 
 

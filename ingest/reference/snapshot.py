@@ -1,4 +1,4 @@
-"""A table as it is published: one Parquet file, written as row groups and put in its place by one rename."""
+"""The published form of a table: one Parquet file, written as row groups and published by one rename."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ log = logging.getLogger("stacktopics.ingest.reference.snapshot")
 ROWS_PER_GROUP = 64 * 1024
 BYTES_PER_GROUP, BYTES_PER_WIDE_GROUP = 32 << 20, 16 << 20
 WIDE_ROW = 16 << 10
-"""The encoder looks at a page's size after 1024 values; of wide rows, it gets fewer at once."""
+"""Bytes of a row. The encoder checks a page's size only every 1024 values, so wider rows get smaller row groups."""
 FEW_VALUES = 1 / 16
-"""A column gets a dictionary when at most this share of its first rows is distinct."""
+"""A column gets a dictionary if at most this share of the values in its first rows is distinct."""
 INCOMING = "_incoming-"
 LEFTOVERS_AFTER = timedelta(days=1)
 WEEK = b"stacktopics.week"
@@ -36,7 +36,7 @@ WEEK = b"stacktopics.week"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A table as it lies in the lake: its ISO week, row count and schema, all from the file's footer."""
+    """A table in the lake: its ISO week, row count and schema, all from the file's footer."""
 
     week: str
     rows: int
@@ -48,7 +48,7 @@ def folder_of(table: str) -> str:
 
 
 def read_snapshot(lake: Lake, table: str) -> Snapshot | None:
-    """What is published of a table, from its footer; None when nothing is. Raises BadInput for a damaged file."""
+    """The published snapshot of a table, from its footer; None if there is none. Raises BadInput for a damaged file."""
     path = paths.reference(table)
     if lake.stat(path) is None:
         return None
@@ -60,7 +60,7 @@ def read_snapshot(lake: Lake, table: str) -> Snapshot | None:
 
 
 def changes(old: pa.Schema, new: pa.Schema) -> tuple[list[str], list[str], list[str]]:
-    """Names of added and dropped columns, and retyped ones as "name: old -> new", in the server's words for types."""
+    """Names of added and dropped columns, and retyped ones as "name: old -> new", with the server's names of types."""
     added = [name for name in new.names if name not in old.names]
     dropped = [name for name in old.names if name not in new.names]
     both = [(name, _types(old.field(name)), _types(new.field(name))) for name in new.names if name in old.names]
@@ -68,7 +68,7 @@ def changes(old: pa.Schema, new: pa.Schema) -> tuple[list[str], list[str], list[
 
 
 def _types(field: pa.Field) -> tuple[str, str]:
-    """The type as the server declares it, and as it is carried."""
+    """The type as the server declares it, and the Arrow type."""
     return (field.metadata or {}).get(DECLARED, b"").decode(errors="replace"), str(field.type)
 
 
@@ -79,14 +79,17 @@ def _retyped(old: tuple[str, str], new: tuple[str, str]) -> str | None:
 
 
 def write_parquet(batches: Iterable[pa.RecordBatch], schema: pa.Schema, out: BinaryIO) -> None:
-    """Write record batches as row groups of at least ROWS_PER_GROUP rows or BYTES_PER_GROUP bytes; none is fine."""
+    """Write record batches as row groups of at least ROWS_PER_GROUP rows or BYTES_PER_GROUP bytes.
+
+    Without batches, the file has only the schema.
+    """
     with ExitStack() as stack:
         writer = None
         for group in _groups(batches):
             if writer is None:
                 writer = stack.enter_context(_writer(out, schema, group[0]))
             writer.write_table(pa.Table.from_batches(group, schema), row_group_size=1 << 30)
-            del group  # else it stays in memory while the next one comes
+            del group  # else it stays in memory while the next one arrives
         if writer is None:
             stack.enter_context(_writer(out, schema, pa.RecordBatch.from_pylist([], schema)))
 
@@ -107,9 +110,9 @@ def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]
 
 
 def _writer(out: BinaryIO, schema: pa.Schema, sample: pa.RecordBatch) -> pq.ParquetWriter:
-    """zstd 1; dictionaries where values repeat; whole numbers and moments as differences.
+    """zstd 1; dictionaries where values repeat; integers and timestamps as deltas.
 
-    Free text gets no statistics: to find the first and the last of it takes a fifth of the time, and helps no query.
+    Free text gets no statistics: its minimum and maximum take a fifth of the time, and help no query.
     """
     few = [
         name
@@ -138,20 +141,23 @@ def _writer(out: BinaryIO, schema: pa.Schema, sample: pa.RecordBatch) -> pq.Parq
 
 @contextmanager
 def opened(lake: Lake, path: str, fault: type[StackTopicsError], way_out: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of the lake; what Arrow cannot read of it is raised as a `fault`."""
+    """A Parquet file of the lake; an error of Arrow is raised as `fault`, with `way_out` as the remedy."""
     with lake.open(path) as file, readable(path, fault, way_out), pq.ParquetFile(file) as parquet:
         yield parquet
 
 
 def publish(lake: Lake, incoming: str, table: str, week: str, keep_weeks: int) -> None:
-    """Keep the snapshot of the week before, put the new one in its place by one rename, drop what is too old."""
+    """Keep the snapshot of the week before, publish the new one by one rename, and delete snapshots that are too old.
+
+    Does nothing if `incoming` is missing: it was published before.
+    """
     if lake.stat(incoming) is None:
         return
     oldest = paths.weeks_before(week, keep_weeks)
     try:
         current = read_snapshot(lake, table)
-    except BadInput as error:  # the new one is proved already
-        log.warning("%s is replaced and not kept, for it is damaged: %s", paths.reference(table), error.__cause__)
+    except BadInput as error:  # the new one is already verified
+        log.warning("%s is damaged; it is replaced and not kept: %s", paths.reference(table), error.__cause__)
         current = None
     if current and oldest <= current.week != week:
         lake.copy(paths.reference(table), paths.reference_previous(table, current.week))
@@ -162,7 +168,7 @@ def publish(lake: Lake, incoming: str, table: str, week: str, keep_weeks: int) -
 
 
 def delete_leftovers(services: Services, now: datetime) -> None:
-    """Delete files of runs that died before they could publish or clean up, also those that were being written."""
+    """Delete files of runs that died before they published or cleaned up, including unfinished files."""
     for table in services.settings.reference_tables:
         folder = folder_of(table)
         left = [file for file in services.lake.list(folder) if INCOMING in file.path]

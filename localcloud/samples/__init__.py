@@ -1,17 +1,17 @@
-"""Days of sample posts in the shape of Stack Exchange's tables, varied from questions written by hand.
+"""Sample posts for any day in the form of Stack Exchange's tables: variations of questions written by hand.
 
-Each `<topic>.html` holds the questions of one topic as they would be read on the site:
+Each `<topic>.html` holds the questions of one topic in the HTML of the site:
 
     <article data-tags="c#,.net" data-swap="Order orders | Invoice invoices; 4.8 | 4.7.2">
-    <h1>A title</h1>            one of several is taken
+    <h1>A title</h1>            if there are several, one is chosen
     <p>…</p> <pre><code>…</code></pre>
-    <p data-maybe>…</p>         left out of half of the variations
-    <aside><p>…</p></aside>     what the first answer says
+    <p data-maybe>…</p>         omitted from half of the variations
+    <aside><p>…</p></aside>     the text of the first answer
     </article>
 
-`data-swap` lists groups separated by `;`: the words before the first `|` stand in the text, and a variation replaces
-all of them by the words at the same places of one alternative. A word matches as a piece of an identifier too
-(`Order` in `OrderService`, not in `Ordering`).
+`data-swap` lists groups separated by `;`. The words before the first `|` occur in the text; a variation replaces all of
+them by the words at the same positions of one alternative. A word also matches as a part of an identifier (`Order` in
+`OrderService`, not in `Ordering`).
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ _NAMES_AND_WEIGHTS = {
     "ruby-on-rails": ("Rails", 2.0),
     "regex": ("regex", 2.0),
 }
-"""Topic -> how people write it, and its share of an average day in percent."""
+"""Topic -> its usual spelling, and its share of an average day in percent."""
 
 TOPICS: tuple[str, ...] = tuple(_NAMES_AND_WEIGHTS)
-"""The tags that the sample questions are about, the most frequent first; each is its questions' first tag."""
+"""The topics of the sample questions, the most frequent first; each is the first tag of its questions."""
 
 OWNERS = 2_000
-"""Sample posts are owned by the users 1 to OWNERS, or by nobody where the account was deleted."""
+"""Sample posts are owned by the users 1 to OWNERS, or have no owner if the account was deleted."""
 
 POSTS_SCHEMA = pa.schema(
     [
@@ -119,14 +119,14 @@ class Question:
 
 
 def sample_posts(day: date, questions: int = 2000, seed: int = 0, untagged: float = 0.0) -> pa.Table:
-    """Questions asked on a UTC day and the answers they got on it, about 1.2 a question, in order of time.
+    """Questions of a UTC day and their answers of that day, about 1.2 a question, in order of time.
 
     The same arguments give the same table. Ids differ between days, and on a day between the seeds 0 to 99. `untagged`
-    is the share of questions, 0 to 1, whose Tags are null. 2,000 questions take about 0.5 s. No two are equal.
+    is the share of questions, 0 to 1, with null Tags. 2,000 questions take about 0.5 s. No two bodies are equal.
     Raises ValueError for more than a million questions.
     """
     if questions > _MAX_QUESTIONS:
-        raise ValueError(f"{questions} questions a day were asked for; at most {_MAX_QUESTIONS} can be made")
+        raise ValueError(f"{questions} questions a day were requested; at most {_MAX_QUESTIONS} are possible")
     random = Random(f"posts of {day} {seed}")
     weights = [weight * random.lognormvariate(0, 0.3) for _, weight in _NAMES_AND_WEIGHTS.values()]
     rows: list[Row] = []
@@ -143,7 +143,7 @@ def sample_posts(day: date, questions: int = 2000, seed: int = 0, untagged: floa
 
 
 def sample_users(count: int = OWNERS, seed: int = 0) -> pa.Table:
-    """The users 1 to `count`: from OWNERS on, they include the owners of all sample posts.
+    """The users 1 to `count`; a count of OWNERS or more includes the owners of all sample posts.
 
     WebsiteUrl, Location and AboutMe are null for some and '' for others; the same arguments give the same table.
     """
@@ -174,7 +174,7 @@ def sample_users(count: int = OWNERS, seed: int = 0) -> pa.Table:
 
 @cache
 def sample_questions(topic: str) -> tuple[Question, ...]:
-    """The questions written by hand for one of TOPICS, as they stand in its file."""
+    """The questions written by hand for one of TOPICS, in the order of its file."""
     slug = topic.replace("#", "sharp").replace("++", "pp").replace(".", "dot").replace("-", "_")
     text = (Path(__file__).parent / f"{slug}.html").read_text(encoding="utf-8")
     return tuple(_parsed(article) for article in _ARTICLE.finditer(text))
@@ -201,7 +201,7 @@ def _parsed(article: re.Match[str]) -> Question:
 
 
 def _thread(random: Random, day: date, topic: str, untagged: float) -> list[Row]:
-    """A question and its answers; until they are numbered, they point at each other's rows by `parent`, `accepted`."""
+    """A question and its answers. Before they have Ids, `parent` and `accepted` refer to rows."""
     source = random.choice(sample_questions(topic))
     swap = _swapper(random, source)
     body = swap(_varied_body(random, topic, source.body))
@@ -240,7 +240,7 @@ def _post(random: Random, post_type: int, created: datetime, body: str) -> Row:
 
 
 def _number(rows: Sequence[Row], first: int) -> None:
-    """Give the rows their Ids in order, then point answers at their question and questions at the accepted answer."""
+    """Number the rows in order, then set the answers' ParentId and the questions' AcceptedAnswerId."""
     for position, row in enumerate(rows):
         row["Id"] = first + position
     for row in rows:
@@ -324,7 +324,7 @@ def _pattern_of(words: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _word_pattern(word: str) -> str:
-    """A word, also as a piece of a camelCase or snake_case identifier or, for a version, not within a longer number."""
+    """A pattern for a word, also as a part of a camelCase or snake_case identifier; a version matches only whole."""
     before = "(?<![A-Z])" if word[0].isupper() else r"(?<![\d.])" if word[0].isdigit() else "(?<![A-Za-z])"
     after = r"(?!\.?\d)" if word[-1].isdigit() else "(?![a-z])"
     return before + re.escape(word) + after

@@ -1,4 +1,4 @@
-"""What people say around a question: openings, closings, answers, and what they tell about themselves."""
+"""Phrases for sample posts and users: openings, closings, answers, and descriptions of users."""
 
 TITLES = (
     "{topic}: {title}",
@@ -6,7 +6,7 @@ TITLES = (
     "{title} [{topic}]",
     "{title} ({topic})",
 )
-"""Ways of putting the topic into a title that does not name it."""
+"""Patterns that add the topic to a title without it."""
 
 OPENINGS = (
     "I have been stuck on this since yesterday and I am running out of ideas.",

@@ -143,8 +143,8 @@ def test_wrong_arguments_are_reported_without_a_traceback(
     (tmp_path / "afile").write_text("mine")
     for arguments, words in (
         ((dump / "Posts.xml",), f"give its folder, {dump}"),
-        ((dump, "--out", tmp_path / "afile"), "afile is a file: name a folder for --out and --work"),
-        ((dump, "--out", tmp_path / "out", "--work", tmp_path / "afile"), "afile is a file: name a folder for --out"),
+        ((dump, "--out", tmp_path / "afile"), "afile is a file: give a folder for --out and --work"),
+        ((dump, "--out", tmp_path / "out", "--work", tmp_path / "afile"), "afile is a file: give a folder for --out"),
     ):
         failed = import_dump(local_cloud.settings_file, tmp_path, *arguments)
         assert (failed.returncode, words in failed.stderr, "Traceback" in failed.stderr) == (1, True, False)

@@ -274,8 +274,10 @@ class TestUpAndItsSettings:
         assert (settings_file.read_text(), backup.read_text()) == (azure, "kept")
         own = state_dir / "local.settings.json"
         assert json.loads(own.read_text())["Values"]["REFERENCE_TABLES"] == "users,badges"
-        (said,) = [line for line in lines if "stays as it is" in line]
-        assert said.startswith(f"{settings_file} stays as it is, because its KEY_VAULT_URL leads elsewhere")
+        (said,) = [line for line in lines if "is not changed" in line]
+        assert said.startswith(
+            f"{settings_file} is not changed, because its KEY_VAULT_URL names another machine or Azure"
+        )
         assert said.endswith(f"python manage.py status --settings {own}")
         assert any(line.endswith(f"settings  {own}") for line in lines)
 
@@ -283,7 +285,7 @@ class TestUpAndItsSettings:
         self, up: Up, settings_file: Path
     ) -> None:
         process = up(POSTS_CONTAINER="elsewhere", POSTGRES_HOST="db.example", DATABRICKS_AUTH="managed-identity")
-        (said,) = [line for line in lines_until_ready(process) if line.startswith("left aside")]
+        (said,) = [line for line in lines_until_ready(process) if line.startswith("ignored from the environment")]
         assert "this cloud has its own: DATABRICKS_AUTH, POSTGRES_HOST (set in the environment)" in said
         values = json.loads(settings_file.read_text())["Values"]
         assert (values["POSTS_CONTAINER"], values["POSTGRES_HOST"]) == ("posts", "127.0.0.1")

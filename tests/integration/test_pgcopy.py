@@ -430,7 +430,7 @@ def test_a_key_is_checked_by_counting_unless_the_server_enforces_it(
 def test_duplicate_keys_in_inheriting_tables_are_found(database: Database, connection: Any) -> None:
     database.run(KEYED + "; INSERT INTO raw.parent VALUES (1), (2); INSERT INTO raw.heir VALUES (1)")
     begin_snapshot(connection, 60)
-    with pytest.raises(BadInput, match=r"parent: \(a\) is no key: 0 rows have NULL in it, 1 rows repeat"):
+    with pytest.raises(BadInput, match=r"parent: \(a\) is not a key: 0 rows have NULL in it, 1 rows repeat"):
         plan_table(connection, database.schema, "parent", key=("a",))
 
 

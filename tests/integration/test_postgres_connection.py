@@ -52,7 +52,7 @@ def test_a_connection_is_a_new_one_each_time(database: Database) -> None:
         (
             {"postgres_sslmode": "verify-full"},
             TerminalError,
-            "server does not support SSL, but SSL was required; turn TLS on there",
+            "server does not support SSL, but SSL was required; enable TLS on the server",
         ),
     ],
 )

@@ -173,7 +173,7 @@ def drop(company: Company) -> None:
 @pytest.mark.parametrize(
     ("happens", "error", "state", "said"),
     [
-        (spoil_born, BadInput, "refused", "10 in column born: infinite dates (REFERENCE_INFINITY=null"),
+        (spoil_born, BadInput, "refused", "10 in column born: infinite dates (with REFERENCE_INFINITY=null"),
         (empty, BadInput, "refused", "users is empty; the lake keeps 1000 rows; if that is right, name users in"),
         (shrink, BadInput, "refused", "users shrank from 1000 to 899 rows, by more than 10%"),
         (drop, NotFound, "failed", "users does not exist"),
@@ -260,8 +260,8 @@ def test_the_primary_key_is_the_key_unless_a_setting_names_another(company: Comp
 @pytest.mark.parametrize(
     ("happens", "said"),
     [
-        ("UPDATE raw.users SET id = 7 WHERE id IN (8, 9)", "(id) is no key: 0 rows have NULL in it, 2 rows repeat"),
-        ("UPDATE raw.users SET id = NULL WHERE id IN (8, 9, 10)", "(id) is no key: 3 rows have NULL in it, 0 rows"),
+        ("UPDATE raw.users SET id = 7 WHERE id IN (8, 9)", "(id) is not a key: 0 rows have NULL in it, 2 rows repeat"),
+        ("UPDATE raw.users SET id = NULL WHERE id IN (8, 9, 10)", "(id) is not a key: 3 rows have NULL in it, 0 rows"),
     ],
 )
 def test_the_refusal_of_a_duplicate_or_null_key_has_the_numbers(company: Company, happens: str, said: str) -> None:
@@ -782,7 +782,7 @@ def test_a_check_reads_a_table_with_the_settings_of_the_copy(company: Company) -
     assert check._table(company.services(), "post_types") == "2 columns, no key"
     with pytest.raises(BadInput, match="excluded column hidden does not exist"):
         check._table(company.services(reference_exclude_columns="users.hidden"), "users")
-    with pytest.raises(BadInput, match=r"\(about\) is no key"):
+    with pytest.raises(BadInput, match=r"\(about\) is not a key"):
         check._table(company.services(reference_keys="users.about"), "users")
     with pytest.raises(NotFound, match=r"badges does not exist .*; on this machine `make demo` fills it, or"):
         check._table(company.services(reference_tables="badges", reference_exclude_columns=()), "badges")

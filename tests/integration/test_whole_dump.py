@@ -143,7 +143,7 @@ def test_users_that_do_not_fit_the_table_are_set_aside(dump: Path, raw_st: Datab
     reasons = [
         "longer than 40",
         "DisplayName is missing",
-        "no well-formed row",
+        "not a well-formed row",
         "AccountId",
         "the row has no end",
     ]
@@ -208,8 +208,8 @@ def test_of_users_with_the_same_id_the_first_is_kept(dump: Path, raw_st: Databas
         (lambda lines: lines[:-1], "ends without </users>, after 3,588 rows"),
         (lambda lines: [*lines[:-2], lines[-2][:-9]], "ends without </users>, after 3,588 rows"),
         (lambda lines: [*lines[:2], lines[-1]], "has no users"),
-        (lambda lines: [*lines[:3000], lines[-1]], "2,998 users can be taken from .* has 3,588"),
-        (lambda lines: [*lines[:2], *[b"<row/>"] * 3588, lines[-1]], "0 users can be taken"),
+        (lambda lines: [*lines[:3000], lines[-1]], "Users.xml has 2,998 valid users, and .* has 3,588"),
+        (lambda lines: [*lines[:2], *[b"<row/>"] * 3588, lines[-1]], "Users.xml has 0 valid users"),
     ],
     ids=["no end", "cut off", "empty", "shrunk", "all malformed"],
 )
@@ -257,7 +257,7 @@ def test_after_damage_of_their_record_users_are_loaded_again(
         record.write_bytes(record.read_bytes()[:torn])
         report = import_users(dump, connection, rejected=tmp_path / "rejected.jsonl")
         assert (report.rows_out, report.resumed_rows) == (3588, 0)
-        with only_one(record.parent), pytest.raises(Conflict, match="another import is at work"):
+        with only_one(record.parent), pytest.raises(Conflict, match="another import is running"):
             import_users(dump, connection, rejected=tmp_path / "rejected.jsonl")
         assert import_users(dump, connection, rejected=tmp_path / "rejected.jsonl").resumed_rows == 3588
 
@@ -313,7 +313,7 @@ def test_the_refusal_of_a_table_with_other_columns_names_it(dump: Path, raw_st: 
     raw_st.run("ALTER TABLE raw_st.users RENAME TO own_users")
     assert imported() == 3588
     raw_st.run("ALTER TABLE raw_st.post_types RENAME name TO called; TRUNCATE raw_st.users")
-    with pytest.raises(BadInput, match=r"raw_st\.post_types has no column name: add what is missing"):
+    with pytest.raises(BadInput, match=r"raw_st\.post_types has no column name: add it"):
         imported()
 
 
@@ -351,7 +351,7 @@ def test_a_database_in_another_encoding_gets_the_users_that_it_can_store(
     entries = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     (named,) = [entry for entry in entries if "Dvořák" in entry["text"]]
     assert named["line"] == 11
-    assert named["reason"] == "DisplayName has characters that the encoding of the database, LATIN1, has not"
+    assert named["reason"] == "DisplayName has characters that the encoding of the database, LATIN1, does not have"
 
 
 def is_latin(*texts: str | None) -> bool:
@@ -517,7 +517,7 @@ def test_only_one_of_two_concurrent_imports_works(dump: Path, tmp_path: Path) ->
     assert ("1073\n", "", 0) in said
     for out, error, code in said:
         assert (out, code) == ("1073\n", 0) or error.strip().splitlines()[-1].startswith(
-            "shared.errors.Conflict: another import is at work in"
+            "shared.errors.Conflict: another import is running in"
         )
     assert sum(pq.read_metadata(file).num_rows for file in tmp_path.glob("*.parquet")) == 1073
 

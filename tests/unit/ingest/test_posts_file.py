@@ -176,7 +176,7 @@ def test_a_column_name_in_another_case_is_accepted_unless_it_is_ambiguous(tmp_pa
     both = table.append_column("id", pa.array([1, 2]))
     _, record = through_the_pipeline(tmp_path / "both", "a.parquet", both)
     assert record.state is FileState.QUARANTINED
-    assert "columns Id and id are both there, and one of them must go" in str(record.reason)
+    assert "columns Id and id differ only in case: remove the one" in str(record.reason)
 
 
 def test_the_refusal_of_a_csv_file_names_the_command_that_converts_it(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_refusal_of_another_file_names_it_and_the_fault(tmp_path: Path, cont
         made_of(file)
     assert str(refused.value).startswith(str(file))
     assert said in str(refused.value)
-    with pytest.raises(BadInput, match="is missing, or is no file"):
+    with pytest.raises(BadInput, match="is missing or not a file"):
         made_of(tmp_path / "nothing.csv")
 
 

@@ -121,7 +121,7 @@ class TestPorts:
         assert choose_ports(tmp_path / "ports.json", {}, pytest.fail) == first
 
     def test_the_refusal_of_an_unknown_name_lists_the_known_ones(self, tmp_path: Path) -> None:
-        with pytest.raises(LocalCloudError, match="no such port name: tables; there are blob, queue"):
+        with pytest.raises(LocalCloudError, match="unknown port name: tables; the names are blob, queue"):
             choose_ports(tmp_path / "ports.json", {"tables": 1}, pytest.fail)
 
     def test_preferred_ports_are_chosen_before_those_of_the_last_run(self, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ class TestPorts:
         before = choose_ports(file, {}, pytest.fail)
         chosen = choose_ports(file, {}, said.append, {**self.PREFERRED, "lake": taken})
         assert chosen == {**self.PREFERRED, "lake": before["lake"]}
-        assert said == [f"port {taken} of lake is in use; this time it is {before['lake']}"]
+        assert said == [f"port {taken} of lake is in use; this run uses {before['lake']}"]
 
     def test_only_one_of_two_clouds_that_start_together_gets_the_preferred_ports(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

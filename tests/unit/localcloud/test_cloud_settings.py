@@ -159,7 +159,7 @@ class TestElsewhere:
         self, tmp_path: Path, name: str, value: str
     ) -> None:
         path = written(tmp_path, {"Values": {**DEFAULTS, **OWN, name: value}})
-        assert SettingsFile.read(path).elsewhere == f"its {name} leads elsewhere"
+        assert SettingsFile.read(path).elsewhere == f"its {name} names another machine or Azure"
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -261,7 +261,7 @@ class TestEnvironment:
         assert cloud.settings["LAKE_ROOT_FOR_JOBS"].endswith("/of-the-environment")
         assert cloud.settings["POSTS_CONTAINER"] == "of-the-file"
         assert "POSTS_CONTAINER" not in cloud._environment
-        assert said == ["left aside, because this cloud has its own: POSTGRES_HOST (set in the environment)"]
+        assert said == ["ignored from the environment, because this cloud sets its own: POSTGRES_HOST"]
         values = json.loads(path.read_text())["Values"]
         assert values["LAKE_FILE_SYSTEM"] == "of-the-file"
         assert values["LAKE_ROOT_FOR_JOBS"].endswith("/of-the-file")

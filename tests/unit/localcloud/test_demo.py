@@ -248,5 +248,5 @@ class TestCommand:
 
     def test_a_missing_file_is_reported_before_anything_starts(self, calls: dict[str, Any]) -> None:
         (line,) = self.demo("--posts", "no-such.parquet", code=1)
-        assert line == "localcloud: no-such.parquet is missing, or is no file"
+        assert line == "localcloud: no-such.parquet is missing or not a file"
         assert "cloud" not in calls

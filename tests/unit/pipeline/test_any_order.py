@@ -131,7 +131,7 @@ def _one_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestAnyOrder(AnyOrder.TestCase):  # type: ignore[valid-type, misc]
     settings = settings(
-        max_examples=150,
+        max_examples=80,
         stateful_step_count=40,
         deadline=None,
         suppress_health_check=list(HealthCheck),

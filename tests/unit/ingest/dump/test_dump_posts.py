@@ -124,7 +124,7 @@ def test_rows_in_a_comment_are_set_aside(
     assert [post["Id"] for post in read(out)] == [0, 1, 2, 3]
     (entry,) = rejected(out)
     assert (entry["text"], entry["line"], report.truncated) == (HIDDEN.decode(), 3 + place, False)
-    assert entry["reason"] == "no row but a comment with rows"
+    assert entry["reason"] == "a comment that contains rows"
 
 
 def test_rows_in_a_comment_after_the_root_are_set_aside(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_an_import_continues_only_with_the_unit_that_it_began_with(
     if other == by:
         assert import_dump(ten_days, tmp_path / "out", by=other).resumed == len(first.files)
         return
-    with pytest.raises(BadInput, match=f"by {by}: by {other} too, .* counted twice; go on with --by {by}, or"):
+    with pytest.raises(BadInput, match=f"by {by}: by {other} as well, .* counted twice; continue with --by {by}, or"):
         import_dump(ten_days, tmp_path / "out", by=other)
     assert len(read(tmp_path / "out")) == 50
 

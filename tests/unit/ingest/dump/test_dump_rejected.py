@@ -17,35 +17,35 @@ from tests.dump_rows import cut_off, dies_after, imported, read, rejected, row, 
 MALFORMED: list[tuple[bytes, str]] = [
     (row(2).replace(b'Id="2" ', b""), "Id is missing"),
     (row(2).replace(b'PostTypeId="1" ', b""), "PostTypeId is missing"),
-    (row(2).replace(b"CreationDate", b"Creation"), "CreationDate is missing or no date"),
-    (row(2, CreationDate="yesterday"), "CreationDate is missing or no date"),
-    (row(2, CreationDate="2012-02-30T00:00:00"), "CreationDate is missing or no date"),
-    (row(2, CreationDate="0099-12-31T00:00:00"), "CreationDate is missing or no date"),
+    (row(2).replace(b"CreationDate", b"Creation"), "CreationDate is missing or invalid"),
+    (row(2, CreationDate="yesterday"), "CreationDate is missing or invalid"),
+    (row(2, CreationDate="2012-02-30T00:00:00"), "CreationDate is missing or invalid"),
+    (row(2, CreationDate="0099-12-31T00:00:00"), "CreationDate is missing or invalid"),
     (row(2, CreationDate="2012-06-12T25:00:00"), "CreationDate: Failed to parse"),
     (row(2, CreationDate="2012-06-12T23:00:00+05:00"), "zone"),
     (row(2, ClosedDate="soon"), "soon"),
     (row(2, Score="many"), "Score"),
     (row(2, Score="99999999999"), "Score"),
-    (row(2, Body="a & b"), "no well-formed row"),
+    (row(2, Body="a & b"), "not a well-formed row"),
     (row(2, Body="&nbsp;"), "undefined entity"),
     (row(2, Body="&#0;"), "invalid character number"),
     (row(2, Body="&#xD800;"), "invalid character number"),
-    (row(2).replace(b"&lt;p", b"\xff"), "no well-formed row"),
-    (row(2).replace(b"&lt;p", b"\xc0\xaf"), "no well-formed row"),
-    (row(2).replace(b"&lt;p", b"\xed\xa0\x80"), "no well-formed row"),
-    (row(2, Body="a < b"), "no well-formed row"),
-    (row(2, Body='a"b'), "no well-formed row"),
-    (row(2).replace(b'" S', b'"S'), "no well-formed row"),
+    (row(2).replace(b"&lt;p", b"\xff"), "not a well-formed row"),
+    (row(2).replace(b"&lt;p", b"\xc0\xaf"), "not a well-formed row"),
+    (row(2).replace(b"&lt;p", b"\xed\xa0\x80"), "not a well-formed row"),
+    (row(2, Body="a < b"), "not a well-formed row"),
+    (row(2, Body='a"b'), "not a well-formed row"),
+    (row(2).replace(b'" S', b'"S'), "not a well-formed row"),
     (row(2).replace(b" />", b' Score="8" />'), "duplicate attribute"),
     (row(2).replace(b" />", b' Mood="8" Mood="8" />'), "duplicate attribute"),
     (row(2).replace(b" />", b' ViewCount="" ViewCount="5" />'), "duplicate attribute"),
     (row(2).replace(b" />", b' x:Id="8" />'), "unbound prefix"),
     (row(2).replace(b" />", b">"), "the row has no end"),
     (row(2)[:-30], "the row has no end"),
-    (row(2).replace(b"<row", b"<post"), "no row"),
-    (b"<!-- a comment -->", "no row"),
-    (b"stray text", "no row"),
-    (b"</posts>", "no row"),
+    (row(2).replace(b"<row", b"<post"), "not a row"),
+    (b"<!-- a comment -->", "not a row"),
+    (b"stray text", "not a row"),
+    (b"</posts>", "not a row"),
 ]
 
 
@@ -156,7 +156,7 @@ def test_memory_does_not_grow_with_the_number_of_rejected_rows(tmp_path: Path, m
 
 def test_a_file_that_shrinks_before_its_rejected_rows_are_written_is_an_error(tmp_path: Path) -> None:
     with Spool(tmp_path / "spool") as spool:
-        spool.add([Rejected(5_000, 10, "no row")])
+        spool.add([Rejected(5_000, 10, "not a row")])
     (tmp_path / "Posts.xml").write_bytes(b"<posts>")
     with pytest.raises(Conflict, match="became shorter"):
         write_rejected([tmp_path / "spool"], tmp_path / "Posts.xml", tmp_path / "rejected.jsonl")
@@ -249,9 +249,9 @@ def test_a_large_row_is_kept_and_one_above_the_limit_is_set_aside(
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        (b"<users>", "no dump of posts"),
-        (b"PK\x03\x04", "no dump of posts"),
-        (b"", "no dump of posts"),
+        (b"<users>", "not a dump of posts"),
+        (b"PK\x03\x04", "not a dump of posts"),
+        (b"", "not a dump of posts"),
         (b'<?xml version="1.0" encoding="utf-16"?><posts>', "utf-16"),
     ],
 )

@@ -89,7 +89,7 @@ def test_the_same_dump_under_another_name_or_unit_is_refused(
         with pytest.raises(BadInput, match="counted twice") as refused:
             import_dump(copy, target, prefix=prefix, by=by, work=work)
         message = str(refused.value)
-        assert re.search(f"go on with {go_on},", message)
+        assert re.search(f"continue with {go_on},", message)
         assert "--work" not in message
         assert f"{state_folder / 'written.jsonl'} names" in message
         assert f"remove {state_folder}" in message
@@ -210,7 +210,7 @@ def test_only_one_import_at_a_time_uses_a_state_folder(tmp_path: Path, ten_days:
 
     class Meanwhile(Container):
         def upload_blob(self, name: str, data: Any, overwrite: bool) -> None:
-            with pytest.raises(Conflict, match=r"another import is at work in .*: wait until it has ended") as refused:
+            with pytest.raises(Conflict, match=r"another import is running in .*: wait until it has ended") as refused:
                 import_dump(ten_days, container, work=tmp_path)
             second.append(str(refused.value))
             super().upload_blob(name, data, overwrite)
@@ -231,7 +231,7 @@ def test_a_dead_process_does_not_keep_the_lock(tmp_path: Path, ten_days: Path) -
     assert holder.stdout
     with holder.stdout:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(Conflict, match="another import is at work"):
+        with pytest.raises(Conflict, match="another import is running"):
             import_dump(ten_days, tmp_path / "out")
         holder.kill()
         holder.wait()
@@ -242,9 +242,9 @@ def test_a_dead_process_does_not_keep_the_lock(tmp_path: Path, ten_days: Path) -
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path, ten_days: Path, below: str) -> None:
     (tmp_path / "afile").write_text("mine")
     file = tmp_path / "afile" / below
-    with pytest.raises(BadInput, match=r"afile is a file: name a folder for --out and --work"):
+    with pytest.raises(BadInput, match=r"afile is a file: give a folder for --out and --work"):
         import_dump(ten_days, file)
-    with pytest.raises(BadInput, match=r"afile is a file: name a folder for --out and --work"):
+    with pytest.raises(BadInput, match=r"afile is a file: give a folder for --out and --work"):
         import_dump(ten_days, tmp_path / "out", work=file)
     assert (tmp_path / "afile").read_text() == "mine"
 
@@ -296,3 +296,11 @@ def test_several_threads_give_the_same_result(tmp_path: Path, ten_days: Path) ->
     assert read(tmp_path / "together") == read(tmp_path / "alone")
     assert rejected(tmp_path / "together") == rejected(tmp_path / "alone")
     assert (together.files, together.not_imported) == (alone.files, alone.not_imported)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_dump_in_a_folder_whose_name_is_not_utf_8_is_imported(tmp_path: Path) -> None:
+    dump = write(tmp_path / "dump-\udcff", [row(1), row(2)])
+    for resumed in (0, 2):
+        report = import_dump(dump, tmp_path / "out")
+        assert (report.source, report.resumed_rows) == (str(tmp_path / r"dump-\xff" / "Posts.xml"), resumed)

@@ -91,15 +91,15 @@ def test_irregular_values_become_null_and_are_counted() -> None:
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        (row(int4(1), b"x", b"1"), "have not 4 columns"),
-        (row(int4(1), b"x", b"1", int4(1), b""), "have not 4 columns"),
+        (row(int4(1), b"x", b"1"), "do not have 4 columns"),
+        (row(int4(1), b"x", b"1", int4(1), b""), "do not have 4 columns"),
         (row(b"\0\1", b"x", b"1", int4(1)), "values of column id are not 4 bytes long"),
         (FULL + b"\0", "a row does not end where its last column does"),
         (FULL[:-1], "a row does not end where its last column does|a row ends before its column"),
         (FULL[:12], "a row ends before its column name"),
         (row(int4(1), b"", b"", b"")[:10] + int4(2**30), "a row ends before its column name"),
         (b"\0\4", "a row ends before its column id|column id are not 4 bytes"),
-        (b"", "have not 4 columns|a row ends before its columns do"),
+        (b"", "do not have 4 columns|a row ends before its columns do"),
     ],
 )
 def test_a_malformed_row_is_refused_at_any_position(bad: bytes, said: str) -> None:
