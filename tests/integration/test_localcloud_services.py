@@ -282,7 +282,7 @@ class TestUpAndItsSettings:
     def test_the_environment_goes_before_the_file_but_not_before_what_runs(self, up: Up, settings_file: Path) -> None:
         process = up(POSTS_CONTAINER="elsewhere", POSTGRES_HOST="db.example", DATABRICKS_AUTH="managed-identity")
         (said,) = [line for line in lines_until_ready(process) if line.startswith("ignored from the environment")]
-        assert "this cloud has its own: DATABRICKS_AUTH, POSTGRES_HOST (set in the environment)" in said
+        assert "this cloud sets its own: DATABRICKS_AUTH, POSTGRES_HOST" in said
         values = json.loads(settings_file.read_text())["Values"]
         assert (values["POSTS_CONTAINER"], values["POSTGRES_HOST"]) == ("posts", "127.0.0.1")
         with BlobServiceClient.from_connection_string(values["POSTS_STORAGE"]) as blobs:
