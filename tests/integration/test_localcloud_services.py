@@ -286,7 +286,7 @@ class TestUpAndItsSettings:
     ) -> None:
         process = up(POSTS_CONTAINER="elsewhere", POSTGRES_HOST="db.example", DATABRICKS_AUTH="managed-identity")
         (said,) = [line for line in lines_until_ready(process) if line.startswith("ignored from the environment")]
-        assert "this cloud has its own: DATABRICKS_AUTH, POSTGRES_HOST (set in the environment)" in said
+        assert "this cloud sets its own: DATABRICKS_AUTH, POSTGRES_HOST" in said
         values = json.loads(settings_file.read_text())["Values"]
         assert (values["POSTS_CONTAINER"], values["POSTGRES_HOST"]) == ("posts", "127.0.0.1")
         with BlobServiceClient.from_connection_string(values["POSTS_STORAGE"]) as blobs:
