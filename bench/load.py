@@ -84,6 +84,7 @@ def loaded(files: int, days: int, *, real: bool) -> dict[str, Any]:
         posts = parquet(sample_posts(date(2026, 1, 1), 9))
         step = max(1, files // TENTHS)
         clock, cpu, started = time.monotonic(), _cpu(parts), time.monotonic()
+        before = cpu
         for number in range(files):
             _wait_for_room(services, OPEN)
             upload(services, f"{day_of(number, days)}-{number:06}.parquet", posts)
@@ -102,7 +103,7 @@ def loaded(files: int, days: int, *, real: bool) -> dict[str, Any]:
             "days": days,
             "seconds": seconds,
             "files_a_second": files / seconds,
-            "cpu": {part: used / files for part, used in _cpu(parts).items()},
+            "cpu": {part: (used - before[part]) / files for part, used in _cpu(parts).items()},
             "steps": steps,
             "looks": len(re.findall("Executing 'Functions.watch_classification'", log)) / files,
             "failed": log.count("(Failed, "),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stacktopics.ingest.posts")
 
+GONE = "it is gone or has a newer content, so another delivery has landed it, or will"
 LANDING_SECONDS = 30
 LANDING_BYTES_A_SECOND = 4 << 20
 """How long a delivery has a file to itself: this many seconds, and one more for each so many bytes. Copies through this
@@ -48,12 +49,18 @@ def land_posts(services: Services, blob: SourceBlob) -> FileRecord | None:
     """
     try:
         version = blob.version()
-        if (left := why_not_ours(version) or why_unfinished(version)) is not None:
-            _left(blob, left)
-            return None
+    except NotFound:
+        _left(blob, GONE)
+        return None
+    if (left := why_not_ours(version) or why_unfinished(version)) is not None:
+        _left(blob, left)
+        return None
+    try:
         record, check = _recorded(services, blob, version)
     except (Conflict, NotFound):
-        _left(blob, "it is gone or has a newer content, so another delivery has landed it, or will")
+        if _has_still(blob, version):  # then something else is missing, such as the lake's file system
+            raise
+        _left(blob, GONE)
         return None
     if record is None:
         _left(blob, "it does not end as Parquet does, so its writer has not ended")
@@ -70,6 +77,14 @@ def land_posts(services: Services, blob: SourceBlob) -> FileRecord | None:
     if not blob.delete(version):
         log.info("%s: the source was gone, or had a newer content, which has an event of its own", blob.what)
     return record
+
+
+def _has_still(blob: SourceBlob, version: BlobVersion) -> bool:
+    """Whether the blob has this content now."""
+    try:
+        return blob.version().etag == version.etag
+    except NotFound:
+        return False
 
 
 def _left(blob: SourceBlob, why: str) -> None:

@@ -82,7 +82,7 @@ def wait_until_counted(host: RealHost, services: Services, day: date, files: int
     def story() -> str:
         return f"{files} files of {day}: {counted(services, day)} posts, {left(services)} are left\n{host.told()}"
 
-    eventually(lambda: counted(services, day) >= files * POSTS_A_FILE, story, seconds=60)
+    eventually(lambda: counted(services, day) >= files * POSTS_A_FILE, story)
     assert counted(services, day) == files * POSTS_A_FILE
 
 
@@ -153,9 +153,10 @@ def test_what_lies_in_poison_is_gone_on_with_when_its_cause_has_passed(
         host.stop()
         host.start(LAKE_FILE_SYSTEM="missing")
         drop(services, files, day)
-        host.post_events("land_posts", [event(services.posts_container.get_blob_client(name)) for name in files])
+        events = [event(services.posts_container.get_blob_client(name)) for name in files]
+        assert host.post_events("land_posts", events) == 202
         poison = services.queue(BLOB_POISON_QUEUE)
-        eventually(lambda: poison.length() == len(files), host.told, seconds=300)
+        eventually(lambda: poison.length() == len(files), host.log)
         host.stop()
         time.sleep(YOUNG_BLOB_SECONDS)
         host.start(LAKE_FILE_SYSTEM=cloud.settings["LAKE_FILE_SYSTEM"])

@@ -16,7 +16,7 @@ from shared import paths
 from shared.alerts import Alert
 from shared.catalog import day_pointer
 from shared.databricks import RunState
-from shared.errors import TransientError
+from shared.errors import NotFound, TransientError
 from shared.ledger import FileState
 from shared.messages import PostsLanded
 from tests.world import CONTAINER, World, parquet, posts, starter
@@ -323,4 +323,21 @@ def test_of_two_chains_of_looks_one_ends(world: World) -> None:
     world.messages *= 3  # the first look comes three times
     world.work()
     assert world.calls.count("runs/get") <= 7
+    assert states(world) == ["published"]
+
+
+def test_a_lake_whose_file_system_is_missing_is_not_taken_for_a_blob_that_is_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The delivery fails, comes again, and lands the file once the lake is there."""
+
+    def missing(*_: object, **__: object) -> None:
+        raise NotFound("runs/open/…: the file system does not exist")
+
+    world.upload("a.parquet", posts(PYTHON))
+    with monkeypatch.context() as broken:
+        broken.setattr(world.lake, "put", missing)
+        with pytest.raises(NotFound, match="file system"):
+            world.land("a.parquet")
+    world.settle()
     assert states(world) == ["published"]
