@@ -139,13 +139,7 @@ class Parts:
     def _order(self, part: str) -> str:
         if part == "gateway":
             return json.dumps({"origin": f"http://{LOCALHOST}:{self._cloud.ports['blob']}"})
-        jobs = JobsSettings(
-            jobs=self._jobs,
-            token=self.settings["DATABRICKS_TOKEN"],
-            preload=("classify.job", "azure.storage.filedatalake"),
-            environment={name: self.settings[name] for name in ("LAKE_STORAGE", "LAKE_FILE_SYSTEM")},
-            runs_at_once=self._runs_at_once,
-        )
+        jobs = JobsSettings.of_cloud(self.settings, self._jobs, self._runs_at_once)
         return json.dumps(
             {"jobs": asdict(jobs), "folder": str(self.folder / "runs"), "logs": str(self.folder / "jobs")}
         )

@@ -241,14 +241,7 @@ class LocalCloud:
         loop = LoopThread()
         stack.callback(loop.stop)
         loop.serve(Gateway(f"http://{LOCALHOST}:{self.ports['blob']}").application(), self.ports["lake"])
-        jobs = JobsSettings(
-            jobs=self._jobs,
-            token=self.settings["DATABRICKS_TOKEN"],
-            preload=("classify.job", "azure.storage.filedatalake"),
-            environment={name: self.settings[name] for name in ("LAKE_STORAGE", "LAKE_FILE_SYSTEM")},
-            runs_at_once=self._runs_at_once,
-            time_limit=self._time_limit,
-        )
+        jobs = JobsSettings.of_cloud(self.settings, self._jobs, self._runs_at_once, self._time_limit)
         service = JobsService(jobs, self.state_dir / "databricks", self.logs, lock)
         loop.serve(service.application(), self.ports["databricks"])
         self._loop = loop

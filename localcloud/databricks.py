@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from aiohttp import web
 
@@ -74,6 +74,20 @@ class JobsSettings:
     runs_at_once: int = 1
     time_limit: float = 1800
     preload: tuple[str, ...] = ()
+
+    @classmethod
+    def of_cloud(
+        cls, settings: Mapping[str, str], jobs: Mapping[int, str], runs_at_once: int, time_limit: float = 1800
+    ) -> Self:
+        """Those of a cloud with these app settings; the job finds its lake in its environment."""
+        return cls(
+            jobs=jobs,
+            token=settings["DATABRICKS_TOKEN"],
+            preload=("classify.job", "azure.storage.filedatalake"),
+            environment={name: settings[name] for name in ("LAKE_STORAGE", "LAKE_FILE_SYSTEM")},
+            runs_at_once=runs_at_once,
+            time_limit=time_limit,
+        )
 
 
 class ApiError(Exception):

@@ -48,9 +48,10 @@ def advance_blob(services: Services, blob: SourceBlob) -> FileRecord | None:
 
 def _came_to_rest(services: Services, record: FileRecord, before: FileState) -> None:
     """Clear away, raise an alert where a person is needed, and wake the file that waits for the free slot."""
-    is_news = record.state is not before and services.ledger.is_open(record)
+    became_so = record.state in NEEDS_A_PERSON and record.state is not before
+    is_news = became_so and services.ledger.is_open(record)
     clear_away(services, record)
-    if is_news and record.state in NEEDS_A_PERSON:
+    if is_news:
         alert = Alert.FILE_FAILED if record.state is FileState.FAILED else Alert.FILE_QUARANTINED
         raise_alert(services, alert, record.file, record.reason or "no reason is known")
     if before in (FileState.LAUNCHED, FileState.CLASSIFIED):

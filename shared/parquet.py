@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from shared.errors import BadColumn, BadInput
+from shared.logs import visible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,5 +33,5 @@ def readable(path: Path | str, failure: type[StackTopicsError] = BadInput, way_o
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        said = f"{path} cannot be read as a Parquet file: {' '.join(str(error).split())}"
+        said = f"{path} cannot be read as a Parquet file: {visible(' '.join(str(error).split()))}"
         raise failure(f"{said}; {way_out}" if way_out else said) from error

@@ -1,5 +1,6 @@
 """Fixtures for all folders of tests, and the summary of skipped tests at the end of a session."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,14 @@ from tests.listeners.host import MISSING
 from tests.real_posts import FOLDER, RealPosts, what_is_missing
 
 pytest_plugins = ["tests.guard", "tests.localcloud_fixtures", "tests.postgres_fixtures"]
+
+
+@pytest.fixture(autouse=True)
+def _log_records_as_before() -> Iterator[None]:
+    """Entry points set up the logs of their whole process; the next test begins with the records that Python makes."""
+    before = logging.getLogRecordFactory()
+    yield
+    logging.setLogRecordFactory(before)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,9 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from azure.storage.blob import BlobServiceClient
@@ -26,14 +28,21 @@ def state_dir() -> Iterator[Path]:
     reset(folder)
 
 
+@contextmanager
+def running_cloud(**options: Any) -> Iterator[LocalCloud]:
+    """A running local cloud in a folder of its own, which is deleted afterwards; `options` are those of LocalCloud."""
+    folder = Path(tempfile.mkdtemp(prefix="stacktopics-"))
+    folder.chmod(0o755)
+    with LocalCloud(folder, **options) as cloud:
+        yield cloud
+    shutil.rmtree(folder)
+
+
 @pytest.fixture(scope="session")
 def local_cloud() -> Iterator[LocalCloud]:
     """The running local cloud without a functions host. Tests share it, so each makes its own containers and paths."""
-    folder = Path(tempfile.mkdtemp(prefix="stacktopics-"))
-    folder.chmod(0o755)
-    with LocalCloud(folder, host=False) as cloud:
+    with running_cloud(host=False) as cloud:
         yield cloud
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -1,9 +1,6 @@
 """The whole local cloud, including the functions host, for the end-to-end tests."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,17 +8,15 @@ from cli.follow import Uploaded, upload
 from localcloud.cloud import LocalCloud
 from shared.ledger import AT_REST, FileRecord
 from shared.services import Services
+from tests.localcloud_fixtures import running_cloud
 from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module")
 def cloud() -> Iterator[LocalCloud]:
     """A running cloud for one module, which asks for keys. It then stops, because it takes 0.2 of a core while idle."""
-    folder = Path(tempfile.mkdtemp(prefix="stacktopics-"))
-    folder.chmod(0o755)
-    with LocalCloud(folder, auth=True) as running:
+    with running_cloud(auth=True) as running:
         yield running
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from azure.core.exceptions import ResourceExistsError
@@ -24,6 +23,7 @@ from shared.queues import BLOB_POISON_QUEUE
 from shared.services import Services
 from tests.listeners.events import event
 from tests.listeners.host import RealHost, what_is_missing
+from tests.localcloud_fixtures import running_cloud
 from tests.places import PROJECT
 from tests.waiting import eventually
 from tests.world import parquet, posts
@@ -32,16 +32,14 @@ pytestmark = pytest.mark.skipif(what_is_missing() is not None, reason=str(what_i
 POSTS_A_FILE = 3
 NEVER = "0 0 0 1 1 *"
 """Once a year."""
+EVERY_TEN_SECONDS = "*/10 * * * * *"
 
 
 @pytest.fixture(scope="module")
 def cloud() -> Iterator[LocalCloud]:
     """A running cloud of its own without a host: its queues and containers are for one host at a time."""
-    folder = Path(tempfile.mkdtemp(prefix="stacktopics-"))
-    folder.chmod(0o755)
-    with LocalCloud(folder, host=False) as running:
+    with running_cloud(host=False) as running:
         yield running
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +49,17 @@ def services(cloud: LocalCloud) -> Iterator[Services]:
     made.close()
 
 
-def real_host(cloud: LocalCloud, folder: Path, source: str) -> RealHost:
-    """The app's listeners, not started yet; the folder's name is the host's. It sweeps when a test says so."""
-    settings = {**cloud.settings, "POSTS_TRIGGER_SOURCE": source, "RECONCILE_SCHEDULE": NEVER}
-    return RealHost(folder, PROJECT / "function_app.py", settings, host_id=folder.name.replace("_", "-")[:32])
+def id_of_host(folder: Path) -> str:
+    return folder.name.replace("_", "-")[:32]
+
+
+def real_host(cloud: LocalCloud, folder: Path, source: str, **settings: str) -> RealHost:
+    """The app's listeners, not started yet; the folder's name is the host's.
+
+    It sweeps when a test says so, unless the settings have another RECONCILE_SCHEDULE.
+    """
+    values = {**cloud.settings, "POSTS_TRIGGER_SOURCE": source, "RECONCILE_SCHEDULE": NEVER, **settings}
+    return RealHost(folder, PROJECT / "function_app.py", values, id_of_host(folder))
 
 
 def drop(services: Services, names: Sequence[str], day: date) -> None:
@@ -84,6 +89,13 @@ def wait_until_counted(host: RealHost, services: Services, day: date, files: int
 
     eventually(lambda: counted(services, day) >= files * POSTS_A_FILE, story)
     assert counted(services, day) == files * POSTS_A_FILE
+
+
+def wait_for_a_delivery(host: RealHost, events: Any) -> None:
+    """Post events, and return once the first of their deliveries has begun."""
+    before = len(host.deliveries("land_posts"))
+    assert host.post_events("land_posts", events) == 202
+    eventually(lambda: len(host.deliveries("land_posts")) > before, host.told)
 
 
 def failures(host: RealHost) -> list[str]:
@@ -131,9 +143,7 @@ def test_of_a_hundred_files_none_is_missing_with_the_sweep_on(
 ) -> None:
     """Polling misses what lands later in a second that it has seen; reconcile, every ten seconds here, does not."""
     day, files = date(2025, 1, 3), names(100, "quick")
-    with real_host(cloud, tmp_path, "LogsAndContainerScan") as host:
-        host.stop()
-        host.start(RECONCILE_SCHEDULE="*/10 * * * * *")
+    with real_host(cloud, tmp_path, "LogsAndContainerScan", RECONCILE_SCHEDULE=EVERY_TEN_SECONDS) as host:
         for name in files:
             drop(services, [name], day)
             time.sleep(0.15)
@@ -149,9 +159,7 @@ def test_what_lies_in_poison_is_gone_on_with_when_its_cause_has_passed(
 ) -> None:
     """The lake's file system is missing: every file fails for good. With the right one, reconcile ends them all."""
     day, files = date(2025, 1, 4), names(5, "poisoned")
-    with real_host(cloud, tmp_path, "EventGrid") as host:
-        host.stop()
-        host.start(LAKE_FILE_SYSTEM="missing")
+    with real_host(cloud, tmp_path, "EventGrid", LAKE_FILE_SYSTEM="missing") as host:
         drop(services, files, day)
         events = [event(services.posts_container.get_blob_client(name)) for name in files]
         assert host.post_events("land_posts", events) == 202
@@ -175,12 +183,9 @@ def test_a_host_that_is_killed_twice_leaves_nothing_behind(
     day, files = date(2025, 1, 5), names(20, "killed")
     drop(services, files, day)
     events = [event(services.posts_container.get_blob_client(name)) for name in files]
-    host_id = f"killed-{tmp_path.name}"[:32].replace("_", "-")
-    settings = {**cloud.settings, "POSTS_TRIGGER_SOURCE": "EventGrid", "RECONCILE_SCHEDULE": "*/10 * * * * *"}
-    with RealHost(tmp_path, PROJECT / "function_app.py", settings, host_id=host_id) as host:
+    with real_host(cloud, tmp_path, "EventGrid", RECONCILE_SCHEDULE=EVERY_TEN_SECONDS) as host:
         for _ in range(2):
-            host.post_events("land_posts", events)
-            eventually(lambda: host.deliveries("land_posts"), host.told)
+            wait_for_a_delivery(host, events)
             time.sleep(1)
             host.kill()
             host.start()
@@ -209,16 +214,14 @@ def test_a_host_that_is_stopped_ends_what_is_under_way(cloud: LocalCloud, servic
 @pytest.mark.thorough
 @pytest.mark.timeout(600)
 def test_a_timer_that_is_past_due_fires_once_at_the_start(cloud: LocalCloud, tmp_path: Path) -> None:
-    settings = {**cloud.settings, "POSTS_TRIGGER_SOURCE": "EventGrid", "RECONCILE_SCHEDULE": "0 0 * * * *"}
-    host_id = f"late-{tmp_path.name}"[:32].replace("_", "-")
     status = {"Last": "2026-11-01T00:00:00+00:00", "Next": "2026-11-01T01:00:00+00:00"}
     status["LastUpdated"] = status["Last"]
     with BlobServiceClient.from_connection_string(cloud.settings["AzureWebJobsStorage"]) as blobs:
         with suppress(ResourceExistsError):
             blobs.create_container("azure-webjobs-hosts")
-        name = f"timers/{host_id}/Host.Functions.reconcile/status"
+        name = f"timers/{id_of_host(tmp_path)}/Host.Functions.reconcile/status"
         blobs.get_blob_client("azure-webjobs-hosts", name).upload_blob(json.dumps(status).encode())
-    with RealHost(tmp_path, PROJECT / "function_app.py", settings, host_id=host_id) as host:
+    with real_host(cloud, tmp_path, "EventGrid", RECONCILE_SCHEDULE="0 0 * * * *") as host:
         eventually(lambda: host.deliveries("reconcile"), host.told)
         time.sleep(3)
         (call,) = host.deliveries("reconcile")

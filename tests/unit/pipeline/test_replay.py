@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from classify.registry.models import STARTER
 from classify.run import arrow
 from pipeline import inbox
 from pipeline.replay import files_of_days, forecast, newest_version, replay
@@ -20,7 +21,6 @@ from shared.alerts import REMEDIES, Alert
 from shared.databricks import RunState
 from shared.errors import BadInput, Conflict, NotFound
 from shared.ledger import FileRecord, FileState
-from shared.messages import PostsLanded
 from tests.world import Crash, World, posts, starter
 
 DAY = date(2026, 11, 21)
@@ -100,9 +100,12 @@ def test_a_replay_that_died_goes_on_and_leaves_out_what_was_done(world: World) -
 
 def test_a_replay_can_use_another_model(world: World) -> None:
     (record,) = filled(world, 1)
-    (ended,) = again(world, [record], model=record.model)
-    assert ended.model == record.model
-    assert str(ended.output).endswith("-again-1")
+    another = f"{record.model}-another"
+    (world.lake.root / paths.model(another)).symlink_to(STARTER)
+    (ended,) = again(world, [record], model=another)
+    assert (ended.state, ended.model) == (FileState.PUBLISHED, another)
+    assert another in str(ended.output)
+    assert world.runs.parameters[ended.runs[-1].run_id]["model"] == another
 
 
 def test_what_a_replay_would_do_is_known_before(world: World) -> None:
@@ -349,9 +352,3 @@ def test_a_name_cannot_break_the_line_of_its_alert(world: World, caplog: pytest.
 
 def test_every_alert_has_a_remedy() -> None:
     assert set(REMEDIES) == set(Alert)
-
-
-def test_a_record_names_its_message(world: World) -> None:
-    (record,) = filled(world, 1)
-    assert world.deliver(PostsLanded(source_id=record.source_id, version=record.version)).state is FileState.PUBLISHED
-    assert record.times["published"].tzinfo is UTC or record.times["published"].utcoffset() == timedelta()

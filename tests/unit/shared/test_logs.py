@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from shared.logs import set_up_logs, visible
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    before = logging.getLogRecordFactory()
-    yield
-    logging.setLogRecordFactory(before)
 
 
 def test_a_name_from_outside_stays_on_its_line(caplog: pytest.LogCaptureFixture) -> None:
